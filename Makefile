@@ -1,0 +1,57 @@
+# make demo    set up and run the demo: a Llama trained on real text under a memory cap
+# make test    set up and run all tests
+# make check   set up and run formatters, linters, types and import directions
+# make clean   remove builds and caches (make distclean: .venv too)
+
+PYTHON3 ?= python3
+VENV ?= .venv
+# Where a plain index serves torch with CUDA (several GB), ask for the CPU build, for example
+#   make demo TORCH="torch==2.13.0+cpu --extra-index-url <an index of CPU wheels>"
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.memo-train-installed
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h' 2>/dev/null)
+PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py
+
+.PHONY: demo test check clean distclean setup format
+
+setup: $(STAMP)
+
+# Build requirements come first and build isolation is off: torch must be visible to the build,
+# and an isolated build environment would fetch a second one.
+$(STAMP): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet setuptools wheel pybind11
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+# One thread per process: the models are small, and several tests start two processes.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check $(PYTHON_DIRS)
+	$(BIN)/ruff check $(PYTHON_DIRS)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff format $(PYTHON_DIRS)
+	$(BIN)/ruff check --fix $(PYTHON_DIRS)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist *.egg-info memo_train/_core*.so .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis
+	rm -f $(STAMP)
+	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,114 @@
+// The arena: device memory as one range of addresses with a cap on the highest usable one.
+#ifndef MEMO_DEVICE_ARENA_H_
+#define MEMO_DEVICE_ARENA_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "base/mapped_range.h"
+#include "device/recording.h"
+
+namespace memo {
+
+// What an arena holds. Bytes are after rounding to the alignment; offsets count from its start.
+struct ArenaCounters {
+  size_t used_bytes = 0;          // in live allocations now
+  size_t peak_bytes = 0;          // largest used_bytes since ResetPeak
+  size_t high_water_bytes = 0;    // most bytes outside the largest hole since ResetPeak
+  size_t largest_hole_bytes = 0;  // the largest request that would be served now
+  size_t live_allocations = 0;
+  uint64_t allocations = 0;         // ever made
+  std::optional<size_t> cap_bytes;  // as set; nullopt: no cap
+  size_t reserved_bytes = 0;
+};
+
+// A two-ended first-fit allocator over one reserved range. Any method, any thread.
+//
+// Under a cap, large requests are served from the top of the capped range downward and small ones
+// from the bottom upward, each from the first hole that holds it. The tensors of all tokens are
+// then among their like, and what a tile makes never splits the room they need. Without a cap
+// everything is small. The cap bounds addresses, not the sum of sizes, so memory lost to
+// fragmentation counts against it, as it does on a real device.
+class Arena {
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  // Reserves `reserve_bytes` of addresses, or the largest half, quarter, ... that the system gives.
+  // Physical memory is taken when a page is first touched and kept from then on.
+  // Throws DeviceMemoryExceeded if not even 1 MiB can be reserved.
+  explicit Arena(size_t reserve_bytes);
+
+  // `bytes` > 0, 64-byte aligned, contents undefined. Throws InvalidArgument for 0 bytes and
+  // DeviceMemoryExceeded, with asked, used and cap in the message, if it does not fit.
+  void* Alloc(size_t bytes);
+
+  // Gives back what Alloc returned. Throws InvalidArgument for any other address, also for one that
+  // was freed before.
+  void Free(void* data);
+
+  // Sets the cap; nullopt removes it. Throws InvalidArgument for 0, and for a cap below the end of
+  // the highest live allocation: memory cannot be moved.
+  void SetCap(std::optional<size_t> cap_bytes);
+
+  // The smallest large request from now on; nullopt: a share of what is free when the cap is set.
+  void SetLargeBytes(std::optional<size_t> bytes);
+
+  // Whether freed and newly allocated memory is filled with 0xFF bytes (NaN in every float type).
+  void SetPoison(bool on);
+
+  // Whether `data` is an address of the reserved range.
+  bool Owns(const void* data) const;
+
+  // Whether [data, data + bytes) lies within one live allocation.
+  bool IsLive(const void* data, size_t bytes) const;
+
+  ArenaCounters Counters() const;
+  void ResetPeak();
+
+  // Records every allocation and free from now on; what is live then is freed without an
+  // allocation in the record. Mark adds a mark of the caller's, and does nothing while off.
+  void StartRecording();
+  void Mark(uint64_t value);
+  std::vector<ArenaEvent> StopRecording();
+
+  // Held across fork(), so that the child finds the arena in a consistent state.
+  void LockForFork() { mutex_.lock(); }
+  void UnlockAfterFork() { mutex_.unlock(); }
+
+ private:
+  using Ranges = std::map<size_t, size_t>;  // offset -> bytes
+
+  size_t LimitBytes() const;
+  size_t LargestHole() const { return hole_sizes_.empty() ? 0 : *hole_sizes_.rbegin(); }
+  bool IsLarge(size_t bytes) const {
+    return counters_.cap_bytes && bytes >= large_bytes_.value_or(large_share_bytes_);
+  }
+  size_t Take(size_t bytes);
+  size_t TakeFromHole(Ranges::iterator hole, size_t bytes, bool at_end);
+  Ranges::iterator FindLive(void* data);
+  void AddHole(size_t offset, size_t bytes);
+  void EraseHole(Ranges::iterator hole);
+  void MoveLimit(size_t from, size_t to);
+  [[noreturn]] void Refuse(size_t bytes) const;
+
+  mutable std::mutex mutex_;
+  MappedRange range_;
+  Ranges live_;
+  Ranges holes_;                       // all else below LimitBytes(); no two touch
+  std::multiset<size_t> hole_sizes_;   // of holes_
+  std::optional<size_t> large_bytes_;  // as set
+  size_t large_share_bytes_ = 0;       // what counts where nothing is set
+  bool poison_ = false;
+  Recording recording_;
+  ArenaCounters counters_;
+};
+
+}  // namespace memo
+
+#endif  // MEMO_DEVICE_ARENA_H_

@@ -1,0 +1,153 @@
+#include "pack/packer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "pack/first_fit.h"
+#include "pack/sweep.h"
+
+namespace memo::pack {
+namespace {
+
+// A list of this many conflicts takes 320 MB.
+constexpr int64_t kMostListedConflicts = 40'000'000;
+constexpr size_t kMostSearchedBuffers = 20'000;
+constexpr int kPerturbations = 30;
+
+// Nodes of a round: a few dives at first, twice as many whenever all strategies had their turn.
+int64_t NodesOf(int64_t round, size_t num_buffers) {
+  const int64_t doublings = std::min<int64_t>(round / kNumStrategies, 30);
+  return (4 * static_cast<int64_t>(num_buffers) + 100) << doublings;
+}
+
+}  // namespace
+
+Packer::Packer(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+               const std::vector<int64_t>& size)
+    : problem_(Reduce(lower, upper, size)), lower_bound_(LowerBound(problem_)) {}
+
+bool Packer::Over() const { return stopped_ || std::chrono::steady_clock::now() >= deadline_; }
+
+void Packer::Run(const Limits& limits) {
+  limits_ = limits;
+  const auto most = std::chrono::duration<double>(std::min(limits.seconds, 1e9));
+  deadline_ = std::chrono::steady_clock::now() +
+              std::chrono::duration_cast<std::chrono::steady_clock::duration>(most);
+  target_ = std::max(lower_bound_.load(), limits.capacity.value_or(0));
+  offsets_.assign(problem_.buffers.size(), 0);
+  std::vector<Part> parts = Split(problem_);
+  // The part that decides the peak goes first, so that the others need not go below it.
+  std::vector<std::pair<int64_t, size_t>> by_load;
+  for (size_t k = 0; k < parts.size(); ++k) by_load.emplace_back(-LowerBound(parts[k].problem), k);
+  std::sort(by_load.begin(), by_load.end());
+  for (const auto& [load, k] : by_load) PackPart(parts[k]);
+}
+
+void Packer::PackPart(const Part& part) {
+  Offsets best = PackMerged(part.problem);
+  const bool enough = limits_.effort == Effort::kGlance || Peak(part.problem, best) <= target_;
+  if (best.empty() || !enough) PackWhole(part.problem, best);
+  for (size_t i = 0; i < best.size(); ++i) offsets_[part.index[i]] = best[i];
+  const int64_t peak = std::max(peak_.load(), Peak(part.problem, best));
+  peak_ = peak;
+  target_ = std::max(target_, peak);
+}
+
+// Heuristics on stacks of buffers with one lifetime: far fewer in a training step, where a block's
+// forward makes what its backward frees. Nothing if there are not far fewer.
+Offsets Packer::PackMerged(const Problem& problem) {
+  const Merged merged = MergeLifetimes(problem);
+  if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return {};
+  if (CountConflicts(merged.problem) > kMostListedConflicts) return {};
+  Offsets stacks;
+  FitInOrders(merged.problem, Conflicts(merged.problem), stacks);
+  Offsets offsets(problem.buffers.size());
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
+  }
+  return offsets;
+}
+
+void Packer::PackWhole(const Problem& problem, Offsets& best) {
+  if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
+  const Conflicts conflicts(problem);
+  FitInOrders(problem, conflicts, best);
+  if (limits_.effort != Effort::kSearch) return;
+  Perturb(problem, conflicts, best);
+  PackExactly(problem, conflicts, best);
+}
+
+void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
+  for (const Order& order : FirstFitOrders(problem)) {
+    if (!best.empty() && (Peak(problem, best) <= target_ || Over())) break;
+    Keep(problem, FirstFit(problem, conflicts, order), best);
+    if (limits_.effort != Effort::kSearch) break;
+  }
+}
+
+bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
+  if (!best.empty() && Peak(problem, found) >= Peak(problem, best)) return false;
+  best = std::move(found);
+  return true;
+}
+
+void Packer::PackGreedily(const Problem& problem, Offsets& best) {
+  Keep(problem, LongestOnSkyline(problem), best);
+  if (Peak(problem, best) > target_) Keep(problem, BestFitInTime(problem), best);
+}
+
+void Packer::Perturb(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
+  std::mt19937_64 random(limits_.seed);
+  Order order(best.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
+  const auto higher = [&](int32_t a, int32_t b) {
+    return problem.buffers[a].size > problem.buffers[b].size;
+  };
+  std::stable_sort(order.begin(), order.end(), higher);
+  Offsets current = best;
+  for (int turn = 0; turn < kPerturbations; ++turn) {
+    if (Peak(problem, best) <= target_ || Over()) return;
+    Order next = PromoteHighest(problem, current, order, target_, random);
+    Offsets found = FirstFit(problem, conflicts, next);
+    if (Peak(problem, found) > Peak(problem, current)) continue;
+    current = found;
+    order = std::move(next);
+    Keep(problem, std::move(found), best);
+  }
+}
+
+// Searches at the lowest capacity that is not refuted and, as long as only the lowest peak will
+// do, now and then half-way up to the best known peak.
+void Packer::PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
+  if (problem.buffers.size() > kMostSearchedBuffers) return;
+  std::optional<Attempt> low, middle;
+  const auto prepare = [&](std::optional<Attempt>& attempt, int64_t capacity) -> Attempt& {
+    if (!attempt || attempt->capacity != capacity) {
+      attempt.emplace(Attempt{capacity, ExactSearch(problem, conflicts, capacity)});
+    }
+    return *attempt;
+  };
+  for (int64_t round = 0; Peak(problem, best) > target_ && !Over(); ++round) {
+    const int64_t half_way = target_ + (Peak(problem, best) - target_) / 2;
+    if (!limits_.capacity && round % 2 == 1 && half_way > target_) {
+      Search(problem, prepare(middle, half_way), round / 2, best);
+    } else if (Search(problem, prepare(low, target_), round, best)) {
+      lower_bound_ = std::max(lower_bound_.load(), ++target_);
+    }
+  }
+}
+
+// Whether the search has shown that the part does not fit within the attempt's capacity.
+bool Packer::Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best) {
+  const int64_t before = attempt.search.nodes(), elsewhere = nodes_;
+  const Verdict verdict = attempt.search.Run(StrategyOf(round, limits_.seed),
+                                             NodesOf(round, problem.buffers.size()), [&] {
+                                               nodes_ = elsewhere + attempt.search.nodes() - before;
+                                               return Over();
+                                             });
+  nodes_ = elsewhere + attempt.search.nodes() - before;
+  if (verdict == Verdict::kFound) Keep(problem, Offsets(attempt.search.offsets()), best);
+  return verdict == Verdict::kImpossible;
+}
+
+}  // namespace memo::pack

@@ -1,0 +1,84 @@
+// A packing run: fast heuristics first, then exact search for as long as a gap and time remain.
+#ifndef MEMO_PACK_PACKER_H_
+#define MEMO_PACK_PACKER_H_
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "pack/exact.h"
+#include "pack/problem.h"
+
+namespace memo::pack {
+
+enum class Effort {
+  kGlance,  // first fit by size of stacks of buffers with one lifetime
+  kFit,     // and of the buffers one by one
+  kSearch,  // and all that time allows
+};
+
+struct Limits {
+  // Any placement of at most this peak will do; none asks for the lowest peak.
+  std::optional<int64_t> capacity;
+  double seconds;
+  Effort effort;
+  uint64_t seed;
+};
+
+// Runs once, on one thread; the counters may be read and Stop called from other threads.
+// Until time runs out, what it finds depends on the problem, capacity and seed alone.
+class Packer {
+ public:
+  // Lifetimes are half-open, lower < upper; sizes are 1 or more and add up to less than 2^62.
+  Packer(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+         const std::vector<int64_t>& size);
+
+  void Run(const Limits& limits);
+  void Stop() { stopped_ = true; }
+
+  // The best placement and its peak; of all buffers, in the order in which they were given.
+  const Offsets& offsets() const { return offsets_; }
+  // Peak of the best placement so far; -1 before there is one.
+  int64_t peak() const { return peak_; }
+  // No placement has a lower peak: the most units alive at once, or what exact search has refuted.
+  int64_t lower_bound() const { return lower_bound_; }
+  // Nodes of exact search.
+  int64_t nodes() const { return nodes_; }
+
+ private:
+  // Exact search for one capacity, kept between rounds for the states it knows to fail.
+  struct Attempt {
+    int64_t capacity;
+    ExactSearch search;
+  };
+
+  void PackPart(const Part& part);
+  Offsets PackMerged(const Problem& problem);
+  void PackWhole(const Problem& problem, Offsets& best);
+  void PackGreedily(const Problem& problem, Offsets& best);
+  // First fit by size, and where search is asked for in more orders.
+  void FitInOrders(const Problem& problem, const Conflicts& conflicts, Offsets& best);
+  void Perturb(const Problem& problem, const Conflicts& conflicts, Offsets& best);
+  void PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best);
+  bool Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best);
+  bool Keep(const Problem& problem, Offsets&& found, Offsets& best);
+  // Out of time, told to stop, or the capacity is refuted.
+  bool Over() const;
+
+  const Problem problem_;
+  Limits limits_{};
+  std::chrono::steady_clock::time_point deadline_;
+  // What a part's peak should come down to; nothing is gained by less.
+  int64_t target_ = 0;
+  Offsets offsets_;
+  std::atomic<bool> stopped_{false};
+  std::atomic<int64_t> peak_{-1};
+  std::atomic<int64_t> lower_bound_{0};
+  std::atomic<int64_t> nodes_{0};
+};
+
+}  // namespace memo::pack
+
+#endif  // MEMO_PACK_PACKER_H_

@@ -1,0 +1,145 @@
+#include "pack/problem.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace memo::pack {
+namespace {
+
+std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
+  std::vector<int32_t> order(time.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return time[a] < time[b]; });
+  return order;
+}
+
+std::vector<int32_t> ByFirstSection(const Problem& problem) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].first < problem.buffers[b].first;
+  });
+  return order;
+}
+
+}  // namespace
+
+Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+               const std::vector<int64_t>& size) {
+  const std::vector<int32_t> starts = ByTime(lower), stops = ByTime(upper);
+  Problem problem;
+  problem.buffers.resize(size.size());
+  int32_t section = 0;
+  bool ended = false;  // a buffer ended since the last one began: the next one opens a section
+  size_t next_stop = 0;
+  for (const int32_t begun : starts) {
+    for (; upper[stops[next_stop]] <= lower[begun]; ++next_stop, ended = true) {
+      problem.buffers[stops[next_stop]].last = section + 1;
+    }
+    section += ended;
+    ended = false;
+    problem.buffers[begun] = {section, 0, size[begun]};
+  }
+  for (; next_stop < stops.size(); ++next_stop) {
+    problem.buffers[stops[next_stop]].last = section + 1;
+  }
+  problem.num_sections = size.empty() ? 0 : section + 1;
+  return problem;
+}
+
+std::vector<Part> Split(const Problem& problem) {
+  std::vector<Part> parts;
+  int32_t base = 0, reach = 0;
+  for (const int32_t index : ByFirstSection(problem)) {
+    const Buffer& buffer = problem.buffers[index];
+    if (parts.empty() || buffer.first >= reach) {
+      parts.emplace_back();
+      base = buffer.first;
+    }
+    reach = std::max(reach, buffer.last);
+    Part& part = parts.back();
+    part.problem.buffers.push_back({buffer.first - base, buffer.last - base, buffer.size});
+    part.problem.num_sections = reach - base;
+    part.index.push_back(index);
+  }
+  return parts;
+}
+
+Merged MergeLifetimes(const Problem& problem) {
+  const std::vector<Buffer>& buffers = problem.buffers;
+  std::vector<int32_t> order(buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto lifetime = [&](int32_t i) { return std::pair(buffers[i].first, buffers[i].last); };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return lifetime(a) < lifetime(b); });
+  Merged merged;
+  merged.stack_of.resize(buffers.size());
+  merged.within.resize(buffers.size());
+  std::vector<Buffer>& stacks = merged.problem.buffers;
+  for (size_t k = 0; k < order.size(); ++k) {
+    const int32_t i = order[k];
+    if (k == 0 || lifetime(order[k - 1]) != lifetime(i)) {
+      stacks.push_back({buffers[i].first, buffers[i].last, 0});
+    }
+    merged.stack_of[i] = static_cast<int32_t>(stacks.size()) - 1;
+    merged.within[i] = stacks.back().size;
+    stacks.back().size += buffers[i].size;
+  }
+  merged.problem.num_sections = problem.num_sections;
+  return merged;
+}
+
+int64_t LowerBound(const Problem& problem) {
+  std::vector<int64_t> change(problem.num_sections + 1, 0);
+  for (const Buffer& buffer : problem.buffers) {
+    change[buffer.first] += buffer.size;
+    change[buffer.last] -= buffer.size;
+  }
+  int64_t live = 0, most = 0;
+  for (const int64_t delta : change) most = std::max(most, live += delta);
+  return most;
+}
+
+int64_t Peak(const Problem& problem, const Offsets& offsets) {
+  int64_t peak = 0;
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    peak = std::max(peak, offsets[i] + problem.buffers[i].size);
+  }
+  return peak;
+}
+
+Conflicts::Conflicts(const Problem& problem) : start_(problem.buffers.size() + 1, 0) {
+  const std::vector<Buffer>& buffers = problem.buffers;
+  const std::vector<int32_t> order = ByFirstSection(problem);
+  const auto for_each_pair = [&](auto visit) {
+    std::vector<int32_t> alive;
+    for (const int32_t i : order) {
+      const auto gone = [&](int32_t j) { return buffers[j].last <= buffers[i].first; };
+      alive.erase(std::remove_if(alive.begin(), alive.end(), gone), alive.end());
+      for (const int32_t j : alive) visit(j, i);
+      alive.push_back(i);
+    }
+  };
+  // Twice the same walk, so that no list of pairs has to be held beside the entries.
+  for_each_pair([&](int32_t a, int32_t b) { ++start_[a + 1], ++start_[b + 1]; });
+  std::partial_sum(start_.begin(), start_.end(), start_.begin());
+  entries_.resize(start_.back());
+  std::vector<size_t> next(start_.begin(), start_.end() - 1);
+  for_each_pair([&](int32_t a, int32_t b) { entries_[next[a]++] = b, entries_[next[b]++] = a; });
+}
+
+int64_t CountConflicts(const Problem& problem) {
+  std::vector<int64_t> begun(problem.num_sections + 1, 0), ended(problem.num_sections + 1, 0);
+  for (const Buffer& buffer : problem.buffers) ++begun[buffer.first], ++ended[buffer.last];
+  int64_t alive = 0, pairs = 0;
+  for (int32_t section = 0; section < problem.num_sections; ++section) {
+    alive -= ended[section];
+    pairs += begun[section] * alive + begun[section] * (begun[section] - 1) / 2;
+    alive += begun[section];
+  }
+  return pairs;
+}
+
+}  // namespace memo::pack

@@ -1,0 +1,84 @@
+// A packing problem in the form that every solver of csrc/pack works on.
+//
+// Lifetimes are reduced to sections: runs of time in which a maximal set of buffers is alive.
+// Two buffers conflict exactly when they share a section.
+#ifndef MEMO_PACK_PROBLEM_H_
+#define MEMO_PACK_PROBLEM_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace memo::pack {
+
+// A buffer alive in the sections [first, last); sizes and offsets count units of Problem::unit.
+struct Buffer {
+  int32_t first;
+  int32_t last;
+  int64_t size;
+};
+
+struct Problem {
+  std::vector<Buffer> buffers;
+  int32_t num_sections = 0;
+};
+
+// Offset of every buffer, in the order of Problem::buffers.
+using Offsets = std::vector<int64_t>;
+
+// Buffers of one independent part, with their places in the whole, ordered by first section.
+struct Part {
+  Problem problem;
+  std::vector<int32_t> index;
+};
+
+// Sections from half-open lifetimes; sizes are taken as they are. All three have equal length,
+// lower < upper and size > 0.
+Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+               const std::vector<int64_t>& size);
+
+// The parts between which no lifetime crosses, in order of time.
+std::vector<Part> Split(const Problem& problem);
+
+// A problem whose buffers stand for stacks of buffers with one lifetime.
+struct Merged {
+  Problem problem;
+  std::vector<int32_t> stack_of;  // per original buffer
+  Offsets within;                 // per original buffer: offset within its stack
+};
+
+// One buffer for all that share a lifetime. Its best peak may be higher than the original's.
+Merged MergeLifetimes(const Problem& problem);
+
+// Most units alive in any section: no placement is lower.
+int64_t LowerBound(const Problem& problem);
+
+// The highest end of any placed buffer.
+int64_t Peak(const Problem& problem, const Offsets& offsets);
+
+// Who conflicts with whom, as one flat list. Built only where the list stays within a limit.
+class Conflicts {
+ public:
+  struct Range {
+    const int32_t* first;
+    const int32_t* last;
+    const int32_t* begin() const { return first; }
+    const int32_t* end() const { return last; }
+  };
+
+  explicit Conflicts(const Problem& problem);
+  Range of(int32_t buffer) const {
+    return {entries_.data() + start_[buffer], entries_.data() + start_[buffer + 1]};
+  }
+
+ private:
+  std::vector<size_t> start_;
+  std::vector<int32_t> entries_;
+};
+
+// Number of conflicting pairs, counted without listing them.
+int64_t CountConflicts(const Problem& problem);
+
+}  // namespace memo::pack
+
+#endif  // MEMO_PACK_PROBLEM_H_

@@ -1,0 +1,103 @@
+#include "pack/strategy.h"
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <random>
+
+namespace memo::pack {
+namespace {
+
+// Most units alive in any section of each buffer, as a share of the most in all.
+std::vector<double> Contention(const Problem& problem) {
+  std::vector<int64_t> live(problem.num_sections, 0);
+  for (const Buffer& buffer : problem.buffers) {
+    for (int32_t s = buffer.first; s < buffer.last; ++s) live[s] += buffer.size;
+  }
+  const double most = static_cast<double>(*std::max_element(live.begin(), live.end()));
+  std::vector<double> contention;
+  for (const Buffer& buffer : problem.buffers) {
+    const auto peak = std::max_element(live.begin() + buffer.first, live.begin() + buffer.last);
+    contention.push_back(static_cast<double>(*peak) / most);
+  }
+  return contention;
+}
+
+double WeightOf(const Buffer& buffer, Preference preference) {
+  const double lifetime = buffer.last - buffer.first, size = static_cast<double>(buffer.size);
+  switch (preference) {
+    case Preference::kContestedArea:
+    case Preference::kArea:
+      return size * lifetime;
+    case Preference::kContestedSize:
+    case Preference::kSize:
+      return size;
+    case Preference::kLastSection:
+      return buffer.last;
+    case Preference::kLifetime:
+      return lifetime;
+    case Preference::kRandom:
+      break;
+  }
+  return 1;
+}
+
+bool IsContested(Preference preference) {
+  return preference == Preference::kContestedArea || preference == Preference::kContestedSize;
+}
+
+}  // namespace
+
+Strategy StrategyOf(int64_t round, uint64_t seed) {
+  constexpr Preference kPreferences[] = {
+      Preference::kArea,        Preference::kContestedArea, Preference::kContestedSize,
+      Preference::kLastSection, Preference::kLifetime,      Preference::kRandom,
+  };
+  constexpr Pick kPicks[] = {Pick::kFewest, Pick::kFewFull, Pick::kFullest};
+  constexpr double kNoise = 0.2;
+  constexpr int64_t kNumPicks = std::size(kPicks), kNumPreferences = std::size(kPreferences);
+  static_assert(kNumPicks * kNumPreferences == kNumStrategies);
+  const int64_t preference = (round / kNumPicks) % kNumPreferences;
+  const double noise = round < kNumStrategies ? 0 : kNoise;
+  return {kPicks[round % kNumPicks], kPreferences[preference], noise,
+          seed + static_cast<uint64_t>(round)};
+}
+
+std::vector<double> Weights(const Problem& problem, Preference preference, double noise,
+                            uint64_t seed) {
+  constexpr double kContentionFirst = 1e6;
+  const std::vector<double> contention =
+      IsContested(preference) ? Contention(problem) : std::vector<double>();
+  std::vector<double> weights;
+  double greatest = 0;
+  for (const Buffer& buffer : problem.buffers) {
+    weights.push_back(WeightOf(buffer, preference));
+    greatest = std::max(greatest, weights.back());
+  }
+  std::mt19937_64 random(seed);
+  const bool is_random = preference == Preference::kRandom;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const double chance = static_cast<double>(random() >> 11) / 9007199254740992.0;
+    weights[i] *= (is_random ? chance : 1 + noise * (chance - 0.5)) / greatest;
+    if (!contention.empty()) weights[i] += kContentionFirst * contention[i];
+  }
+  return weights;
+}
+
+double Urgency(Pick pick, int64_t choices, int64_t remaining, int64_t capacity) {
+  constexpr double kChoicesPerCapacity = 8;
+  if (choices <= 1) return std::numeric_limits<double>::lowest();
+  const double count = static_cast<double>(choices);
+  const double fill = static_cast<double>(remaining) / static_cast<double>(capacity);
+  switch (pick) {
+    case Pick::kFewest:
+      return count;
+    case Pick::kFullest:
+      return -fill;
+    case Pick::kFewFull:
+      break;
+  }
+  return count - kChoicesPerCapacity * fill;
+}
+
+}  // namespace memo::pack

@@ -1,0 +1,36 @@
+"""memo-train: long-context training by token tiles, under a plan made before the step runs.
+
+Source: MEMO (SIGMOD 2025, arXiv 2407.12117).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from memo_train.errors import MemoError
+from memo_train.runtime.attention import attention
+from memo_train.stats import Stats, reset_stats, stats
+from memo_train.wrap import plan, unwrap, wrap
+
+if TYPE_CHECKING:
+    from memo_train.trainer import Trainer, TrainerConfig
+
+__all__ = [
+    "MemoError",
+    "Stats",
+    "Trainer",
+    "TrainerConfig",
+    "attention",
+    "plan",
+    "reset_stats",
+    "stats",
+    "unwrap",
+    "wrap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The trainer is imported when first asked for: wrapping a model does not need it."""
+    if name in ("Trainer", "TrainerConfig"):
+        from memo_train import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module 'memo_train' has no attribute {name!r}")

@@ -1,0 +1,241 @@
+"""The CPU device as the runtime calls it: capped device memory, a host pool, asynchronous copies.
+
+    device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
+    device.set_device_cap(2 << 30)
+    host = device.host_alloc(nbytes)
+    sent = device.copy_to_host(host, tensor.data_ptr(), nbytes)
+    ...                                    # compute; do not write or free the tensor yet
+    sent.wait()                            # now its memory may be freed
+
+Order. On one host range the device keeps the order of the calls between the two directions. On one
+*device* range the caller keeps it, with `Event.wait`: before the source of a copy to the host is
+written or freed, and before the target of a copy to the device is read, written or freed.
+"""
+
+import os
+import threading
+
+from memo_train import _core
+from memo_train._core import Event
+from memo_train.device.arguments import bytes_per_s, cap_bytes, positive
+from memo_train.device.counters import DeviceCounters, read_counters
+from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
+from memo_train.device.events import Events
+from memo_train.device.rows import Rows
+
+__all__ = ["CpuDevice", "Event", "Rows", "get_cpu_device"]
+
+# Address space is free: fragmentation without a cap must not exhaust it, nor a step that is only
+# traced, whose memory is never touched. Where the system gives less, the arena takes what it gets.
+_RESERVE_BYTES = 64 << 40
+
+
+class CpuDevice:
+    """Device memory, host pool and copies of this process.
+
+    Use `get_cpu_device` instead of the constructor, unless torch is not to allocate from it.
+    Methods may be called from any thread.
+    """
+
+    def __init__(self, *, reserve_bytes: int | None = None) -> None:
+        """Reserve addresses for device memory: `reserve_bytes`, or 64 TiB, or what there is."""
+        reserve_bytes = _RESERVE_BYTES if reserve_bytes is None else reserve_bytes
+        self.core = _core.CpuDevice(positive("reserve_bytes", reserve_bytes))
+        self._transfer = _core.Transfer(self.core)
+
+    def set_device_cap(self, nbytes: int | None) -> None:
+        """Limit the highest address of device memory, so that fragmentation counts; None: no cap.
+
+        Raises:
+            InvalidDeviceArgument: not positive, or below the end of live memory.
+        """
+        self.core.arena.set_cap(cap_bytes("the device cap", nbytes))
+
+    def set_host_cap(self, nbytes: int | None) -> None:
+        """Limit the host pool, cached ranges included; None: no cap.
+
+        Raises:
+            InvalidDeviceArgument: not positive, or below what is in use.
+        """
+        self.core.host_pool.set_cap(cap_bytes("the host cap", nbytes))
+
+    def set_large_bytes(self, nbytes: int | None) -> None:
+        """Under a cap, place requests from this size on from the top down, smaller ones bottom up.
+
+        None: from a share of what is free when the cap is set. Changes addresses, never results.
+
+        Raises:
+            InvalidDeviceArgument: not positive.
+        """
+        self.core.arena.set_large_bytes(
+            None if nbytes is None else positive("the smallest large request", nbytes)
+        )
+
+    def set_bandwidth(self, d2h_bytes_per_s: float | None, h2d_bytes_per_s: float | None) -> None:
+        """Limit copies in each direction, all streams of it together; None: as fast as memory is.
+
+        Raises:
+            InvalidDeviceArgument: not finite or not positive; neither limit has changed.
+        """
+        self.core.set_bandwidth(
+            bytes_per_s("d2h", d2h_bytes_per_s), bytes_per_s("h2d", h2d_bytes_per_s)
+        )
+
+    def host_alloc(self, nbytes: int) -> int:
+        """Address of `nbytes` bytes of host memory, page-aligned, rounded up to whole pages.
+
+        Raises:
+            HostMemoryExceeded: over the host cap, or refused by the system.
+            InvalidDeviceArgument: `nbytes` is not positive.
+        """
+        return self._transfer.alloc_host(positive("nbytes", nbytes))
+
+    def host_free(self, address: int) -> None:
+        """Give back what `host_alloc` returned.
+
+        Raises:
+            InvalidDeviceArgument: unknown address, freed before, or a copy of it is not done.
+        """
+        self._transfer.free_host(positive("host address", address))
+
+    def device_alloc(self, nbytes: int) -> int:
+        """Address of `nbytes` bytes in the arena, 64-byte aligned, as tensors get them.
+
+        Raises:
+            DeviceMemoryExceeded: over the device cap.
+            InvalidDeviceArgument: `nbytes` is not positive.
+        """
+        return self.core.arena.alloc(positive("nbytes", nbytes))
+
+    def device_free(self, address: int) -> None:
+        """Give back what `device_alloc` returned, at once: copies are not waited for.
+
+        Raises:
+            InvalidDeviceArgument: unknown address, or freed before.
+        """
+        self.core.arena.free(positive("device address", address))
+
+    def copy_to_host(self, host: int, device_ptr: int, nbytes: int) -> Event:
+        """Start copying `nbytes` bytes at `device_ptr` to `host`, after compute's work so far.
+
+        Raises:
+            InvalidDeviceArgument: the bytes are not in one live allocation on either side.
+        """
+        return self.copy_rows_to_host(host, device_ptr, Rows.one(nbytes))
+
+    def copy_to_device(self, device_ptr: int, host: int, nbytes: int) -> Event:
+        """Start copying `nbytes` bytes at `host` to `device_ptr`, after compute's work so far.
+
+        Raises:
+            InvalidDeviceArgument: the bytes are not in one live allocation on either side.
+        """
+        return self.copy_rows_to_device(device_ptr, host, Rows.one(nbytes))
+
+    def copy_rows_to_host(self, host: int, device_ptr: int, rows: Rows) -> Event:
+        """`copy_to_host` of equally spaced rows. Raises as it does."""
+        shape = (rows.rows, rows.row_bytes, rows.host_pitch_bytes, rows.device_pitch_bytes)
+        host, device_ptr = positive("host", host), positive("device_ptr", device_ptr)
+        return self._transfer.to_host(host, device_ptr, shape)
+
+    def copy_rows_to_device(self, device_ptr: int, host: int, rows: Rows) -> Event:
+        """`copy_to_device` of equally spaced rows. Raises as it does."""
+        shape = (rows.rows, rows.row_bytes, rows.device_pitch_bytes, rows.host_pitch_bytes)
+        host, device_ptr = positive("host", host), positive("device_ptr", device_ptr)
+        return self._transfer.to_device(device_ptr, host, shape)
+
+    def synchronize(self) -> None:
+        """Block until all copies are done. Not counted as a stall."""
+        self.core.synchronize()
+
+    def now(self) -> float:
+        """Seconds of a clock that never runs backwards; only differences mean something."""
+        return self.core.now()
+
+    def owns(self, ptr: int) -> bool:
+        """Whether the address `ptr` is device memory: in the arena's range of addresses."""
+        return ptr > 0 and self.core.arena.owns(ptr)
+
+    def counters(self) -> DeviceCounters:
+        """All counters at this moment."""
+        return read_counters(self.core)
+
+    def reset_peak(self) -> None:
+        """Let peaks and high water start again from what is in use."""
+        self.core.reset_peak()
+
+    def start_recording(self) -> None:
+        """Record device memory's events from now on; a recording under way starts anew."""
+        self.core.arena.start_recording()
+
+    def mark(self, value: int) -> None:
+        """Put `value`, in [0, 2**64), among the recorded events; nothing if none are recorded."""
+        self.core.arena.mark(value)
+
+    def stop_recording(self) -> Events:
+        """The events since `start_recording`, in order; empty if it was not called."""
+        return self.core.arena.stop_recording()
+
+    def reset_counters(self) -> None:
+        """Set copies, bytes, busy seconds and stalls to zero."""
+        self.core.reset_counters()
+
+    def adversary(self, seed: int | None) -> None:
+        """Test mode: delay and reorder all that the contract allows, chosen by `seed`; None: off.
+
+        Copies run when somebody waits for them or much later, in random pieces. With `poison`, a
+        missing wait or an early free shows as NaN.
+
+        Raises:
+            InvalidDeviceArgument: seed outside [0, 2**64).
+        """
+        if seed is not None and (not isinstance(seed, int) or not 0 <= seed < 1 << 64):
+            raise InvalidDeviceArgument(f"an adversary's seed must be in [0, 2**64), got {seed}")
+        self.core.set_adversary(seed)
+
+    def poison(self, on: bool) -> None:
+        """Test mode: fill freed and fresh memory with 0xFF bytes, NaN in every float type."""
+        self.core.set_poison(on)
+
+
+_lock = threading.Lock()
+_device: CpuDevice | None = None
+_owner_pid = 0
+
+
+def get_cpu_device() -> CpuDevice:
+    """The CPU device of this process; the first call makes it and gives it torch's tensors.
+
+    Raises:
+        HookUnavailable: torch cannot be made to allocate from the arena.
+        ForkedProcess: this process is a fork of one that made the device.
+    """
+    global _device, _owner_pid
+    with _lock:
+        if _device is None:
+            _device, _owner_pid = _make_process_device(), os.getpid()
+    if _owner_pid != os.getpid():
+        raise ForkedProcess(
+            f"process {os.getpid()} was forked from process {_owner_pid}, which owns the CPU "
+            "device; start worker processes with the spawn method"
+        )
+    return _device
+
+
+def _make_process_device() -> CpuDevice:
+    import torch
+
+    from memo_train.device.hook import install_hook
+
+    device = CpuDevice()
+    arena = device.core.arena
+    install_hook(*arena.hook_entry())
+    # Tensors may be freed after the interpreter is gone: the arena must never go away.
+    device.core.keep_forever()
+    os.register_at_fork(
+        before=arena.lock_for_fork,
+        after_in_parent=arena.unlock_after_fork,
+        after_in_child=arena.unlock_after_fork,
+    )
+    if not device.owns(torch.empty(1).data_ptr()):
+        raise HookUnavailable(f"torch {torch.__version__} does not allocate from the hook")
+    return device

@@ -1,0 +1,39 @@
+"""What a caller of the device can do wrong. `memo_train._core` raises these from C++ by name."""
+
+from memo_planner.errors import MemoError
+
+__all__ = [
+    "DeviceError",
+    "DeviceMemoryExceeded",
+    "ForkedProcess",
+    "HookUnavailable",
+    "HostMemoryExceeded",
+    "InvalidDeviceArgument",
+]
+
+
+class DeviceError(MemoError):
+    """Root of the device's errors."""
+
+
+class InvalidDeviceArgument(DeviceError, ValueError):
+    """A size, address, cap or bandwidth that cannot be used; nothing has changed."""
+
+
+class DeviceMemoryExceeded(DeviceError):
+    """A request to the arena does not fit under the device cap.
+
+    Tensors that do not fit raise `torch.OutOfMemoryError` with the same message instead.
+    """
+
+
+class HostMemoryExceeded(DeviceError):
+    """A request to the host pool does not fit under the host cap."""
+
+
+class ForkedProcess(DeviceError):
+    """A forked child used the copy threads of its parent."""
+
+
+class HookUnavailable(DeviceError):
+    """Torch cannot be made to allocate from the arena: no compiler, or another allocator rules."""

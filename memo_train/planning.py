@@ -1,0 +1,127 @@
+"""Plans the steps of a wrapped model, one plan for each batch, length and precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from memo_planner import (
+    BlockPolicy,
+    Limits,
+    Place,
+    Plan,
+    PlanInfeasible,
+    Policy,
+    Profile,
+)
+from memo_planner.copy_budget import CopyBudget
+from memo_planner.schedule import plan_on_clock
+from memo_train.caps import Caps
+from memo_train.runtime.wrapped import StepPolicy, WrappedModel
+from memo_train.trace.profile import measure_profile
+
+_EVAL_TILE_TOKENS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the user asked of `wrap`; None leaves a choice to the planner."""
+
+    limits: Limits
+    alpha: float | None
+    tile_tokens: int | None
+
+
+class StepPlanner:
+    """Gives the runtime its policy at the start of each step; profiles and plans when needed.
+
+    Where no plan fits, one is made with pre's saved tensors parked on the host while attention's
+    backward runs: two more copies for less memory at the step's peak.
+    """
+
+    def __init__(self, wrapped: WrappedModel, choices: Choices, caps: Caps) -> None:
+        self.wrapped = wrapped
+        self.caps = caps
+        self._choices = choices
+        self._profiles: dict[tuple[object, ...], Profile] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._steps: dict[tuple[object, ...], StepPolicy] = {}
+        self.last_plan: Plan | None = None
+
+    def step_policy(self, batch: int, tokens: int) -> StepPolicy:
+        """The policy of a step of `batch` sequences of `tokens`. Raises: PlanInfeasible."""
+        if not torch.is_grad_enabled() or not self.trains:
+            return self._without_backward(tokens)
+        self.plan(batch, tokens)
+        return self._steps[(batch, tokens, *_precision())]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model has anything to train; without it there is nothing to profile."""
+        return any(p.requires_grad for p in self.wrapped.parts.causal_lm.parameters())
+
+    def plan(self, batch: int, tokens: int) -> Plan:
+        """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
+        shape = (batch, tokens, *_precision())
+        if shape not in self._plans:
+            try:
+                plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
+            except PlanInfeasible:
+                plan, park_pre = self._make_plan(batch, tokens, park_pre=True), True
+            self._plans[shape] = plan
+            self._steps[shape] = StepPolicy(
+                policy=plan.policy,
+                loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
+                copies=CopyBudget.of(plan, park_pre=park_pre),
+                whole_bytes=_whole_bytes(plan),
+            )
+        self.last_plan = self._plans[shape]
+        return self.last_plan
+
+    def _make_plan(self, batch: int, tokens: int, *, park_pre: bool) -> Plan:
+        return plan_on_clock(
+            self._profile(batch, tokens, park_pre=park_pre),
+            tokens,
+            self._choices.limits,
+            alpha=self._choices.alpha,
+            tile_tokens=self._choices.tile_tokens,
+            park_pre=park_pre,
+        )
+
+    def _profile(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
+        key = (batch, min(tokens, 2048), park_pre, *_precision())
+        if key not in self._profiles:
+            self._profiles[key] = measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
+        return self._profiles[key]
+
+    def _without_backward(self, tokens: int) -> StepPolicy:
+        """Nothing is saved, or nothing but x and o; only the tile size matters."""
+        tile_tokens = min(self._choices.tile_tokens or _EVAL_TILE_TOKENS, tokens)
+        block = BlockPolicy(
+            keep_tiles=0,
+            swap_tiles=0,
+            recompute_tiles=-(-tokens // tile_tokens),
+            x=Place.KEEP,
+            o=Place.KEEP,
+        )
+        blocks = (block,) * len(self.wrapped.parts.blocks)
+        policy = Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks)
+        none = CopyBudget.same(len(blocks), in_flight_bytes=0, ahead_bytes=0)
+        return StepPolicy(policy=policy, loss_tile_tokens=tile_tokens, copies=none)
+
+
+def _whole_bytes(plan: Plan) -> int:
+    """Of the smallest tensor of all tokens that a block makes, with q, k and v as equals."""
+    profile = plan.profile
+    classes = (
+        profile.x_bytes_per_token,
+        profile.o_bytes_per_token,
+        profile.qkv_bytes_per_token / 3,
+    )
+    return max(1, int(min(classes) * plan.policy.tokens))
+
+
+def _precision() -> tuple[object, ...]:
+    enabled = torch.is_autocast_enabled("cpu")
+    return (enabled, torch.get_autocast_dtype("cpu") if enabled else None)

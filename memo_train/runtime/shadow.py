@@ -1,0 +1,73 @@
+"""Leaf aliases of a block's trainable parameters, for the graphs inside a block.
+
+Tile graphs are differentiated many times a step. On the parameters themselves that would fire
+user and DDP hooks once per tile; on aliases (same storage, own autograd leaf) it fires none, and
+the block hands every parameter's gradient to autograd once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+def trainable_parameters(module: nn.Module) -> tuple[torch.Tensor, ...]:
+    """The parameters of `module` that require gradients, each once."""
+    return tuple(p for p in module.parameters() if p.requires_grad)
+
+
+def shadows_of(parameters: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """A leaf alias of every parameter."""
+    return tuple(parameter.detach().requires_grad_() for parameter in parameters)
+
+
+@contextmanager
+def installed(
+    module: nn.Module, parameters: Sequence[torch.Tensor], shadows: Sequence[torch.Tensor]
+) -> Iterator[None]:
+    """While active, `module` computes with `shadows` in place of `parameters`."""
+    shadow_of = {id(p): shadow for p, shadow in zip(parameters, shadows, strict=True)}
+    places = [
+        (owner._parameters, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if id(parameter) in shadow_of
+    ]
+    for slots, name, parameter in places:
+        slots[name] = shadow_of[id(parameter)]  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for slots, name, parameter in places:
+            slots[name] = parameter
+
+
+class GradientSum:
+    """Sums the gradients of `inputs` over tiles: in fp32 for 16-bit dtypes, rounded once."""
+
+    def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
+        self._inputs = inputs
+        self._sums: list[torch.Tensor | None] = [None] * len(inputs)
+
+    def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add one tile's gradients; None where a parameter was not used."""
+        for index, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            total = self._sums[index]
+            if total is None:
+                wide = torch.promote_types(gradient.dtype, torch.float32)
+                self._sums[index] = gradient.to(wide, copy=True)
+            else:
+                total.add_(gradient)
+
+    def take(self) -> list[torch.Tensor | None]:
+        """The sums in the inputs' dtypes; the references are given away."""
+        sums, self._sums = self._sums, []
+        return [
+            None if total is None else total.to(tensor.dtype)
+            for total, tensor in zip(sums, self._inputs, strict=True)
+        ]

@@ -1,0 +1,71 @@
+"""`stats` and `reset_stats`: what this process's device and wrapped models have done."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+
+from memo_planner.policy import TilePlace
+from memo_train.device.cpu import get_cpu_device
+from memo_train.runtime.wrapped import WrappedModel
+
+_counted: weakref.WeakSet[WrappedModel] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Bytes now and at peak, and since `reset_stats`: copies, stalls, tiles by policy.
+
+    device_used_bytes and device_peak_bytes count allocations of the CPU device's arena; host_* the
+    host pool. d2h_* and h2d_* are copies to and from the host; stall_s the seconds compute waited
+    for copies. keep_tiles, swap_tiles and recompute_tiles add up over blocks and steps.
+    """
+
+    device_used_bytes: int
+    device_peak_bytes: int
+    host_used_bytes: int
+    host_peak_bytes: int
+    d2h_copies: int
+    d2h_bytes: int
+    h2d_copies: int
+    h2d_bytes: int
+    stalls: int
+    stall_s: float
+    keep_tiles: int
+    swap_tiles: int
+    recompute_tiles: int
+
+
+def stats() -> Stats:
+    """The figures at this moment."""
+    counters = get_cpu_device().counters()
+    tiles = {place: sum(w.tile_counts[place] for w in _counted) for place in TilePlace}
+    return Stats(
+        device_used_bytes=counters.device_used_bytes,
+        device_peak_bytes=counters.device_peak_bytes,
+        host_used_bytes=counters.host_used_bytes,
+        host_peak_bytes=counters.host_peak_bytes,
+        d2h_copies=counters.d2h_copies,
+        d2h_bytes=counters.d2h_bytes,
+        h2d_copies=counters.h2d_copies,
+        h2d_bytes=counters.h2d_bytes,
+        stalls=counters.stalls,
+        stall_s=counters.stall_s,
+        keep_tiles=tiles[TilePlace.KEEP],
+        swap_tiles=tiles[TilePlace.SWAP],
+        recompute_tiles=tiles[TilePlace.RECOMPUTE],
+    )
+
+
+def reset_stats() -> None:
+    """Start peaks again from what is in use, and all else from zero."""
+    device = get_cpu_device()
+    device.reset_peak()
+    device.reset_counters()
+    for wrapped in _counted:
+        wrapped.tile_counts.clear()
+
+
+def count(wrapped: WrappedModel) -> None:
+    """Count the tiles of `wrapped` in `stats` for as long as it lives."""
+    _counted.add(wrapped)

@@ -1,0 +1,167 @@
+"""`wrap` and `unwrap`: a user's model under the runtime, and back."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+
+from torch import nn
+
+from memo_planner import Limits, Plan
+from memo_train.caps import Caps
+from memo_train.device.cpu import get_cpu_device
+from memo_train.errors import InvalidInput, UnsupportedModel
+from memo_train.planning import Choices, StepPlanner
+from memo_train.runtime.parts import ModelParts, causal_lm_of, find_parts
+from memo_train.runtime.probe import probe_blocks
+from memo_train.runtime.probe_loss import why_loss_is_whole
+from memo_train.runtime.verdict import BlockVerdict, HowToRun
+from memo_train.runtime.wrapped import WrappedModel
+from memo_train.stats import count
+
+GIB = 2**30
+_ATTRIBUTE = "_memo_train"
+_DONE_INSTEAD = {
+    HowToRun.CHECKPOINTED: "checkpointed whole",
+    HowToRun.PLAIN: "run as they are, with nothing saved",
+}
+
+
+def wrap(
+    model: nn.Module,
+    *,
+    seq_len: int | None = None,
+    device_gib: float | None = None,
+    host_gib: float | None = None,
+    alpha: float | None = None,
+    tile_tokens: int | None = None,
+) -> nn.Module:
+    """Make `model` train by token tiles under a plan; returns the same model.
+
+    seq_len: tokens per sequence to plan for now (batch 1); other shapes are planned when they
+        first come. With it, a plan that does not fit is refused here and not in the first step.
+    device_gib, host_gib: GiB of this process's device memory (everything: parameters, gradients,
+        AdamW's moments, activations) and of its host pool. On the CPU device a `device_gib` is
+        enforced: beyond it torch.OutOfMemoryError. Both default to half of the physical memory.
+    alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
+        o are swapped. None lets the planner choose what to keep, swap and recompute.
+    tile_tokens: tokens per tile; None lets the planner choose.
+
+    Blocks that are not token-wise outside attention are checkpointed whole, with a warning.
+    Raises: UnsupportedModel, InvalidInput, PlanInfeasible; the model is then as it was.
+    """
+    choices = _choices(device_gib, host_gib, alpha, tile_tokens)
+    _check_count("seq_len", seq_len)
+    parts = find_parts(model)
+    if hasattr(parts.causal_lm, _ATTRIBUTE):
+        raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
+    device = get_cpu_device()
+    verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts)
+    _report(parts, verdicts, whole_loss)
+    wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
+    caps = Caps(device)
+    planner = StepPlanner(wrapped, choices, caps)
+    wrapped.install(planner.step_policy)
+    try:
+        _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
+        caps.set(_cap_bytes("device_gib", device_gib), _cap_bytes("host_gib", host_gib), parts)
+    except BaseException:
+        wrapped.restore()
+        caps.restore()
+        raise
+    setattr(parts.causal_lm, _ATTRIBUTE, planner)
+    count(wrapped)
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give `model` its own forwards back, and the caps that were before; returns the same model.
+
+    Raises: UnsupportedModel if it is not wrapped.
+    """
+    planner = _planner_of(model)
+    planner.wrapped.restore()
+    planner.caps.restore()
+    delattr(planner.wrapped.parts.causal_lm, _ATTRIBUTE)
+    return model
+
+
+def plan(model: nn.Module) -> Plan:
+    """The plan of a wrapped model's last training step, or of `wrap`'s seq_len before the first.
+
+    Raises: UnsupportedModel if it is not wrapped, or no step has been planned yet.
+    """
+    last = _planner_of(model).last_plan
+    if last is None:
+        raise UnsupportedModel("no step has been planned yet; pass seq_len to wrap or run a step")
+    return last
+
+
+def _planner_of(model: nn.Module) -> StepPlanner:
+    planner = getattr(causal_lm_of(model), _ATTRIBUTE, None)
+    if not isinstance(planner, StepPlanner):
+        raise UnsupportedModel(f"this {type(model).__name__} is not wrapped")
+    return planner
+
+
+def _choices(
+    device_gib: float | None, host_gib: float | None, alpha: float | None, tile_tokens: int | None
+) -> Choices:
+    if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
+        raise InvalidInput(f"alpha must be a number between 0 and 1, got {alpha!r}")
+    _check_count("tile_tokens", tile_tokens)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = Limits(
+        device_bytes=_cap_bytes("device_gib", device_gib) or physical // 2,
+        host_bytes=_cap_bytes("host_gib", host_gib) or physical // 2,
+    )
+    return Choices(limits=limits, alpha=alpha, tile_tokens=tile_tokens)
+
+
+def _cap_bytes(name: str, gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not (_is_number(gib) and math.isfinite(gib) and gib * GIB >= 1):
+        raise InvalidInput(
+            f"{name} must be a number of GiB above 0, got {gib!r}; None means no cap of your own"
+        )
+    return int(gib * GIB)
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and not (type(value) is int and value >= 1):
+        raise InvalidInput(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool) -> None:
+    """Plan for seq_len; without it at least see that a cap leaves room for one tile."""
+    if not planner.trains:
+        return
+    if seq_len is not None:
+        planner.plan(1, seq_len)
+    elif fits_at_all:
+        planner.plan(1, 1)
+        planner.last_plan = None
+
+
+def _report(parts: ModelParts, verdicts: tuple[BlockVerdict, ...], whole_loss: str | None) -> None:
+    for how, done in _DONE_INSTEAD.items():
+        whole = [(i, v.because) for i, v in enumerate(verdicts) if v.how is how]
+        if not whole:
+            continue
+        numbers = ", ".join(str(index) for index, _ in whole)
+        warnings.warn(
+            f"{type(parts.blocks[0]).__name__}: blocks {numbers} are {done}, not tiled: "
+            f"{whole[0][1]}",
+            stacklevel=3,
+        )
+    if whole_loss is not None:
+        warnings.warn(
+            f"{type(parts.causal_lm).__name__}: the loss is not tiled: {whole_loss}",
+            stacklevel=3,
+        )

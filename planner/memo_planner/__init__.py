@@ -1,0 +1,40 @@
+"""Plans a training step before it runs: which activation bytes stay, move or are recomputed.
+
+Needs numpy and PuLP, never torch, so that a plan can be made and read on any machine.
+"""
+
+from memo_planner.errors import (
+    InvalidInput,
+    MemoError,
+    PlanFileError,
+    PlanInfeasible,
+    SolverError,
+)
+from memo_planner.length import max_tokens
+from memo_planner.limits import Limits
+from memo_planner.plan import Plan
+from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
+from memo_planner.prediction import Prediction
+from memo_planner.profile import BlockTimes, Link, PeakLine, Profile
+from memo_planner.solve import make_plan
+
+__all__ = [
+    "BlockPolicy",
+    "BlockTimes",
+    "InvalidInput",
+    "Limits",
+    "Link",
+    "MemoError",
+    "PeakLine",
+    "Place",
+    "Plan",
+    "PlanFileError",
+    "PlanInfeasible",
+    "Policy",
+    "Prediction",
+    "Profile",
+    "SolverError",
+    "TilePlace",
+    "make_plan",
+    "max_tokens",
+]

@@ -1,0 +1,55 @@
+"""The project's exception tree. `MemoError` is its root; `memo_train.errors` adds to it."""
+
+from __future__ import annotations
+
+from memo_planner.sizes import format_need
+
+
+class MemoError(Exception):
+    """Root of every error that a user of the project can cause and act on."""
+
+
+class InvalidInput(MemoError):
+    """A figure handed to the planner is out of its range; the message names it and the range."""
+
+
+class PlanFileError(MemoError):
+    """A plan file cannot be read, is of another version, or contradicts itself."""
+
+
+class SolverError(MemoError):
+    """The MIP solver is missing, or ended without a usable answer."""
+
+
+class PlanInfeasible(MemoError):
+    """No plan fits the limits.
+
+    Attributes:
+        what: the point of the step or the tensors that are too large, e.g. `block backward`.
+        where: `device` or `host`.
+        need_bytes: least bytes needed there at this length.
+        limit_bytes: the limit it was given.
+        max_tokens: longest sequence that fits the same limits; 0 if no sequence does, None where
+            one given plan does not fit and other plans might.
+    """
+
+    def __init__(
+        self, what: str, where: str, need_bytes: int, limit_bytes: int, max_tokens: int | None
+    ) -> None:
+        super().__init__(what, where, need_bytes, limit_bytes, max_tokens)
+        self.what = what
+        self.where = where
+        self.need_bytes = need_bytes
+        self.limit_bytes = limit_bytes
+        self.max_tokens = max_tokens
+
+    def __str__(self) -> str:
+        need, limit = format_need(self.need_bytes, self.limit_bytes)
+        if self.max_tokens is None:
+            way_out = "make a plan for these limits"
+        elif self.max_tokens:
+            way_out = f"longest sequence that fits: {self.max_tokens:,} tokens"
+        else:
+            way_out = "no sequence fits, not even one tile of one token: raise the limit"
+        verb = "need" if self.what.endswith("s") and self.what != "loss" else "needs"
+        return f"{self.what} {verb} {need} on the {self.where}, limit {limit}; {way_out}"

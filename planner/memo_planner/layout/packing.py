@@ -1,0 +1,129 @@
+"""The native packer: heuristics first, then exact search while a gap and time remain."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memo_planner.checks import check_int, check_number
+from memo_planner.errors import InvalidInput, SolverError
+from memo_planner.layout.placement import NoPlacement, Placement
+from memo_planner.layout.problem import PackingProblem
+from memo_planner.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from memo_planner._packer import Packer
+
+DEFAULT_SECONDS = 60.0
+_POLL_S = 0.1
+
+
+class Effort(Enum):
+    """How far to go: first fit by size of stacks of buffers with one lifetime; then of the buffers
+    one by one; then all that time allows.
+    """
+
+    GLANCE = "GLANCE"
+    FIT = "FIT"
+    SEARCH = "SEARCH"
+
+
+Progress = Callable[[int, int, int], None]
+"""Told now and then: best peak in bytes (-1: none yet), lower bound in bytes, nodes searched."""
+
+
+def pack(
+    problem: PackingProblem,
+    *,
+    capacity_bytes: int | None = None,
+    seconds: float = DEFAULT_SECONDS,
+    effort: Effort = Effort.SEARCH,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Placement:
+    """A placement within `capacity_bytes`, or with the lowest peak that `seconds` are enough for.
+
+    The result depends on the arguments alone unless time runs out. The search runs without the
+    interpreter's lock; an interrupt ends it.
+
+    Raises: NoPlacement: none within the capacity exists, or none was found in time.
+        InvalidInput; SolverError if the native packer is not built.
+    """
+    check_number("seconds", seconds)
+    check_int("seed", seed, 0)
+    unit = _unit(problem)
+    capacity = _capacity(problem, capacity_bytes, unit)
+    begun_s = time.monotonic()
+    native = _native()
+    packer = native.Packer(problem.lower, problem.upper, problem.padded_bytes // unit)
+    native_effort = getattr(native.Effort, effort.value)
+    _run(packer, lambda: packer.run(capacity, float(seconds), native_effort, seed), unit, progress)
+    placement = Placement(
+        problem=problem,
+        offset_bytes=packer.offsets() * unit,
+        lower_bound_bytes=packer.lower_bound * unit,
+        seconds=time.monotonic() - begun_s,
+        nodes=packer.nodes,
+    )
+    if capacity_bytes is not None and placement.peak_bytes > capacity_bytes:
+        raise NoPlacement(_reason(placement, capacity_bytes, float(seconds)))
+    return placement
+
+
+def _unit(problem: PackingProblem) -> int:
+    """Bytes of which every size is a multiple: canonical offsets then are multiples too."""
+    return int(np.gcd.reduce(problem.padded_bytes)) if len(problem) else 1
+
+
+def _capacity(problem: PackingProblem, capacity_bytes: int | None, unit: int) -> int | None:
+    if capacity_bytes is None:
+        return None
+    check_int("capacity", capacity_bytes, 1)
+    for i in np.flatnonzero(problem.padded_bytes > capacity_bytes)[:1]:
+        raise InvalidInput(
+            f"buffer {problem.ids[i]!r} alone takes {int(problem.padded_bytes[i]):,} bytes; "
+            f"the capacity is {capacity_bytes:,}"
+        )
+    return capacity_bytes // unit
+
+
+def _native() -> ModuleType:
+    try:
+        from memo_planner import _packer
+    except ImportError as error:
+        raise SolverError(
+            f"the native packer is not built ({error}); run: python setup.py build_ext --inplace"
+        ) from error
+    return _packer
+
+
+def _run(packer: Packer, search: Callable[[], None], unit: int, progress: Progress | None) -> None:
+    """Run the search on a thread of its own, so that this one can report and be interrupted."""
+    thread = threading.Thread(target=search, name="packer", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            if progress is not None and thread.is_alive():
+                peak = packer.peak
+                progress(peak * unit if peak >= 0 else -1, packer.lower_bound * unit, packer.nodes)
+    finally:
+        packer.stop()
+        thread.join()
+
+
+def _reason(placement: Placement, capacity_bytes: int, seconds: float) -> str:
+    bound, peak = placement.lower_bound_bytes, placement.peak_bytes
+    best = f"best peak {peak:,} ({format_bytes(peak)}), lower bound {bound:,}"
+    if bound > capacity_bytes:
+        return f"no placement within {capacity_bytes:,} bytes exists; {best}"
+    return (
+        f"no placement within {capacity_bytes:,} bytes found in {seconds:g} s; {best}; "
+        "give it more seconds or a greater capacity"
+    )

@@ -1,0 +1,132 @@
+"""What was measured of one block: bytes per token, seconds per token, speed of the link.
+
+"Token" means one position across the batch: every per-token figure is already multiplied by the
+batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from memo_planner.checks import check_fields, check_int, check_text
+from memo_planner.errors import InvalidInput
+
+POINTS = ("forward", "loss", "backward")
+"""Points of a step at which the device's bytes are modelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakLine:
+    """Device bytes above the state at one point of the step, with no tile, x or o kept.
+
+    `base_bytes + bytes_per_tile_token * tile_tokens + bytes_per_token * tokens`.
+    """
+
+    name: str
+    base_bytes: float
+    bytes_per_tile_token: float
+    bytes_per_token: float
+
+    def __post_init__(self) -> None:
+        if self.name not in POINTS:
+            raise InvalidInput(f"PeakLine.name is {self.name!r}; it must be one of {POINTS}")
+        check_fields(self, ("base_bytes", "bytes_per_tile_token", "bytes_per_token"))
+
+    def at(self, tokens: int, tile_tokens: int) -> int:
+        """Bytes at this point for a sequence of `tokens` in tiles of `tile_tokens`."""
+        per_tile = self.bytes_per_tile_token * tile_tokens
+        return math.ceil(self.base_bytes + per_tile + self.bytes_per_token * tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTimes:
+    """Seconds of one block.
+
+    Forward of S tokens in n tiles takes (pre + post) * S + attention * S**2 + n * tile_overhead_s;
+    backward likewise with its own figures. Recomputing a tile costs its pre, its post and one
+    more tile_overhead_s; attention is never recomputed.
+    """
+
+    pre_s_per_token: float
+    post_s_per_token: float
+    attention_s_per_token2: float
+    pre_backward_s_per_token: float
+    post_backward_s_per_token: float
+    attention_backward_s_per_token2: float
+    tile_overhead_s: float
+
+    def __post_init__(self) -> None:
+        check_fields(self, tuple(self.__dataclass_fields__))
+
+    @property
+    def tilewise_s_per_token(self) -> float:
+        """Seconds of pre and post, forward, of one token."""
+        return self.pre_s_per_token + self.post_s_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """Bytes per second of the copies, 1 or more, each direction measured under load."""
+
+    d2h_bytes_per_s: float
+    h2d_bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        check_fields(self, ("d2h_bytes_per_s", "h2d_bytes_per_s"), least=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One block of a model on one device, and how many such blocks there are.
+
+    Attributes:
+        model: name for people. model_hash: identity of the configuration. device: its name.
+        batch: sequences per step; num_blocks: equal blocks in a row.
+        state_bytes: parameters, gradients, optimiser and buffers on the device.
+        x_bytes_per_token, o_bytes_per_token: a block's input and its attention output.
+        qkv_bytes_per_token: q, k and v, held by a kept tile, sent by a swapped one.
+        attention_bytes_per_token: all else that attention saves (log-sum-exp); it goes with o.
+        pre_bytes_per_token, post_bytes_per_token: saved by a tile's graphs besides q, k, v, x, o.
+        peaks: at least one line for each of `POINTS`, in any order; the highest counts.
+
+    Raises: InvalidInput on a figure that is not finite or out of range.
+    Source: MEMO §profiler; docs/formats.md.
+    """
+
+    model: str
+    model_hash: str
+    device: str
+    batch: int
+    num_blocks: int
+    state_bytes: int
+    x_bytes_per_token: float
+    o_bytes_per_token: float
+    qkv_bytes_per_token: float
+    attention_bytes_per_token: float
+    pre_bytes_per_token: float
+    post_bytes_per_token: float
+    peaks: tuple[PeakLine, ...]
+    times: BlockTimes
+    link: Link
+
+    def __post_init__(self) -> None:
+        for name in ("model", "model_hash", "device"):
+            check_text(f"Profile.{name}", getattr(self, name))
+        check_int("Profile.batch", self.batch, 1)
+        check_int("Profile.num_blocks", self.num_blocks, 1, 1_000_000)
+        check_int("Profile.state_bytes", self.state_bytes, 0)
+        check_fields(self, tuple(f for f in self.__dataclass_fields__ if f.endswith("_per_token")))
+        names = {line.name for line in self.peaks}
+        if names != set(POINTS):
+            raise InvalidInput(f"Profile.peaks has lines {sorted(names)}; it needs all of {POINTS}")
+
+    def peak_bytes(self, point: str, tokens: int, tile_tokens: int) -> int:
+        """Device bytes above the state at `point`, one of `POINTS`: the highest of its lines."""
+        lines = (line for line in self.peaks if line.name == point)
+        return max(line.at(tokens, tile_tokens) for line in lines)
+
+    @property
+    def tile_bytes_per_token(self) -> float:
+        """Saved bytes of one token in a tile: pre, post and q, k, v."""
+        return self.pre_bytes_per_token + self.post_bytes_per_token + self.qkv_bytes_per_token
