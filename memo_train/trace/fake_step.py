@@ -8,6 +8,7 @@ profile = fake.profile(batch=1, tokens=1 << 20)                    # for the pla
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ class FakeModel:
             rows = Batch(ids=ids, labels=ids)
             adamw = _with_moments(self.model) if optimizer else None
             recorder = PlaceRecorder(self.device)
+            gc.collect()  # else garbage of before is freed in mid-step, and looks like the step's
             self.device.reset_peak()
             before, start_s, flops = self.device.counters(), self.device.now(), self.device.flops
             others_bytes = before.device_used_bytes - _state_bytes(self.model, adamw)

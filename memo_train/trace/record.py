@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def record_step(
     wrapped: the runtime behind a wrapped `model`; stages, blocks and tiles are then its own.
     A first step also plans, and makes the optimiser's moments: record a later one.
     """
+    gc.collect()  # else garbage of before is freed in mid-step, and looks like the step's
     parts = find_parts(model) if wrapped is None else wrapped.parts
     batch = Batch(ids=ids, labels=ids if labels is None else labels)
     requests = record_requests(parts, wrapped, PlaceRecorder(get_cpu_device()), batch, optimizer)

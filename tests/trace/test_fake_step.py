@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,33 @@ def above_start(requests: Requests) -> int:
 def test_the_peak_is_the_real_one_to_the_byte(family: str, policy: str | None) -> None:
     fake = fake_step(family, policy).trace.requests
     assert above_start(fake) == above_start(real_step(family, policy))
+
+
+def test_garbage_of_before_is_no_part_of_the_step() -> None:
+    """A cycle that holds a tensor, and a collection in mid-step."""
+
+    fake = FakeModel(MODELS["own"], SPEEDS)
+
+    def requests_after(garbage_bytes: int) -> Requests:
+        cycle: list[Any] = [torch.empty(garbage_bytes, dtype=torch.uint8)]
+        cycle.append(cycle)
+        del cycle
+        return fake.step(batch=BATCH, tokens=TOKENS).trace.requests
+
+    def collect(module: nn.Module, *_: object) -> None:
+        if isinstance(module, nn.Embedding):
+            gc.collect()
+
+    requests_after(64)
+    gc.disable()
+    hook = nn.modules.module.register_module_forward_hook(collect)
+    try:
+        small, large = requests_after(64), requests_after(1 << 20)
+    finally:
+        hook.remove()
+        gc.enable()
+    assert above_start(large) == above_start(small)
+    assert len(large) == len(small)
 
 
 def test_stages_blocks_and_tiles_are_the_real_ones() -> None:

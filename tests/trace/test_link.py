@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = """
 import json, sys
 from dataclasses import asdict
+from pathlib import Path
 import torch.distributed as dist
 from memo_train.device import get_cpu_device
 from memo_train.trace.link import measure_link_rates
@@ -33,7 +34,8 @@ rank = dist.get_rank()
 device = get_cpu_device()
 device.set_bandwidth(1e8 * (rank + 1), 2e8)
 rates = measure_link_rates(device)
-print(json.dumps(asdict(rates) | {"left": device.counters().host_used_bytes}), flush=True)
+found = asdict(rates) | {"left": device.counters().host_used_bytes}
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(found))
 dist.destroy_process_group()
 """
 
@@ -64,7 +66,7 @@ def test_ranks_measure_together_and_agree_on_the_slowest(tmp_path: Path) -> None
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "planner")])
     done = subprocess.run(
-        [*command, str(script)],
+        [*command, str(script), str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
@@ -72,7 +74,7 @@ def test_ranks_measure_together_and_agree_on_the_slowest(tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first.pop("left") == 0
     rates = LinkRates(**first)
