@@ -9,6 +9,7 @@
 #include <exception>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "device/allocator_entry.h"
@@ -25,6 +26,7 @@ using memo::Arena;
 using memo::CopySpec;
 using memo::CpuDevice;
 using memo::HostPool;
+using memo::StepLayout;
 using memo::Transfer;
 using memo::TransferEvent;
 using Released = py::call_guard<py::gil_scoped_release>;
@@ -40,6 +42,11 @@ uintptr_t FunctionAddress(Function* function) {
 CopySpec Rows(uintptr_t target, uintptr_t source, const py::tuple& shape) {
   return CopySpec{Pointer(target),         Pointer(source),         shape[0].cast<size_t>(),
                   shape[1].cast<size_t>(), shape[2].cast<size_t>(), shape[3].cast<size_t>()};
+}
+
+template <typename T>
+std::vector<T> Rows(const py::array_t<T>& array) {
+  return std::vector<T>(array.data(), array.data() + array.size());
 }
 
 void Raise(const char* name, const std::exception& error) {
@@ -70,7 +77,8 @@ void BindCounters(py::module_& m) {
       .def_readonly("live_allocations", &memo::ArenaCounters::live_allocations)
       .def_readonly("allocations", &memo::ArenaCounters::allocations)
       .def_readonly("cap_bytes", &memo::ArenaCounters::cap_bytes)
-      .def_readonly("reserved_bytes", &memo::ArenaCounters::reserved_bytes);
+      .def_readonly("reserved_bytes", &memo::ArenaCounters::reserved_bytes)
+      .def_readonly("planned_bytes", &memo::ArenaCounters::planned_bytes);
   py::class_<memo::HostPoolCounters>(m, "HostPoolCounters")
       .def_readonly("used_bytes", &memo::HostPoolCounters::used_bytes)
       .def_readonly("peak_bytes", &memo::HostPoolCounters::peak_bytes)
@@ -89,6 +97,34 @@ void BindCounters(py::module_& m) {
       .def_readonly("to_host", &memo::DeviceCounters::to_host)
       .def_readonly("to_device", &memo::DeviceCounters::to_device)
       .def_readonly("stalls", &memo::DeviceCounters::stalls);
+}
+
+void BindReplay(py::module_& m) {
+  py::class_<memo::Departure>(m, "Departure")
+      .def_readonly("bytes", &memo::Departure::bytes)
+      .def_readonly("expected_bytes", &memo::Departure::expected_bytes)
+      .def_readonly("place", &memo::Departure::place)
+      .def_readonly("in_use", &memo::Departure::in_use)
+      .def_readonly("op", &memo::Departure::op);
+  py::class_<memo::ReplayCounts>(m, "ReplayCounts")
+      .def_readonly("planned", &memo::ReplayCounts::planned)
+      .def_readonly("outside", &memo::ReplayCounts::outside)
+      .def_readonly("small", &memo::ReplayCounts::small)
+      .def_readonly("departed", &memo::ReplayCounts::departed)
+      .def_readonly("missing", &memo::ReplayCounts::missing)
+      .def_readonly("given_up", &memo::ReplayCounts::given_up)
+      .def_readonly("first", &memo::ReplayCounts::first);
+  PYBIND11_NUMPY_DTYPE(StepLayout::Request, bytes, offset);
+  PYBIND11_NUMPY_DTYPE(StepLayout::Mark, value, first);
+  py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout")
+      .def(py::init([](const py::array_t<StepLayout::Request>& requests,
+                       const py::array_t<StepLayout::Mark>& marks, size_t smallest_bytes) {
+             return std::make_shared<StepLayout>(Rows(requests), Rows(marks), smallest_bytes);
+           }),
+           py::arg("requests"), py::arg("marks"), py::arg("smallest_bytes"))
+      .def_property_readonly("peak_bytes", &StepLayout::peak_bytes)
+      .def("__len__", &StepLayout::size)
+      .def_readonly_static("OUTSIDE", &StepLayout::kOutside);
 }
 
 void BindMemory(py::module_& m) {
@@ -114,6 +150,8 @@ void BindMemory(py::module_& m) {
              const auto events = self.StopRecording();
              return py::array_t<memo::ArenaEvent>(events.size(), events.data());
            })
+      .def("begin_step", &Arena::BeginStep, py::arg("layout"))
+      .def("end_step", &Arena::EndStep)
       .def("lock_for_fork", &Arena::LockForFork)
       .def("unlock_after_fork", &Arena::UnlockAfterFork)
       .def("hook_entry", [](Arena& self) {
@@ -180,6 +218,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("COMPILER") = __VERSION__;
   py::register_local_exception_translator(&Translate);
   BindCounters(m);
+  BindReplay(m);
   BindMemory(m);
   BindDevice(m);
 }

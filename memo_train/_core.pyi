@@ -13,6 +13,7 @@ class ArenaCounters:
     allocations: int
     cap_bytes: int | None
     reserved_bytes: int
+    planned_bytes: int
 
 class HostPoolCounters:
     used_bytes: int
@@ -36,6 +37,34 @@ class DeviceCounters:
     to_device: LinkCounters
     stalls: StallCounters
 
+class Departure:
+    bytes: int
+    expected_bytes: int
+    place: int
+    in_use: bool
+    op: str
+
+class ReplayCounts:
+    planned: int
+    outside: int
+    small: int
+    departed: int
+    missing: int
+    given_up: bool
+    first: Departure | None
+
+class StepLayout:
+    OUTSIDE: int
+    def __init__(
+        self,
+        requests: np.ndarray[tuple[int], np.dtype[np.void]],
+        marks: np.ndarray[tuple[int], np.dtype[np.void]],
+        smallest_bytes: int,
+    ) -> None: ...
+    @property
+    def peak_bytes(self) -> int: ...
+    def __len__(self) -> int: ...
+
 class Arena:
     def __init__(self, reserve_bytes: int) -> None: ...
     def alloc(self, bytes: int, /) -> int: ...
@@ -50,6 +79,8 @@ class Arena:
     def start_recording(self) -> None: ...
     def mark(self, value: int) -> None: ...
     def stop_recording(self) -> np.ndarray[tuple[int], np.dtype[np.void]]: ...
+    def begin_step(self, layout: StepLayout) -> bool: ...
+    def end_step(self) -> ReplayCounts | None: ...
     def lock_for_fork(self) -> None: ...
     def unlock_after_fork(self) -> None: ...
     def hook_entry(self) -> tuple[int, int, int]: ...

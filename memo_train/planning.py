@@ -16,8 +16,10 @@ from memo_planner import (
     Profile,
 )
 from memo_planner.copy_budget import CopyBudget
-from memo_planner.schedule import plan_on_clock
+from memo_planner.schedule import copy_budget, plan_on_clock
 from memo_train.caps import Caps
+from memo_train.layout import StepLayouts
+from memo_train.runtime.ambient import precision
 from memo_train.runtime.wrapped import StepPolicy, WrappedModel
 from memo_train.trace.profile import measure_profile
 
@@ -40,9 +42,12 @@ class StepPlanner:
     backward runs: two more copies for less memory at the step's peak.
     """
 
-    def __init__(self, wrapped: WrappedModel, choices: Choices, caps: Caps) -> None:
+    def __init__(
+        self, wrapped: WrappedModel, choices: Choices, caps: Caps, layouts: StepLayouts
+    ) -> None:
         self.wrapped = wrapped
         self.caps = caps
+        self.layouts = layouts
         self._choices = choices
         self._profiles: dict[tuple[object, ...], Profile] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
@@ -54,7 +59,7 @@ class StepPlanner:
         if not torch.is_grad_enabled() or not self.trains:
             return self._without_backward(tokens)
         self.plan(batch, tokens)
-        return self._steps[(batch, tokens, *_precision())]
+        return self._steps[(batch, tokens, precision())]
 
     @property
     def trains(self) -> bool:
@@ -63,7 +68,7 @@ class StepPlanner:
 
     def plan(self, batch: int, tokens: int) -> Plan:
         """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
-        shape = (batch, tokens, *_precision())
+        shape = (batch, tokens, precision())
         if shape not in self._plans:
             try:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
@@ -73,7 +78,7 @@ class StepPlanner:
             self._steps[shape] = StepPolicy(
                 policy=plan.policy,
                 loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
-                copies=CopyBudget.of(plan, park_pre=park_pre),
+                copies=copy_budget(plan, park_pre=park_pre),
                 whole_bytes=_whole_bytes(plan),
             )
         self.last_plan = self._plans[shape]
@@ -90,7 +95,7 @@ class StepPlanner:
         )
 
     def _profile(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
-        key = (batch, min(tokens, 2048), park_pre, *_precision())
+        key = (batch, min(tokens, 2048), park_pre, precision())
         if key not in self._profiles:
             self._profiles[key] = measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
         return self._profiles[key]
@@ -120,8 +125,3 @@ def _whole_bytes(plan: Plan) -> int:
         profile.qkv_bytes_per_token / 3,
     )
     return max(1, int(min(classes) * plan.policy.tokens))
-
-
-def _precision() -> tuple[object, ...]:
-    enabled = torch.is_autocast_enabled("cpu")
-    return (enabled, torch.get_autocast_dtype("cpu") if enabled else None)

@@ -12,6 +12,7 @@ from memo_planner import Limits, Plan
 from memo_train.caps import Caps
 from memo_train.device.cpu import get_cpu_device
 from memo_train.errors import InvalidInput, UnsupportedModel
+from memo_train.layout import StepLayouts
 from memo_train.planning import Choices, StepPlanner
 from memo_train.runtime.parts import ModelParts, causal_lm_of, find_parts
 from memo_train.runtime.probe import probe_blocks
@@ -60,8 +61,9 @@ def wrap(
     verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts)
     _report(parts, verdicts, whole_loss)
     wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
+    wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
-    planner = StepPlanner(wrapped, choices, caps)
+    planner = StepPlanner(wrapped, choices, caps, layouts)
     wrapped.install(planner.step_policy)
     try:
         _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -40,13 +41,11 @@ Arena::Arena(size_t reserve_bytes) : range_(Reserve(reserve_bytes)) {
 void* Arena::Alloc(size_t bytes) {
   MEMO_REQUIRE(InvalidArgument, bytes > 0) << "an allocation needs at least 1 byte, asked 0";
   std::lock_guard<std::mutex> lock(mutex_);
-  if (bytes > LargestHole()) Refuse(bytes);  // also whatever would overflow when rounded
+  if (bytes > range_.bytes()) Refuse(bytes);  // also whatever would overflow when rounded
   const size_t rounded = RoundUp(bytes, kAlignment);
-  const size_t offset = Take(rounded);
-  live_.emplace(offset, rounded);
+  const size_t offset = Place(rounded);
   counters_.used_bytes += rounded;
   counters_.peak_bytes = std::max(counters_.peak_bytes, counters_.used_bytes);
-  counters_.high_water_bytes = std::max(counters_.high_water_bytes, LimitBytes() - LargestHole());
   ++counters_.live_allocations;
   ++counters_.allocations;
   recording_.Add(ArenaEventKind::kAlloc, offset, rounded);
@@ -55,13 +54,35 @@ void* Arena::Alloc(size_t bytes) {
   return data;
 }
 
-size_t Arena::Take(size_t bytes) {
-  const auto fits = [bytes](const auto& hole) { return hole.second >= bytes; };
-  if (IsLarge(bytes)) {
-    const auto hole = std::find_if(holes_.rbegin(), holes_.rend(), fits);
-    return TakeFromHole(std::prev(hole.base()), bytes, /*at_end=*/true);
+// At its planned address, or where there is a hole. Where there is none, the planned range is not
+// worth a refusal: the step goes on without it.
+size_t Arena::Place(size_t bytes) {
+  if (replay_) {
+    if (const std::optional<size_t> planned = replay_->Alloc(bytes)) return *planned;
+    if (bytes > LargestHole()) {
+      DissolveRange();
+      done_->given_up = true;
+    }
   }
-  return TakeFromHole(std::find_if(holes_.begin(), holes_.end(), fits), bytes, /*at_end=*/false);
+  if (bytes > LargestHole()) Refuse(bytes);
+  const size_t offset = Take(bytes);
+  live_.emplace(offset, bytes);
+  counters_.high_water_bytes = std::max(counters_.high_water_bytes, LimitBytes() - LargestHole());
+  return offset;
+}
+
+size_t Arena::Take(size_t bytes) { return IsLarge(bytes) ? TakeHighest(bytes) : TakeLowest(bytes); }
+
+size_t Arena::TakeHighest(size_t bytes) {
+  const auto hole = std::find_if(holes_.rbegin(), holes_.rend(),
+                                 [bytes](const auto& each) { return each.second >= bytes; });
+  return TakeFromHole(std::prev(hole.base()), bytes, /*at_end=*/true);
+}
+
+size_t Arena::TakeLowest(size_t bytes) {
+  const auto hole = std::find_if(holes_.begin(), holes_.end(),
+                                 [bytes](const auto& each) { return each.second >= bytes; });
+  return TakeFromHole(hole, bytes, /*at_end=*/false);
 }
 
 size_t Arena::TakeFromHole(Ranges::iterator hole, size_t bytes, bool at_end) {
@@ -74,18 +95,58 @@ size_t Arena::TakeFromHole(Ranges::iterator hole, size_t bytes, bool at_end) {
 
 void Arena::Free(void* data) {
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto block = FindLive(data);
-  const auto [offset, bytes] = *block;
-  live_.erase(block);
+  MEMO_REQUIRE(InvalidArgument, Owns(data)) << "free of " << data << ": not an arena address";
+  const size_t offset = static_cast<char*>(data) - range_.data();
+  size_t bytes = replay_ ? replay_->Free(offset) : 0;
+  if (bytes == 0) {
+    const auto block = FindLive(data);
+    bytes = block->second;
+    live_.erase(block);
+    AddHole(offset, bytes);
+  }
   if (poison_) Poison(static_cast<char*>(data), bytes);
   recording_.Add(ArenaEventKind::kFree, offset, bytes);
   counters_.used_bytes -= bytes;
   --counters_.live_allocations;
-  AddHole(offset, bytes);
+}
+
+bool Arena::BeginStep(std::shared_ptr<const StepLayout> layout) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (replay_) DissolveRange();
+  done_.reset();
+  const size_t bytes = std::max(layout->peak_bytes(), kAlignment);
+  if (bytes > LargestHole()) return false;
+  const bool at_top = counters_.cap_bytes.has_value();
+  replay_.emplace(std::move(layout), at_top ? TakeHighest(bytes) : TakeLowest(bytes));
+  counters_.planned_bytes = bytes;
+  counters_.high_water_bytes = std::max(counters_.high_water_bytes, LimitBytes() - LargestHole());
+  return true;
+}
+
+std::optional<ReplayCounts> Arena::EndStep() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (replay_) {
+    replay_->End();
+    DissolveRange();
+  }
+  return std::exchange(done_, std::nullopt);
+}
+
+// What lives in the planned range becomes like all else, and the rest of the range holes.
+void Arena::DissolveRange() {
+  size_t at = replay_->base();
+  const size_t end = at + std::exchange(counters_.planned_bytes, 0);
+  for (const auto& [offset, bytes] : replay_->Live()) {
+    if (offset > at) AddHole(at, offset - at);
+    live_.emplace(offset, bytes);
+    at = offset + bytes;
+  }
+  done_ = replay_->counts();
+  replay_.reset();
+  if (end > at) AddHole(at, end - at);
 }
 
 Arena::Ranges::iterator Arena::FindLive(void* data) {
-  MEMO_REQUIRE(InvalidArgument, Owns(data)) << "free of " << data << ": not an arena address";
   const auto block = live_.find(static_cast<char*>(data) - range_.data());
   MEMO_REQUIRE(InvalidArgument, block != live_.end())
       << "free of " << data << ": no live allocation starts there; it was freed before, or the "
@@ -122,7 +183,7 @@ void Arena::SetCap(std::optional<size_t> cap_bytes) {
   if (cap_bytes) {
     MEMO_REQUIRE(InvalidArgument, *cap_bytes > 0)
         << "the device cap must be positive, got 0; use None for no cap";
-    const size_t end = live_.empty() ? 0 : live_.rbegin()->first + live_.rbegin()->second;
+    const size_t end = EndOfLive();
     MEMO_REQUIRE(InvalidArgument, *cap_bytes >= end)
         << "the device cap of " << FormatBytes(*cap_bytes) << " is below live device memory, which "
         << "ends at " << FormatBytes(end) << " (" << FormatBytes(counters_.used_bytes)
@@ -132,6 +193,11 @@ void Arena::SetCap(std::optional<size_t> cap_bytes) {
   counters_.cap_bytes = cap_bytes;
   MoveLimit(limit_before, LimitBytes());
   large_share_bytes_ = std::max(kAlignment, (LimitBytes() - counters_.used_bytes) / kLargeShare);
+}
+
+size_t Arena::EndOfLive() const {
+  const size_t end = live_.empty() ? 0 : live_.rbegin()->first + live_.rbegin()->second;
+  return replay_ ? std::max(end, replay_->base() + counters_.planned_bytes) : end;
 }
 
 void Arena::MoveLimit(size_t from, size_t to) {
@@ -165,6 +231,7 @@ bool Arena::IsLive(const void* data, size_t bytes) const {
   if (!Owns(data)) return false;
   const size_t offset = static_cast<const char*>(data) - range_.data();
   std::lock_guard<std::mutex> lock(mutex_);
+  if (replay_ && replay_->IsLive(offset, bytes)) return true;
   auto block = live_.upper_bound(offset);
   if (block == live_.begin()) return false;
   --block;
@@ -193,6 +260,7 @@ void Arena::StartRecording() {
 void Arena::Mark(uint64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
   recording_.Add(ArenaEventKind::kMark, value, 0);
+  if (replay_) replay_->Mark(value);
 }
 
 std::vector<ArenaEvent> Arena::StopRecording() {

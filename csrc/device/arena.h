@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -13,6 +14,7 @@
 
 #include "base/mapped_range.h"
 #include "device/recording.h"
+#include "device/replay.h"
 
 namespace memo {
 
@@ -26,15 +28,17 @@ struct ArenaCounters {
   uint64_t allocations = 0;         // ever made
   std::optional<size_t> cap_bytes;  // as set; nullopt: no cap
   size_t reserved_bytes = 0;
+  size_t planned_bytes = 0;  // the range that a step's layout occupies now
 };
 
 // A two-ended first-fit allocator over one reserved range. Any method, any thread.
 //
-// Under a cap, large requests are served from the top of the capped range downward and small ones
-// from the bottom upward, each from the first hole that holds it. The tensors of all tokens are
-// then among their like, and what a tile makes never splits the room they need. Without a cap
-// everything is small. The cap bounds addresses, not the sum of sizes, so memory lost to
-// fragmentation counts against it, as it does on a real device.
+// While a step with a layout runs, its requests get their planned addresses (see Replay) in a range
+// of their own. Everything else goes by size: under a cap, large requests are served from the top
+// of the capped range downward and small ones from the bottom upward, each from the first hole that
+// holds it. The tensors of all tokens are then among their like, and what a tile makes never splits
+// the room they need. Without a cap everything is small. The cap bounds addresses, not the sum of
+// sizes, so memory lost to fragmentation counts against it, as it does on a real device.
 class Arena {
  public:
   static constexpr size_t kAlignment = 64;
@@ -72,10 +76,17 @@ class Arena {
   void ResetPeak();
 
   // Records every allocation and free from now on; what is live then is freed without an
-  // allocation in the record. Mark adds a mark of the caller's, and does nothing while off.
+  // allocation in the record. Mark adds a mark of the caller's to it, and tells the step under way.
   void StartRecording();
   void Mark(uint64_t value);
   std::vector<ArenaEvent> StopRecording();
+
+  // Serves the calling thread's next step by `layout`, in a range taken for it, until EndStep.
+  // False, and nothing is planned, if no hole is large enough. A step under way ends.
+  bool BeginStep(std::shared_ptr<const StepLayout> layout);
+  // Ends the step under way; what it did, or nothing if none has begun. Its range is given back;
+  // what still lives in it stays where it is.
+  std::optional<ReplayCounts> EndStep();
 
   // Held across fork(), so that the child finds the arena in a consistent state.
   void LockForFork() { mutex_.lock(); }
@@ -89,7 +100,12 @@ class Arena {
   bool IsLarge(size_t bytes) const {
     return counters_.cap_bytes && bytes >= large_bytes_.value_or(large_share_bytes_);
   }
+  size_t Place(size_t bytes);
   size_t Take(size_t bytes);
+  size_t TakeHighest(size_t bytes);
+  size_t TakeLowest(size_t bytes);
+  size_t EndOfLive() const;
+  void DissolveRange();
   size_t TakeFromHole(Ranges::iterator hole, size_t bytes, bool at_end);
   Ranges::iterator FindLive(void* data);
   void AddHole(size_t offset, size_t bytes);
@@ -106,6 +122,8 @@ class Arena {
   size_t large_share_bytes_ = 0;       // what counts where nothing is set
   bool poison_ = false;
   Recording recording_;
+  std::optional<Replay> replay_;      // its range is in no hole and not in live_
+  std::optional<ReplayCounts> done_;  // of a step whose range was dissolved
   ArenaCounters counters_;
 };
 

@@ -16,7 +16,7 @@ import os
 import threading
 
 from memo_train import _core
-from memo_train._core import Event
+from memo_train._core import Event, ReplayCounts, StepLayout
 from memo_train.device.arguments import bytes_per_s, cap_bytes, positive
 from memo_train.device.counters import DeviceCounters, read_counters
 from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
@@ -174,6 +174,17 @@ class CpuDevice:
     def stop_recording(self) -> Events:
         """The events since `start_recording`, in order; empty if it was not called."""
         return self.core.arena.stop_recording()
+
+    def begin_step(self, layout: StepLayout) -> bool:
+        """Serve this thread's requests at their planned addresses until `end_step`.
+
+        False if no hole is large enough for the layout's peak: the step is then like any other.
+        """
+        return self.core.arena.begin_step(layout)
+
+    def end_step(self) -> ReplayCounts | None:
+        """End the step under way; what it did, or None if none was begun."""
+        return self.core.arena.end_step()
 
     def reset_counters(self) -> None:
         """Set copies, bytes, busy seconds and stalls to zero."""

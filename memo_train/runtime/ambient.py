@@ -11,6 +11,13 @@ import torch
 _DEVICE_TYPE = "cpu"
 
 
+def precision() -> str:
+    """What a step computes in, as far as autocast says."""
+    if not torch.is_autocast_enabled(_DEVICE_TYPE):
+        return "its own types"
+    return f"autocast to {torch.get_autocast_dtype(_DEVICE_TYPE)}".replace("torch.", "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ambient:
     """Grad mode, autocast, and which attention kernels may be chosen, in this thread.

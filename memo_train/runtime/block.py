@@ -84,12 +84,16 @@ class BlockPass:
                 "released by the first (retain_graph is not supported while wrapped)"
             )
         state.spec.observe("post_backward")
-        state.spec.in_flight.allow(state.spec.ahead_bytes)
-        state.spec.in_flight.release_done()
+        in_flight = state.spec.in_flight
+        # What the block itself sent comes back now, and copies to the host end in order.
+        in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
+        in_flight.release_done()
         x, o = state.x.take(), state.o.take()
         state.x = state.o = None
         gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
         state.tiles.clear()
+        if state.spec.park_pre:
+            in_flight.drain()  # all that was parked has come back
         return gradients
 
     def saved_bytes(self) -> SavedBytes:

@@ -14,9 +14,11 @@ class CopiesInFlight:
     """Device-to-host copies under way; keeps their sources alive until they are done.
 
     At most `limit_bytes` of sources are kept: beyond that the oldest are waited for (a stall).
+    hold: whether a source is kept until the limit lets it go, as it would be if copies were slow.
     """
 
     def __init__(self, limit_bytes: int) -> None:
+        self.hold = False
         self._limit_bytes = limit_bytes
         self._copies: deque[tuple[Event, torch.Tensor, int]] = deque()
         self._bytes = 0
@@ -35,8 +37,8 @@ class CopiesInFlight:
             self._finish_oldest()
 
     def release_done(self) -> None:
-        """Let go of the sources whose copies are done."""
-        while self._copies and self._copies[0][0].done():
+        """Let go of the sources whose copies are done, unless they are held."""
+        while not self.hold and self._copies and self._copies[0][0].done():
             self._finish_oldest()
 
     def drain(self) -> None:

@@ -27,6 +27,7 @@ from memo_train.runtime.observe import Observer, ignore
 from memo_train.runtime.parts import ModelParts
 from memo_train.runtime.probe_calls import split_input
 from memo_train.runtime.shadow import trainable_parameters
+from memo_train.runtime.step_memory import MemoryBySize, StepMemory
 from memo_train.runtime.swap import CopiesInFlight
 from memo_train.runtime.tiles import TokenArguments
 from memo_train.runtime.verdict import BlockVerdict, HowToRun
@@ -53,7 +54,8 @@ class WrappedModel:
     """Puts tiled forwards in place of the model's own, and takes them out again.
 
     Attributes a profiler sets: `choose_policy`, asked at the start of each forward; `observer`;
-    `active_block`, the only one that does not pass x through (None: all are active).
+    `active_block`, the only one that does not pass x through (None: all are active). `memory`
+    looks after the device's memory in steps that nobody observes.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class WrappedModel:
         self.choose_policy: ChoosePolicy | None = None
         self.tile_counts: Counter[TilePlace] = Counter()
         self.observer: Observer = ignore
+        self.memory: StepMemory = MemoryBySize()
         self.active_block: int | None = None
         self.verdicts = verdicts
         self._in_flight = CopiesInFlight(0)
@@ -97,6 +100,7 @@ class WrappedModel:
     def restore(self) -> None:
         """Give the model its own forwards back, and wait for copies under way."""
         self._forwards.restore()
+        self.memory.end()
         self._in_flight.drain()
         self.device.set_large_bytes(None)
 
@@ -134,10 +138,22 @@ class WrappedModel:
         step = self.choose_policy(*shape)
         self._step, self._last_pass = step, None
         self._in_flight.drain()
+        self._begin_memory(*shape, step)
         self.device.set_large_bytes(step.whole_bytes)
         if self._loss is not None:
             self._loss.tile_tokens = step.loss_tile_tokens
-            self._loss.observer = self.observer
+            self._loss.observer = self._observe
+
+    def _begin_memory(self, batch: int, tokens: int, step: StepPolicy) -> None:
+        if self.observer is ignore and torch.is_grad_enabled():
+            self.memory.begin(batch, tokens, (step, self.parts.causal_lm.training))
+        else:
+            self.memory.end()
+        self._in_flight.hold = self.memory.is_recording
+
+    def _observe(self, stage: str, block: int, tile: int) -> None:
+        self.observer(stage, block, tile)
+        self.memory(stage, block, tile)
 
     def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
         x, args, kwargs = split_input(args, kwargs)
@@ -190,7 +206,7 @@ class WrappedModel:
             token_dims=verdict.token_dims,
             ahead_bytes=self._step.copies.ahead_bytes[index],
             park_pre=self._step.copies.park_pre,
-            observer=self.observer,
+            observer=self._observe,
             index=index,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,22 +25,27 @@ class Place(NamedTuple):
     op: str
 
 
-class PlaceRecorder:
-    """An observer (see `runtime.observe`) that marks the device's recording wherever it is told.
+class PlaceMarks:
+    """An observer (see `runtime.observe`) that marks wherever a step comes to.
 
-    Between `start` and `stop` all of device memory's events are recorded; an event belongs to the
-    last mark before it.
+    A place is marked by its number, given out in the order of first visits; the device passes the
+    marks on to whoever listens: a recording, or a step that is served by its layout.
     """
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: CpuDevice, places: Iterable[Place] = ()) -> None:
+        """places: those that have their numbers already."""
         self._device = device
         self._place = Place("forward", "between", NOWHERE, NOWHERE, "")
-        self._numbers: dict[Place, int] = {}
+        self._numbers = {place: number for number, place in enumerate(places)}
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """All places so far, by number."""
+        return tuple(self._numbers)
 
     def start(self) -> None:
-        """Begin to record, in phase forward."""
-        self._device.start_recording()
-        self._mark(self._place)
+        """Mark the start of a step, in phase forward."""
+        self._mark(Place("forward", "between", NOWHERE, NOWHERE, ""))
 
     def begin(self, phase: str) -> None:
         """A phase of `PHASES` begins."""
@@ -54,16 +60,36 @@ class PlaceRecorder:
         """An operation begins at the present place; "" is the end of one."""
         self._mark(self._place._replace(op=name))
 
-    def stop(self) -> Requests:
-        """End the recording; the requests of it."""
-        return requests_of_events(_log(self._device.stop_recording(), list(self._numbers)))
-
     def _mark(self, place: Place) -> None:
         self._place = place
         self._device.mark(self._numbers.setdefault(place, len(self._numbers)))
 
 
-def _log(events: Events, places: list[Place]) -> EventLog:
+class PlaceRecorder(PlaceMarks):
+    """Records all of device memory's events between `start` and `stop`.
+
+    An event belongs to the last mark before it.
+    """
+
+    def start(self) -> None:
+        """Begin to record, in phase forward."""
+        self._device.start_recording()
+        super().start()
+
+    def stop(self) -> Requests:
+        """End the recording; the requests of it."""
+        return requests_at(self._device.stop_recording(), self.places)
+
+
+def requests_at(events: Events, places: Sequence[Place]) -> Requests:
+    """The requests of recorded events, each at its place: the last mark before it.
+
+    places: what the marks' values are numbers of. The first event must be a mark.
+    """
+    return requests_of_events(_log(events, places))
+
+
+def _log(events: Events, places: Sequence[Place]) -> EventLog:
     is_mark = events["kind"] == EventKind.MARK
     marks = np.flatnonzero(is_mark)
     last_mark = marks[np.cumsum(is_mark) - 1]

@@ -60,6 +60,11 @@ class BlockPolicy:
         """Tiles of the block."""
         return self.keep_tiles + self.swap_tiles + self.recompute_tiles
 
+    @property
+    def swaps(self) -> bool:
+        """Whether anything of the block goes to the host."""
+        return self.swap_tiles > 0 or Place.SWAP in (self.x, self.o)
+
     def tile_place(self, tile: int) -> TilePlace:
         """What happens to tile number `tile`, from the first token on. Raises: InvalidInput."""
         check_int("tile", tile, 0, self.num_tiles - 1)

@@ -5,6 +5,7 @@ step = simulate(schedule, Speeds.of_link(plan.profile.link))
 step.step_s, step.stall_s_by_cause, step.device.peak_bytes
 """
 
+from memo_planner.schedule.backlog import copy_budget
 from memo_planner.schedule.builder import ScheduleBuilder
 from memo_planner.schedule.choose import plan_on_clock
 from memo_planner.schedule.layers import LayerCosts, LayerStep, layer_operations
@@ -32,6 +33,7 @@ __all__ = [
     "Stall",
     "StepRest",
     "Stream",
+    "copy_budget",
     "layer_operations",
     "plan_on_clock",
     "schedule_of",

@@ -40,7 +40,8 @@ class TileBackward:
         build, sizes, host = self._build, self._sizes, self._host
         build.at(Phase.BACKWARD, self._block)
         ahead_bytes = budget.ahead_bytes[self._block]
-        build.allow_in_flight(ahead_bytes)
+        # What the block itself sent comes back now, and copies to the host end in order.
+        build.allow_in_flight(0 if self._policy.swaps else ahead_bytes)
         take(build, host.x)
         take(build, host.o)
         fetch(build, host.attention)

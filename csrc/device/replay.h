@@ -1,0 +1,93 @@
+// One step served by its layout: request k gets address k, as long as the step goes as planned.
+#ifndef MEMO_DEVICE_REPLAY_H_
+#define MEMO_DEVICE_REPLAY_H_
+
+#include <pthread.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "device/step_layout.h"
+
+namespace memo {
+
+// What a step did that its layout did not foresee. Places are values of marks.
+struct Departure {
+  uint64_t bytes = 0;           // asked
+  uint64_t expected_bytes = 0;  // next in the layout; 0: nothing more at this place
+  uint64_t place = 0;           // the last mark
+  bool in_use = false;          // as expected, but what had the address before still lives
+  std::string op;               // operation that asked; empty if it cannot be told
+};
+
+struct ReplayCounts {
+  uint64_t planned = 0;   // requests at their planned address
+  uint64_t outside = 0;   // as expected, but of those that live on after the step
+  uint64_t small = 0;     // below the smallest size that is planned
+  uint64_t departed = 0;  // not as expected: served outside the planned range
+  uint64_t missing = 0;   // expected and never asked
+  bool given_up = false;  // the planned range was dissolved in mid-step for want of room
+  std::optional<Departure> first;
+};
+
+// Decides addresses; the arena that owns it holds its lock around every call.
+//
+// What does not match the layout is never an error: it is left to the arena. An address is handed
+// out only if all that lay there before is over, so a step that goes another way stays right.
+class Replay {
+ public:
+  // base: where the planned range starts. The calling thread is the one that is served.
+  Replay(std::shared_ptr<const StepLayout> layout, size_t base);
+
+  // The planned address of the next request, `bytes` being rounded up; nothing if it has none.
+  std::optional<size_t> Alloc(size_t bytes);
+  // The bytes of the planned request at `address`, which is over now; 0 if none lives there.
+  size_t Free(size_t address);
+  // The step has come to a place; requests that were expected before it are missing.
+  void Mark(uint64_t value);
+  // The step is over; requests that were still expected are missing.
+  void End();
+
+  // Planned requests that live now, as (address, bytes), by address.
+  std::vector<std::pair<size_t, size_t>> Live() const;
+
+  const ReplayCounts& counts() const { return counts_; }
+  size_t base() const { return base_; }
+  size_t end() const { return base_ + layout_->peak_bytes(); }
+  bool Covers(size_t address) const { return address >= base_ && address < end(); }
+  // Whether [address, address + bytes) lies within one live planned request.
+  bool IsLive(size_t address, size_t bytes) const;
+
+ private:
+  using Number = StepLayout::Number;
+  static constexpr Number kNobody = UINT32_MAX;
+
+  bool Holds(Number k, size_t address, size_t bytes) const;
+  std::optional<size_t> Depart(size_t bytes, bool in_use);
+  void Skip(Number k);
+  // `k` is over: those that wait for it come nearer.
+  void Finish(Number k);
+
+  const std::shared_ptr<const StepLayout> layout_;
+  const size_t base_;
+  const pthread_t thread_;
+  std::vector<uint32_t> waits_;
+  std::vector<char> skipped_;
+  std::vector<Number> live_in_;  // per slot
+  std::vector<Number> finished_;
+  Number next_ = 0;
+  Number segment_end_ = 0;
+  size_t next_mark_ = 0;
+  uint64_t place_ = 0;
+  bool lost_ = false;
+  ReplayCounts counts_;
+};
+
+}  // namespace memo
+
+#endif  // MEMO_DEVICE_REPLAY_H_

@@ -1,0 +1,76 @@
+"""What of a recorded step is planned: the requests of the compute thread, and where they came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memo_planner.trace.columns import Column
+from memo_planner.trace.requests import Requests
+from memo_train.device.events import EventKind, Events
+from memo_train.trace.places import Place, requests_at
+
+SMALLEST_BYTES = 512
+"""Smaller requests are scalars and shapes, which come and go with every line of Python."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecordedStep:
+    """One step's requests of `SMALLEST_BYTES` and more from the thread that computes.
+
+    Attributes:
+        requests: those that begin and end within the step.
+        size_bytes: of all of them, in order: int64 [n].
+        is_planned: whether each one is in `requests`; the others live on after the step: bool [n].
+        mark_values: numbers of the places the step came to, in order: int64 [m].
+        mark_firsts: how many requests were before each mark: int64 [m].
+        places: what the numbers mean.
+    """
+
+    requests: Requests
+    size_bytes: Column
+    is_planned: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    mark_values: Column
+    mark_firsts: Column
+    places: tuple[Place, ...]
+
+
+def recorded_step(events: Events, places: tuple[Place, ...]) -> RecordedStep:
+    """The part of a recording that a layout can plan. The first event is compute's first mark."""
+    kinds = events["kind"]
+    made = events[kinds == EventKind.ALLOC]
+    is_ours = (made["thread"] == events["thread"][0]) & (made["bytes"] >= SMALLEST_BYTES)
+    everything = requests_at(events, places)
+    num_old = len(everything) - len(made)
+    is_planned = is_ours & ~everything.outlive[num_old:]
+    is_mark = kinds == EventKind.MARK
+    counted = np.zeros(len(events), np.int64)
+    counted[kinds == EventKind.ALLOC] = is_ours
+    return RecordedStep(
+        requests=_select(everything, np.concatenate([np.zeros(num_old, bool), is_planned])),
+        size_bytes=made["bytes"][is_ours].astype(np.int64),
+        is_planned=is_planned[is_ours],
+        mark_values=events["offset"][is_mark].astype(np.int64),
+        mark_firsts=np.cumsum(counted)[is_mark],
+        places=places,
+    )
+
+
+def _select(requests: Requests, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Requests:
+    """Some of the requests, on a clock that counts their own events only."""
+    times = np.concatenate([requests.malloc_times[mask], requests.free_times[mask]])
+    clock = np.argsort(np.argsort(times, kind="stable"), kind="stable") + 1
+    num_selected = len(times) // 2
+    return Requests(
+        ids=np.arange(num_selected),
+        malloc_times=clock[:num_selected],
+        free_times=clock[num_selected:],
+        size_bytes=requests.size_bytes[mask],
+        phases=requests.phases[mask],
+        blocks=requests.blocks[mask],
+        tiles=requests.tiles[mask],
+        ops=requests.ops[mask],
+        op_names=requests.op_names,
+        end_time=len(times) + 1,
+    )
