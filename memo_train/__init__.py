@@ -6,6 +6,7 @@ Source: MEMO (SIGMOD 2025, arXiv 2407.12117).
 from typing import TYPE_CHECKING, Any
 
 from memo_train.errors import MemoError
+from memo_train.memory import MemoryReport, load_plan, memory_report, save_plan, use_layouts
 from memo_train.runtime.attention import attention
 from memo_train.stats import Stats, reset_stats, stats
 from memo_train.wrap import plan, unwrap, wrap
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MemoError",
+    "MemoryReport",
     "Stats",
     "Trainer",
     "TrainerConfig",
     "attention",
+    "load_plan",
+    "memory_report",
     "plan",
     "reset_stats",
+    "save_plan",
     "stats",
     "unwrap",
+    "use_layouts",
     "wrap",
 ]
 

@@ -18,7 +18,7 @@ from memo_planner import (
 from memo_planner.copy_budget import CopyBudget
 from memo_planner.schedule import copy_budget, plan_on_clock
 from memo_train.caps import Caps
-from memo_train.layout import StepLayouts
+from memo_train.layout import Shape, StepLayouts
 from memo_train.runtime.ambient import precision
 from memo_train.runtime.wrapped import StepPolicy, WrappedModel
 from memo_train.trace.profile import measure_profile
@@ -33,6 +33,15 @@ class Choices:
     limits: Limits
     alpha: float | None
     tile_tokens: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStep:
+    """A plan and what the runtime makes of it."""
+
+    shape: Shape
+    plan: Plan
+    step: StepPolicy
 
 
 class StepPlanner:
@@ -50,39 +59,43 @@ class StepPlanner:
         self.layouts = layouts
         self._choices = choices
         self._profiles: dict[tuple[object, ...], Profile] = {}
-        self._plans: dict[tuple[object, ...], Plan] = {}
-        self._steps: dict[tuple[object, ...], StepPolicy] = {}
-        self.last_plan: Plan | None = None
+        self._planned: dict[Shape, PlannedStep] = {}
+        self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
         """The policy of a step of `batch` sequences of `tokens`. Raises: PlanInfeasible."""
         if not torch.is_grad_enabled() or not self.trains:
             return self._without_backward(tokens)
-        self.plan(batch, tokens)
-        return self._steps[(batch, tokens, precision())]
+        return self.plan(batch, tokens).step
 
     @property
     def trains(self) -> bool:
         """Whether the model has anything to train; without it there is nothing to profile."""
         return any(p.requires_grad for p in self.wrapped.parts.causal_lm.parameters())
 
-    def plan(self, batch: int, tokens: int) -> Plan:
+    def plan(self, batch: int, tokens: int) -> PlannedStep:
         """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
-        shape = (batch, tokens, precision())
-        if shape not in self._plans:
+        shape = Shape(batch=batch, tokens=tokens, precision=precision())
+        if shape not in self._planned:
             try:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
             except PlanInfeasible:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=True), True
-            self._plans[shape] = plan
-            self._steps[shape] = StepPolicy(
-                policy=plan.policy,
-                loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
-                copies=copy_budget(plan, park_pre=park_pre),
-                whole_bytes=_whole_bytes(plan),
-            )
-        self.last_plan = self._plans[shape]
-        return self.last_plan
+            self.adopt(shape, plan, park_pre=park_pre)
+        self.last = self._planned[shape]
+        return self.last
+
+    def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
+        """Run steps of `shape` by `plan` from now on."""
+        step = StepPolicy(
+            policy=plan.policy,
+            loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
+            copies=copy_budget(plan, park_pre=park_pre),
+            whole_bytes=_whole_bytes(plan),
+        )
+        self.last = PlannedStep(shape=shape, plan=plan, step=step)
+        self._planned[shape] = self.last
+        return self.last
 
     def _make_plan(self, batch: int, tokens: int, *, park_pre: bool) -> Plan:
         return plan_on_clock(

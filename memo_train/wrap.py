@@ -13,7 +13,7 @@ from memo_train.caps import Caps
 from memo_train.device.cpu import get_cpu_device
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
-from memo_train.planning import Choices, StepPlanner
+from memo_train.planning import Choices, PlannedStep, StepPlanner
 from memo_train.runtime.parts import ModelParts, causal_lm_of, find_parts
 from memo_train.runtime.probe import probe_blocks
 from memo_train.runtime.probe_loss import why_loss_is_whole
@@ -82,7 +82,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises: UnsupportedModel if it is not wrapped.
     """
-    planner = _planner_of(model)
+    planner = planner_of(model)
     planner.wrapped.restore()
     planner.caps.restore()
     delattr(planner.wrapped.parts.causal_lm, _ATTRIBUTE)
@@ -94,17 +94,22 @@ def plan(model: nn.Module) -> Plan:
 
     Raises: UnsupportedModel if it is not wrapped, or no step has been planned yet.
     """
-    last = _planner_of(model).last_plan
-    if last is None:
-        raise UnsupportedModel("no step has been planned yet; pass seq_len to wrap or run a step")
-    return last
+    return planned_step_of(planner_of(model)).plan
 
 
-def _planner_of(model: nn.Module) -> StepPlanner:
+def planner_of(model: nn.Module) -> StepPlanner:
+    """What plans the steps of a wrapped model. Raises: UnsupportedModel if it is not wrapped."""
     planner = getattr(causal_lm_of(model), _ATTRIBUTE, None)
     if not isinstance(planner, StepPlanner):
         raise UnsupportedModel(f"this {type(model).__name__} is not wrapped")
     return planner
+
+
+def planned_step_of(planner: StepPlanner) -> PlannedStep:
+    """The step planned last. Raises: UnsupportedModel if there is none yet."""
+    if planner.last is None:
+        raise UnsupportedModel("no step has been planned yet; pass seq_len to wrap or run a step")
+    return planner.last
 
 
 def _choices(
@@ -148,7 +153,7 @@ def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool)
         planner.plan(1, seq_len)
     elif fits_at_all:
         planner.plan(1, 1)
-        planner.last_plan = None
+        planner.last = None
 
 
 def _report(parts: ModelParts, verdicts: tuple[BlockVerdict, ...], whole_loss: str | None) -> None:

@@ -58,7 +58,7 @@ size_t Replay::Free(size_t address) {
 }
 
 void Replay::Mark(uint64_t value) {
-  if (lost_ || !pthread_equal(thread_, pthread_self())) return;
+  if (lost_) return;
   place_ = value;
   const auto& marks = layout_->marks();
   lost_ = next_mark_ >= marks.size() || marks[next_mark_].value != value;

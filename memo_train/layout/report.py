@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memo_planner.sizes import format_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeReport:
@@ -38,3 +40,22 @@ class ShapeReport:
     unplanned: int
     missing: int
     first_departure: str
+
+    def __str__(self) -> str:
+        name = f"{self.batch} x {self.tokens:,} tokens in {self.precision}: {self.state}"
+        if not self.num_requests:
+            return f"{name}; {self.num_steps_by_size:,} steps by size"
+        above = self.peak_bytes - self.lower_bound_bytes
+        lines = [
+            name,
+            f"  layout     {self.num_requests:,} requests a step in "
+            f"{format_bytes(self.peak_bytes)}, {format_bytes(above)} above the lower bound, "
+            f"solved in {self.solve_s:.2f} s",
+            f"  steps      {self.num_steps:,} by the layout, {self.num_steps_by_size:,} by size",
+            f"  requests   {self.planned:,} planned, {self.unplanned:,} unplanned, "
+            f"{self.missing:,} missing; besides {self.outside:,} that outlive their step and "
+            f"{self.small:,} too small to plan",
+        ]
+        if self.first_departure:
+            lines.append(f"  departure  {self.first_departure}")
+        return "\n".join(lines)

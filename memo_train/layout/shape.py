@@ -87,7 +87,7 @@ class ShapeSteps:
             tokens=self.shape.tokens,
             precision=self.shape.precision,
             state=self._state(),
-            num_requests=0 if solved is None else len(solved.offset_bytes),
+            num_requests=0 if solved is None else solved.num_planned,
             peak_bytes=0 if solved is None else solved.peak_bytes,
             lower_bound_bytes=0 if solved is None else solved.lower_bound_bytes,
             solve_s=0.0 if solved is None else solved.seconds,
@@ -114,9 +114,7 @@ class ShapeSteps:
         assert self.solved is not None
         missing = f"{counts.missing:,} planned requests did not come"
         found = counts.first
-        self.first_departure = (
-            missing if found is None else _departure(found, self.solved.recorded.places)
-        )
+        self.first_departure = missing if found is None else _departure(found, self.solved.places)
         warnings.warn(
             f"{self._name()} did not go as its layout planned: {counts.departed:,} requests of "
             f"{counts.departed + counts.planned:,} went elsewhere ({self.first_departure}); the "

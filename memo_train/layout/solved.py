@@ -14,38 +14,56 @@ from memo_planner.layout.validate import faults
 from memo_planner.trace.columns import Column
 from memo_train import _core
 from memo_train.layout.recorded import SMALLEST_BYTES, RecordedStep
+from memo_train.trace.places import Place
 
 ALIGNMENT_BYTES = 64
 SOLVE_SECONDS = 20.0
+OUTSIDE = -1
+"""The offset of a request that is not in the planned range: it lives on after the step."""
 _REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
 _MARK = np.dtype([("value", "<u8"), ("first", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SolvedStep:
-    """Addresses for a recorded step.
+    """Addresses for the requests of a step, in the order in which they come.
 
-    offset_bytes: of each planned request, from the start of the planned range: int64.
-    peak_bytes: end of the highest. lower_bound_bytes: most bytes that live at once, aligned.
-    seconds: that solving took.
+    Attributes:
+        size_bytes, offset_bytes: of each request; offsets from the start of the planned range, or
+            `OUTSIDE`: int64 [n].
+        mark_values, mark_firsts: as in `RecordedStep`: int64 [m]. places: what the values mean.
+        lower_bound_bytes: most planned bytes that live at once, aligned.
+        seconds: that solving took.
     """
 
-    recorded: RecordedStep
+    size_bytes: Column
     offset_bytes: Column
-    peak_bytes: int
+    mark_values: Column
+    mark_firsts: Column
+    places: tuple[Place, ...]
     lower_bound_bytes: int
     seconds: float
 
+    @property
+    def num_planned(self) -> int:
+        """Requests that have an address."""
+        return int((self.offset_bytes != OUTSIDE).sum())
+
+    @property
+    def peak_bytes(self) -> int:
+        """End of the highest planned request."""
+        return self.native.peak_bytes
+
     @cached_property
     def native(self) -> _core.StepLayout:
-        """The layout as the device takes it."""
-        recorded = self.recorded
-        requests = np.empty(len(recorded.size_bytes), _REQUEST)
-        requests["bytes"] = recorded.size_bytes
-        requests["offset"] = _core.StepLayout.OUTSIDE
-        requests["offset"][recorded.is_planned] = self.offset_bytes
-        marks = np.empty(len(recorded.mark_values), _MARK)
-        marks["value"], marks["first"] = recorded.mark_values, recorded.mark_firsts
+        """The layout as the device takes it. Raises: InvalidDeviceArgument."""
+        requests = np.empty(len(self.size_bytes), _REQUEST)
+        is_outside = self.offset_bytes == OUTSIDE
+        requests["bytes"] = self.size_bytes
+        requests["offset"] = np.where(is_outside, 0, self.offset_bytes)
+        requests["offset"][is_outside] = _core.StepLayout.OUTSIDE
+        marks = np.empty(len(self.mark_values), _MARK)
+        marks["value"], marks["first"] = self.mark_values, self.mark_firsts
         return _core.StepLayout(requests, marks, SMALLEST_BYTES)
 
 
@@ -56,10 +74,14 @@ def solve_step(recorded: RecordedStep) -> SolvedStep:
     ).placement
     wrong = faults(found)
     assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
+    offset_bytes = np.full(len(recorded.size_bytes), OUTSIDE, np.int64)
+    offset_bytes[recorded.is_planned] = found.offset_bytes
     return SolvedStep(
-        recorded=recorded,
-        offset_bytes=found.offset_bytes,
-        peak_bytes=found.peak_bytes,
+        size_bytes=recorded.size_bytes,
+        offset_bytes=offset_bytes,
+        mark_values=recorded.mark_values,
+        mark_firsts=recorded.mark_firsts,
+        places=recorded.places,
         lower_bound_bytes=found.lower_bound_bytes,
         seconds=found.seconds,
     )

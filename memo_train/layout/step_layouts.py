@@ -8,105 +8,68 @@ forward and the end of its backward.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import ClassVar
-
-import torch
 
 from memo_train.device.cpu import CpuDevice
-from memo_train.layout.recorded import recorded_step
 from memo_train.layout.report import ShapeReport
 from memo_train.layout.shape import Shape, ShapeSteps
 from memo_train.layout.solved import SolvedStep
+from memo_train.layout.under_way import StepUnderWay
 from memo_train.runtime.ambient import precision
 from memo_train.runtime.step_memory import StepMemory
-from memo_train.trace.places import PlaceMarks, PlaceRecorder
 
 
 class StepLayouts(StepMemory):
-    """Records, solves and serves the layouts of one model's steps on `device`."""
+    """Records, solves and serves the layouts of one model's steps on `device`.
 
-    _holder: ClassVar[StepLayouts | None] = None
-    """Whose step is under way: the device records or serves one at a time."""
+    on: whether steps are recorded and served at all.
+    """
 
     def __init__(self, device: CpuDevice) -> None:
         self.on = True
         self._device = device
         self._shapes: dict[tuple[Shape, Hashable], ShapeSteps] = {}
-        self._step: ShapeSteps | None = None
-        self._marks: PlaceMarks | None = None
-        self._in_backward = self._is_complete = False
+        self._under_way: StepUnderWay | None = None
 
     @property
     def is_recording(self) -> bool:
         """Whether the step under way is recorded."""
-        return isinstance(self._marks, PlaceRecorder)
+        return self._under_way is not None and self._under_way.is_recording
 
     def begin(self, batch: int, tokens: int, how: Hashable) -> None:
         """A training step of that shape begins, carried out as `how` says."""
         self.end()
         if not self.on:
             return
-        if StepLayouts._holder is not None:
-            StepLayouts._holder.end()
         shape = Shape(batch=batch, tokens=tokens, precision=precision())
-        step = self._shapes.setdefault((shape, how), ShapeSteps(shape=shape))
-        step.take_solved()
-        self._marks = self._start(step)
-        if self._marks is None:
-            step.went_by_size()
-            return
-        StepLayouts._holder, self._step = self, step
-        self._in_backward = self._is_complete = False
-        self._marks.start()
-
-    def _start(self, step: ShapeSteps) -> PlaceMarks | None:
-        """Let the device record the step or serve it by its layout; None where it does neither."""
-        if step.wants_recording:
-            step.num_recordings += 1
-            return PlaceRecorder(self._device)
-        solved = step.solved
-        if solved is None or not self._device.begin_step(solved.native):
-            return None
-        return PlaceMarks(self._device, solved.recorded.places)
+        steps = self._shapes.setdefault((shape, how), ShapeSteps(shape=shape))
+        steps.take_solved()
+        self._under_way = StepUnderWay.begin(self._device, steps)
 
     def __call__(self, stage: str, block: int, tile: int) -> None:
-        """The step comes to a stage; its end is that of the backward pass of which it hears."""
-        if self._marks is None:
-            return
-        if not self._in_backward and stage.endswith("backward"):
-            self._in_backward = True
-            self._marks.begin("backward")
-            engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self._complete)
-        self._marks(stage, block, tile)
-
-    def _complete(self) -> None:
-        """Backward has run to its end."""
-        self._is_complete = True
-        self.end()
+        """The step comes to a stage of `runtime.observe`."""
+        if self._under_way is not None:
+            self._under_way(stage, block, tile)
 
     def end(self) -> None:
-        """The step under way, if any, is over; one cut short is no step to learn from."""
-        marks, step = self._marks, self._step
-        self._marks = self._step = None
-        if marks is None or step is None:
-            return
-        StepLayouts._holder = None
-        if isinstance(marks, PlaceRecorder):
-            step.went_by_size()
-            events = self._device.stop_recording()
-            if self._is_complete:
-                step.solve(recorded_step(events, marks.places))
-            return
-        counts = self._device.end_step()
-        if counts is not None and self._is_complete:
-            step.went(counts)
+        """No step of this model is under way any more."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.end()
 
     def wait(self) -> None:
         """Wait for every layout that is being solved."""
-        for step in self._shapes.values():
-            step.take_solved(wait=True)
+        for steps in self._shapes.values():
+            steps.take_solved(wait=True)
+
+    def solved(self, shape: Shape, how: Hashable) -> SolvedStep | None:
+        """The layout of such steps, if it has been found."""
+        steps = self._shapes.get((shape, how))
+        return None if steps is None else steps.solved
+
+    def adopt(self, shape: Shape, how: Hashable, solved: SolvedStep) -> None:
+        """Take a layout that was found before."""
+        self._shapes[shape, how] = ShapeSteps(shape=shape, solved=solved, wants_recording=False)
 
     def reports(self) -> tuple[ShapeReport, ...]:
         """What became of each shape's steps, in the order of their first."""
-        return tuple(step.report() for step in self._shapes.values())
+        return tuple(steps.report() for steps in self._shapes.values())

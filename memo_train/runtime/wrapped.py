@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -104,6 +104,10 @@ class WrappedModel:
         self._in_flight.drain()
         self.device.set_large_bytes(None)
 
+    def how(self, step: StepPolicy) -> Hashable:
+        """Equal for steps that ask for the same memory, as far as one can tell beforehand."""
+        return step, self.parts.causal_lm.training
+
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
         return None if self._last_pass is None else self._last_pass()
@@ -146,7 +150,7 @@ class WrappedModel:
 
     def _begin_memory(self, batch: int, tokens: int, step: StepPolicy) -> None:
         if self.observer is ignore and torch.is_grad_enabled():
-            self.memory.begin(batch, tokens, (step, self.parts.causal_lm.training))
+            self.memory.begin(batch, tokens, self.how(step))
         else:
             self.memory.end()
         self._in_flight.hold = self.memory.is_recording

@@ -148,7 +148,7 @@ class Trainer:
             return
         save_model(self.model, str(out_dir / "model.safetensors"))
         with suppress(UnsupportedModel):  # a model that is not wrapped has no plan
-            memo_train.plan(self.model).save(out_dir / "plan.json")
+            memo_train.save_plan(self.model, out_dir / "plan.json")
 
 
 def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from memo_train import memory_report, use_layouts
 from memo_train.device import CpuDevice
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.runtime.causal_lms import gpt2_with_dropout, own_llama
@@ -31,11 +32,15 @@ def test_thirty_seeds(policy: str, free_bytes: int, ids, wrapped, device) -> Non
     force(model, policy, 8, free_bytes)
     device.poison(True)
     for seed in SEEDS:
+        use_layouts(model, seed % 3 > 0)  # steps by size, and after the first of them planned ones
         device.adversary(seed)
         try:
             assert_same_bits(step_of(model, ids), keep)
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
+    planned = memory_report(model).shapes[-1]
+    assert planned.num_steps > 5
+    assert (planned.unplanned, planned.missing) == (0, 0)
 
 
 @pytest.mark.parametrize("policy", ["swap", "mixed"])
@@ -94,11 +99,16 @@ def forget_waits(monkeypatch, device) -> Iterator[Callable[[str], None]]:
         host_free(device, address)
 
 
+@pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.parametrize("copy", ["copy_to_host", "copy_to_device"])
-def test_a_missing_wait_would_show(copy: str, ids, wrapped, device, forget_waits) -> None:
+def test_a_missing_wait_would_show(copy, planned, ids, wrapped, device, forget_waits) -> None:
     model = wrapped(own_llama(), "keep")
     keep = step_of(model, ids)
     force(model, "swap", 8, MUCH_ROOM)
+    use_layouts(model, planned)
+    if planned:
+        step_of(model, ids)
+        memory_report(model)
     device.poison(True)
     device.adversary(1)
     forget_waits(copy)

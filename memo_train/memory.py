@@ -1,0 +1,121 @@
+"""What becomes of device memory in a wrapped model's steps: layouts on and off, report, files."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from memo_planner import Plan
+from memo_planner.errors import PlanFileError
+from memo_planner.sizes import format_bytes
+from memo_train.device.cpu import get_cpu_device
+from memo_train.layout import Shape, ShapeReport
+from memo_train.layout.file import PlanLayout
+from memo_train.planning import PlannedStep, StepPlanner
+from memo_train.runtime.ambient import precision
+from memo_train.trace.profile import model_hash
+from memo_train.wrap import planned_step_of, planner_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+    """How a model's steps used the device's memory; `print` it.
+
+    shapes: a report for each shape of step. device_used_bytes, device_peak_bytes: of everything in
+    the process, as in `stats`. high_water_bytes: most bytes outside the largest hole, which is what
+    a cap limits; what it has above the peak is lost to holes and to the planned range's own rest.
+    """
+
+    shapes: tuple[ShapeReport, ...]
+    device_used_bytes: int
+    device_peak_bytes: int
+    high_water_bytes: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"device memory: {format_bytes(self.device_used_bytes)} in use, peak "
+            f"{format_bytes(self.device_peak_bytes)}, highest end "
+            f"{format_bytes(self.high_water_bytes)}"
+        ]
+        return "\n".join([*lines, *map(str, self.shapes)])
+
+
+def memory_report(model: nn.Module) -> MemoryReport:
+    """Layouts of a wrapped model's steps: peak, bound, planned and unplanned requests.
+
+    Waits for layouts that are being solved. Raises: UnsupportedModel if it is not wrapped.
+    """
+    layouts = planner_of(model).layouts
+    layouts.wait()
+    counters = get_cpu_device().counters()
+    return MemoryReport(
+        shapes=layouts.reports(),
+        device_used_bytes=counters.device_used_bytes,
+        device_peak_bytes=counters.device_peak_bytes,
+        high_water_bytes=counters.device_high_water_bytes,
+    )
+
+
+def use_layouts(model: nn.Module, on: bool) -> None:
+    """Whether later steps of a wrapped model get planned addresses; on by default.
+
+    Changes addresses, never results. Raises: UnsupportedModel if it is not wrapped.
+    """
+    planner_of(model).layouts.on = on
+
+
+def save_plan(model: nn.Module, path: str | Path) -> None:
+    """Write the plan of the step planned last, and its layout beside it (`.layout.json`).
+
+    Waits for a layout that is being solved. Raises: UnsupportedModel; OSError.
+    """
+    planner = planner_of(model)
+    planned = planned_step_of(planner)
+    planner.layouts.wait()
+    beside = PlanLayout(
+        plan_hash=planned.plan.inputs_hash,
+        precision=planned.shape.precision,
+        training=planner.wrapped.parts.causal_lm.training,
+        park_pre=planned.step.copies.park_pre,
+        solved=planner.layouts.solved(planned.shape, _how(planner, planned)),
+    )
+    planned.plan.save(path)
+    beside.save(_beside(Path(path)))
+
+
+def load_plan(model: nn.Module, path: str | Path) -> Plan:
+    """Run steps of the plan's shape by a plan that `save_plan` wrote, from the first on.
+
+    Raises: UnsupportedModel if the model is not wrapped; PlanFileError if the files cannot be read
+        or are for another model or precision, with both values named.
+    """
+    planner = planner_of(model)
+    plan = Plan.load(path)
+    found = PlanLayout.load(_beside(Path(path)), plan_hash=plan.inputs_hash)
+    causal_lm = planner.wrapped.parts.causal_lm
+    wanted = {
+        "model_hash": (plan.profile.model_hash, model_hash(causal_lm)),
+        "device": (plan.profile.device, "cpu"),
+        "num_blocks": (plan.profile.num_blocks, len(planner.wrapped.parts.blocks)),
+        "precision": (found.precision, precision()),
+        "training": (found.training, causal_lm.training),
+    }
+    for name, (given, here) in wanted.items():
+        if given != here:
+            raise PlanFileError(f"{path}: {name} is {given!r}, this model's is {here!r}")
+    shape = Shape(batch=plan.profile.batch, tokens=plan.policy.tokens, precision=found.precision)
+    planned = planner.adopt(shape, plan, park_pre=found.park_pre)
+    if found.solved is not None:
+        planner.layouts.adopt(shape, _how(planner, planned), found.solved)
+    return plan
+
+
+def _how(planner: StepPlanner, planned: PlannedStep) -> Hashable:
+    return planner.wrapped.how(planned.step)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_suffix(".layout.json")
