@@ -149,7 +149,8 @@ class WrappedModel:
             self._loss.observer = self._observe
 
     def _begin_memory(self, batch: int, tokens: int, step: StepPolicy) -> None:
-        if self.observer is ignore and torch.is_grad_enabled():
+        is_profiled = self.observer is not ignore or self.active_block is not None
+        if torch.is_grad_enabled() and not is_profiled:
             self.memory.begin(batch, tokens, self.how(step))
         else:
             self.memory.end()

@@ -11,8 +11,9 @@ from torch import nn
 
 import memo_train
 from memo_train.device import get_cpu_device
+from memo_train.model import Llama, LlamaConfig
 from tests.layout.steps import Training, layouts_of, only_report, wrapped
-from tests.runtime.causal_lms import MODELS
+from tests.runtime.causal_lms import MODELS, VOCAB_SIZE
 from tests.runtime.policies import POLICIES
 
 torch.set_num_threads(1)
@@ -74,6 +75,36 @@ def test_autocast_has_its_own_layout() -> None:
     assert [report.precision for report in reports] == ["its own types", "autocast to bfloat16"]
     assert [report.num_steps for report in reports] == [2, 2]
     assert sum(report.unplanned + report.missing for report in reports) == 0
+
+
+def bf16_losses(*, on: bool) -> tuple[list[float], nn.Module]:
+    """Steps of a model that is large enough for the kernels' own threads to take memory."""
+    sizes = {"hidden_size": 128, "ffn_size": 256, "num_heads": 4, "num_kv_heads": 2}
+    config = LlamaConfig(vocab_size=VOCAB_SIZE, num_blocks=2, **sizes)
+    torch.manual_seed(1)
+    model = memo_train.wrap(Llama(config).bfloat16(), alpha=0.5, tile_tokens=128)
+    memo_train.use_layouts(model, on)
+    training = Training(model)
+    for _ in range(5):
+        training.step(1, 512)
+    return training.losses, model
+
+
+def test_memory_that_other_threads_take_is_not_planned() -> None:
+    """Kernels in bf16 take memory on their own threads, in an order that varies."""
+    device = get_cpu_device()
+    torch.set_num_threads(2)
+    try:
+        device.start_recording()
+        without, _ = bf16_losses(on=False)
+        threads = device.stop_recording()["thread"]
+        with_layout, model = bf16_losses(on=True)
+    finally:
+        torch.set_num_threads(1)
+    assert len(set(threads.tolist())) > 1
+    assert with_layout == without
+    report = only_report(model)
+    assert (report.num_steps, report.unplanned, report.missing) == (4, 0, 0)
 
 
 def twice(run: Callable[[Training], None]) -> Training:
