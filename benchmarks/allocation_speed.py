@@ -9,13 +9,10 @@ take turns; a figure is the time of a whole step over its allocations and frees.
 
 import argparse
 import ctypes
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import memo_train
 from benchmarks.job import Job
 from benchmarks.llama import build_model, piece_of_text
+from benchmarks.native import compiled
 from benchmarks.results import ResultRow, append_csv, print_table
 from memo_train import _core
 from memo_train.device.cpu import get_cpu_device
@@ -34,7 +32,6 @@ from memo_train.layout.solved import SolvedStep, solve_step
 from memo_train.runtime.observe import NOWHERE
 from memo_train.trace.places import Place
 
-SOURCE = Path(__file__).with_suffix(".cc")
 NS = 1e9
 
 
@@ -82,15 +79,13 @@ def _requests(events: Events, recorded: RecordedStep) -> Requests:
 
 def measure(requests: Requests, repeats: int) -> dict[str, list[float]]:
     """Nanoseconds per allocation or free of each mode, the modes in turn."""
-    with TemporaryDirectory() as folder:
-        library = _compile(Path(folder))
-        modes = _modes(library)
-        found: dict[str, list[float]] = {name: [] for name in modes}
-        for repeat in range(repeats + 1):
-            for name, mode in modes.items():
-                seconds = mode(requests)
-                if repeat:
-                    found[name].append(seconds / len(requests.events) * NS)
+    modes = _modes(_library())
+    found: dict[str, list[float]] = {name: [] for name in modes}
+    for repeat in range(repeats + 1):
+        for name, mode in modes.items():
+            seconds = mode(requests)
+            if repeat:
+                found[name].append(seconds / len(requests.events) * NS)
     return found
 
 
@@ -122,12 +117,8 @@ def _modes(library: ctypes.CDLL) -> dict[str, Callable[[Requests], float]]:
     }
 
 
-def _compile(folder: Path) -> ctypes.CDLL:
-    compiler = shutil.which("c++") or shutil.which("g++") or "c++"
-    target = folder / "allocation_speed.so"
-    command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", str(SOURCE), "-o", str(target)]
-    subprocess.run(command, check=True)
-    library = ctypes.CDLL(str(target))
+def _library() -> ctypes.CDLL:
+    library = compiled(Path(__file__).with_suffix(".cc"))
     library.run_step.restype = ctypes.c_double
     pointer, number = ctypes.c_size_t, ctypes.c_int64
     library.run_step.argtypes = [*[pointer] * 4, number, pointer, number]

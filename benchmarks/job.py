@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 
 MODES = ("plain", "checkpoint", "checkpoint_offload", "memo")
+ALLOCATORS = ("layout", "by size", "torch")
 HEAD_DIM = 64
 MIB = 2**20
 
@@ -19,6 +20,8 @@ class Job:
         tile_tokens: the loss's tile in every mode, and the blocks' tile in mode "memo"; None lets
             the planner choose the blocks' and takes DEFAULT_LOSS_TILE for the others.
         alpha: in mode "memo", the part of the tiles to swap; None lets the planner choose all.
+        allocator: who serves tensors, one of ALLOCATORS: the arena, in mode "memo" by a layout or
+            only by size, or torch's own; nothing can be swapped or capped then.
     """
 
     mode: str
@@ -27,12 +30,15 @@ class Job:
     activation_bytes: int | None = None
     tile_tokens: int | None = None
     alpha: float | None = None
+    allocator: str = "layout"
     vocab: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}, must be one of {', '.join(MODES)}")
+        if self.allocator not in ALLOCATORS:
+            raise ValueError(f"allocator is {self.allocator!r}, must be one of {ALLOCATORS}")
         if self.hidden % HEAD_DIM:
             raise ValueError(f"hidden is {self.hidden}, must be a multiple of {HEAD_DIM}")
 

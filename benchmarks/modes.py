@@ -23,6 +23,7 @@ import memo_train
 from benchmarks.job import Job
 from benchmarks.llama import build_model, piece_of_text
 from benchmarks.offloaded_checkpoints import OffloadedCheckpoints
+from benchmarks.posix_allocator import use_posix_allocator
 from memo_train.device.cpu import get_cpu_device
 from memo_train.errors import PlanInfeasible
 from memo_train.runtime.loss import TiledLoss
@@ -77,6 +78,8 @@ class ModeRun:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
         seconds = time.perf_counter() - started_s
+        if self._wrapped_tokens is not None:
+            memo_train.memory_report(self._model)  # the next step does not share the cores
         after = self._device.counters()
         return StepResult(
             loss=loss,
@@ -161,6 +164,9 @@ class ModeRun:
             alpha=self.job.alpha,
             tile_tokens=self.job.tile_tokens,
         )
+        memo_train.use_layouts(self._model, self.job.allocator == "layout")
+        if self.job.allocator == "torch":
+            use_posix_allocator(self._device)
         self._wrapped_tokens = tokens
 
     def _recover(self) -> None:

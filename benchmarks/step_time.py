@@ -4,8 +4,9 @@ usage: python benchmarks/step_time.py --tokens 4096 --json out.json [--hidden 25
 
 Without a cap the planner keeps everything in mode "memo". "memo_recompute" (alpha = 0) and
 "memo_swap" (alpha = 1) keep nothing, so they are to be compared with checkpointing; "memo" is to be
-compared with plain. Each mode has a process of its own; they take turns, one step at a time, after
-one step each to warm up.
+compared with plain. "memo_by_size" is "memo" without a layout, and "memo_torch_allocator" leaves
+tensors to torch's own allocator; both only if asked for. Each mode has a process of its own; they
+take turns, one step at a time, after one step each to warm up.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from benchmarks.process import WorkerProcess
 from benchmarks.results import ResultRow, append_csv, mib, print_table, write_json
 
 ALPHA_OF = {"memo_recompute": 0.0, "memo_swap": 1.0}
+ALLOCATOR_OF = {"memo_by_size": "by size", "memo_torch_allocator": "torch"}
 
 
 def interleaved_steps(
@@ -44,7 +46,12 @@ def main() -> None:
     options = _parse()
     shape = {"layers": options.layers, "hidden": options.hidden, "tile_tokens": options.tile_tokens}
     jobs = {
-        name: Job(mode=name if name in MODES else "memo", alpha=ALPHA_OF.get(name), **shape)
+        name: Job(
+            mode=name if name in MODES else "memo",
+            alpha=ALPHA_OF.get(name),
+            allocator=ALLOCATOR_OF.get(name, "layout"),
+            **shape,
+        )
         for name in options.modes
     }
     replies, share = interleaved_steps(jobs, options.tokens, options.repeats)
@@ -98,7 +105,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--tile-tokens", type=int, help="default: the planner's choice")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--modes", nargs="+", choices=names, default=names)
+    parser.add_argument("--modes", nargs="+", choices=[*names, *ALLOCATOR_OF], default=names)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--csv", action="store_true", help="add rows to benchmarks/results/")
     return parser.parse_args()
