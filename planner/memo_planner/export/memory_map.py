@@ -20,6 +20,7 @@ _TOP, _HEIGHT, _STRIP = 84, 560, 20
 _LEAST_PIXELS = 0.35
 """Rectangles lower than this are not drawn; how many is said in the picture."""
 
+_LEAST_LOST = 0.0005
 _EDGE_PIXELS = 3.0
 _GRID, _TEXT, _FAINT, _PEAK = "#e4e4e4", "#222222", "#8a8a8a", "#c0392b"
 _MOST_TICKS = 9
@@ -30,10 +31,11 @@ class Kind(Enum):
 
     BEFORE = "lived before the step"
     WITHIN = "within the step"
-    SAVED = "made in forward, used in backward"
+    SAVED = "from forward to backward"
     FORWARD = "within forward"
     LOSS = "loss"
     BACKWARD = "within backward"
+    GRADIENT = "from backward to optimizer"
     OPTIMIZER = "optimizer"
     OUTLIVES = "outlives the step"
 
@@ -45,6 +47,7 @@ _COLOURS = {
     Kind.FORWARD: "#9ecae9",
     Kind.LOSS: "#b279a2",
     Kind.BACKWARD: "#f58518",
+    Kind.GRADIENT: "#eeca3b",
     Kind.OPTIMIZER: "#9d755d",
     Kind.OUTLIVES: "#54a24b",
 }
@@ -58,10 +61,8 @@ _PHASE_COLOURS = {
 
 def kinds_of(requests: Requests) -> list[Kind]:
     """The kind of every request; without a backward the parts of the step are not known."""
-    backward = PHASES.index("backward")
-    in_backward = requests.malloc_times[requests.phases == backward]
-    begins = int(in_backward.min()) if len(in_backward) else requests.end_time
-    forward = Kind.FORWARD if len(in_backward) else Kind.WITHIN
+    backward_at, optimizer_at = (_begin(requests, name) for name in ("backward", "optimizer"))
+    forward = Kind.FORWARD if backward_at < requests.end_time else Kind.WITHIN
     of_phase = (Kind.BEFORE, forward, Kind.LOSS, Kind.BACKWARD, Kind.OPTIMIZER)
     assert len(of_phase) == len(PHASES), "a kind for every phase"
     kinds = [of_phase[phase] for phase in requests.phases.tolist()]
@@ -69,9 +70,17 @@ def kinds_of(requests: Requests) -> list[Kind]:
     for row, (freed, outlives) in enumerate(rows):
         if outlives and kinds[row] is not Kind.BEFORE:
             kinds[row] = Kind.OUTLIVES
-        elif kinds[row] is Kind.FORWARD and freed > begins:
+        elif kinds[row] is Kind.FORWARD and freed > backward_at:
             kinds[row] = Kind.SAVED
+        elif kinds[row] is Kind.BACKWARD and freed > optimizer_at:
+            kinds[row] = Kind.GRADIENT
     return kinds
+
+
+def _begin(requests: Requests, phase: str) -> int:
+    """When the first request of a phase is made; the step's end if there is none."""
+    made = requests.malloc_times[requests.phases == PHASES.index(phase)]
+    return int(made.min(initial=requests.end_time))
 
 
 def memory_map(requests: Requests, addresses: Column | None = None, *, title: str = "step") -> str:
@@ -102,7 +111,8 @@ def memory_map(requests: Requests, addresses: Column | None = None, *, title: st
 def _header(requests: Requests, top: int, title: str) -> Iterator[str]:
     yield f'<text x="{_LEFT}" y="24" font-size="16">{escape(title)}</text>'
     live = requests.peak_bytes()
-    unused = "" if live == top else f", {1 - live / top:.1%} of it never in use at once"
+    lost = 1 - live / top
+    unused = f", {lost:.1%} of it never in use at once" if lost >= _LEAST_LOST else ""
     facts = (
         f"{len(requests):,} requests, highest address {format_bytes(top)}, "
         f"most alive at once {format_bytes(live)}{unused}"
@@ -115,11 +125,12 @@ def _legend(kinds: list[Kind]) -> Iterator[str]:
     for kind in [kind for kind in Kind if kind in set(kinds)]:
         yield f'<rect x="{x:.0f}" y="56" width="12" height="12" fill="{_COLOURS[kind]}"/>'
         yield f'<text x="{x + 17:.0f}" y="66">{kind.value}</text>'
-        x += 38 + 6.2 * len(kind.value)
-    yield f'<path d="M{x:.0f} 62h20" stroke="{_TEXT}" opacity="0.8"/>'
-    yield f'<text x="{x + 25:.0f}" y="66">bytes alive</text>'
-    yield f'<path d="M{x + 105:.0f} 62h20" stroke="{_PEAK}" stroke-dasharray="5 4"/>'
-    yield f'<text x="{x + 130:.0f}" y="66">most alive at once</text>'
+        x += 34 + 6.3 * len(kind.value)
+    x = _LEFT + _WIDTH - 245.0  # lines: above, at the right
+    yield f'<path d="M{x:.0f} 39h20" stroke="{_TEXT}" opacity="0.8"/>'
+    yield f'<text x="{x + 25:.0f}" y="43">bytes alive</text>'
+    yield f'<path d="M{x + 105:.0f} 39h20" stroke="{_PEAK}" stroke-dasharray="5 4"/>'
+    yield f'<text x="{x + 130:.0f}" y="43">most alive at once</text>'
 
 
 def _grid(top: int) -> Iterator[str]:
@@ -180,9 +191,10 @@ def _strips(requests: Requests) -> Iterator[str]:
         x, width = _span(requests, stage)
         yield f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_STRIP}" fill="{colour}"/>'
         text = stage.name if stage.level == 0 else str(stage.number)
-        if width > 7 * len(text):
+        if width > 7 * len(text) + 1:
             middle = x + width / 2
-            yield f'<text x="{middle:.1f}" y="{y + 14}" text-anchor="middle">{text}</text>'
+            style = f'font-size="{12 - 2 * stage.level}" text-anchor="middle"'
+            yield f'<text x="{middle:.1f}" y="{y + 14}" {style}>{text}</text>'
     for level, name in enumerate(("phase", "block")):
         y = _TOP + _HEIGHT + 18 + level * (_STRIP + 2)
         yield f'<text x="{_LEFT - 8}" y="{y}" text-anchor="end">{name}</text>'

@@ -1,11 +1,12 @@
 """The picture: one rectangle a request, where it lies, in the colour of what it is for."""
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 from hypothesis import given, settings
 
 from memo_planner.export.memory_map import Kind, kinds_of, memory_map
-from memo_planner.trace.requests import Requests
+from memo_planner.trace.requests import PHASES, Requests
 from tests.planner.allocators.steps import MIB, step, steps
 from tests.planner.export.placed import ADDRESSES, placed_step
 
@@ -33,6 +34,13 @@ def test_kinds_are_by_when_a_request_is_made_and_freed() -> None:
         Kind.OUTLIVES,
     ]
     assert set(kinds_of(step("1:5 -1"))) == {Kind.WITHIN}
+    requests = placed_step()
+    phases = requests.phases.copy()
+    phases[6] = PHASES.index("optimizer")  # 16 at 11; 15 is freed at 10, so now at 12
+    freed = requests.free_times.copy()
+    freed[5] = 12
+    with_optimizer = replace(requests, phases=phases, free_times=freed, end_time=13)
+    assert kinds_of(with_optimizer)[5:] == [Kind.GRADIENT, Kind.OPTIMIZER]
 
 
 def test_rectangles_have_the_proportions_of_the_requests() -> None:
