@@ -74,6 +74,18 @@ def test_under_pressure_whole_free_pages_are_unmapped() -> None:
     allocator.alloc(14 * MIB)
 
 
+def test_a_page_in_part_use_is_not_unmapped() -> None:
+    allocator = ExpandableAllocator(cap_bytes=60 * MIB)
+    _, middle, _ = (allocator.alloc(size * MIB) for size in (5, 40, 15))
+    allocator.free(middle)  # [5, 45): of it [20, 40) is a page
+    small = allocator.alloc(1)
+    assert allocator.tally.reserved_bytes == (60 - 20 + 2) * MIB
+    allocator.free(small)
+    # Free and mapped are [5, 20) and [40, 45): the page comes back between them.
+    assert allocator.alloc(40 * MIB).address == middle.address
+    assert allocator.tally.reserved_bytes == 60 * MIB
+
+
 def test_the_papers_example() -> None:
     """Best fit in one range ends at 2688 MiB, and the last of 135 pages of 20 MiB at 2700."""
     run = replay(step(PAPER, MIB), ExpandableAllocator(), "expandable").run

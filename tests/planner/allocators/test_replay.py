@@ -1,5 +1,6 @@
 """Steps served by allocators, by the layout and by glibc; what a run says."""
 
+import numpy as np
 import pytest
 
 from memo_planner.allocators.best_fit import BestFitAllocator
@@ -10,6 +11,8 @@ from memo_planner.allocators.planned import planned
 from memo_planner.allocators.replay import replay
 from memo_planner.allocators.run import AllocatorRun
 from memo_planner.errors import InvalidInput
+from memo_planner.layout.problem import PackingProblem
+from memo_planner.trace.read import requests_of_problem
 from tests.planner.allocators.steps import MIB, PAPER, step
 
 glibc_only = pytest.mark.skipif(not can_measure(), reason="the C library has no mallinfo2")
@@ -22,6 +25,15 @@ def test_a_step_starts_with_what_lived_before_and_ends_with_nothing() -> None:
     assert run.allocated_peak_bytes == 100 * MIB
     assert allocator.tally.allocated_bytes == 0
     assert run.num_segments == 2  # 3 finds the segment of 1
+
+
+def test_lifetimes_are_half_open() -> None:
+    """What is freed at a time is there for what is asked for at it."""
+    rows = {"lower": np.array([0, 5]), "upper": np.array([5, 9]), "size_bytes": np.array([512, 99])}
+    requests = requests_of_problem(PackingProblem(ids=("a", "b"), **rows))
+    found = replay(requests, BestFitAllocator(), "best fit")
+    assert found.addresses.tolist() == [0, 0]
+    assert found.run.reserved_peak_bytes == 512
 
 
 def test_later_steps_find_the_cache_of_earlier_ones() -> None:

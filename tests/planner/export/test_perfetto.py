@@ -1,6 +1,7 @@
 """Chrome traces: every slice ends, times never fall, counters say what the requests say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ def test_the_largest_requests_have_slices_of_their_own() -> None:
     }
     with pytest.raises(InvalidInput, match="num_largest is -1"):
         chrome_trace(placed_step(), num_largest=-1)
+
+
+def test_a_stage_that_takes_no_time_is_left_out() -> None:
+    requests = placed_step()
+    made, blocks = requests.malloc_times.copy(), requests.blocks.copy()
+    made[2], blocks[2] = 1, 1  # a request of block 1 at the same time as the one of block 0
+    found = chrome_trace(replace(requests, malloc_times=made, blocks=blocks))
+    check_structure(found)
+    assert ("block 0", 1, 1) not in slices(found)
+    assert ("block 1", 1, 5) in slices(found)
 
 
 @settings(max_examples=30, deadline=None)
