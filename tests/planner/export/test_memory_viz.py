@@ -18,7 +18,6 @@ from memo_planner.trace.requests import BEFORE, Requests
 from tests.planner.allocators.steps import steps
 from tests.planner.export.placed import ADDRESSES, placed_step
 
-
 # Source: the cases of `unpickle` in PyTorch's torch/utils/viz/MemoryViz.js.
 VIEWER_READS = {
     *("PROTO", "FRAME", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "STOP"),
