@@ -23,7 +23,7 @@ from benchmarks.recorded_steps import Step, fake_steps, real_steps
 from benchmarks.results import ResultRow, append_csv, print_table, write_json
 from memo_planner.allocators.compare import ComparisonOptions, compare_allocators
 from memo_planner.allocators.run import AllocatorRun
-from memo_planner.trace.read import read_requests
+from memo_planner.step_file import read_requests
 
 _GIB = 2**30
 _RECORDED = ("hf_", "meg_", "real_")

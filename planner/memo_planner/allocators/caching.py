@@ -56,49 +56,50 @@ class CachingAllocator:
 
     def alloc(self, size_bytes: int) -> Block:
         """A live block for a request. Raises: SimulatedOutOfMemory."""
-        size = rounded(size_bytes)
-        block = self._cached(size)
+        size_bytes = rounded(size_bytes)
+        block = self._cached(size_bytes)
         if block is None:
-            block = self._segment_for(size)
+            block = self._segment_for(size_bytes)
         else:
-            self._pools.of(size).remove(block)
-        self._pools.hand_out(block, size, cut=self._is_cut(block, size))
+            self._pools.of(size_bytes).remove(block)
+        self._pools.hand_out(block, size_bytes, cut=self._is_cut(block, size_bytes))
         return block
 
     def free(self, block: Block) -> None:
         """Cache what `alloc` gave."""
         self._pools.take_back(block)
 
-    def _cached(self, size: int) -> Block | None:
-        best = self._pools.of(size).best(size)
+    def _cached(self, size_bytes: int) -> Block | None:
+        best = self._pools.of(size_bytes).best(size_bytes)
         if best is None or self._max_split_bytes is None:
             return best
-        if size < self._max_split_bytes:
+        if size_bytes < self._max_split_bytes:
             return None if best.size_bytes >= self._max_split_bytes else best
-        return best if best.size_bytes < size + LARGE_SEGMENT_BYTES else None
+        return best if best.size_bytes < size_bytes + LARGE_SEGMENT_BYTES else None
 
-    def _is_cut(self, block: Block, size: int) -> bool:
-        rest = block.size_bytes - size
+    def _is_cut(self, block: Block, size_bytes: int) -> bool:
+        rest_bytes = block.size_bytes - size_bytes
         if block.is_small:
-            return rest >= ROUNDING_BYTES
-        may_cut = self._max_split_bytes is None or size < self._max_split_bytes
-        return may_cut and rest > SMALL_BYTES
+            return rest_bytes >= ROUNDING_BYTES
+        may_cut = self._max_split_bytes is None or size_bytes < self._max_split_bytes
+        return may_cut and rest_bytes > SMALL_BYTES
 
-    def _segment_for(self, size: int) -> Block:
-        need = segment_bytes(size)
-        if not self._fits(need) and not (self._release_enough(size) and self._fits(need)):
+    def _segment_for(self, size_bytes: int) -> Block:
+        need_bytes = segment_bytes(size_bytes)
+        fits = self._fits(need_bytes)
+        if not fits and not (self._release_enough(size_bytes) and self._fits(need_bytes)):
             self.tally.num_retries += 1
             self._release_segments(self._pools.large)
             self._release_segments(self._pools.small)
-        if not self._fits(need):
+        if not self._fits(need_bytes):
             raise SimulatedOutOfMemory(
-                f"caching allocator: a segment of {format_bytes(need)} does not fit the cap of "
-                f"{format_bytes(self._cap_bytes or 0)} beside the "
+                f"caching allocator: a segment of {format_bytes(need_bytes)} does not fit the "
+                f"cap of {format_bytes(self._cap_bytes or 0)} beside the "
                 f"{format_bytes(self.tally.reserved_bytes)} that stay; raise the cap"
             )
-        block = Block(self._next_address, need, is_small=size <= SMALL_BYTES)
-        self._next_address += need
-        self.tally.reserve(need)
+        block = Block(self._next_address, need_bytes, is_small=size_bytes <= SMALL_BYTES)
+        self._next_address += need_bytes
+        self.tally.reserve(need_bytes)
         self.tally.segment(1)
         return block
 
@@ -106,15 +107,15 @@ class CachingAllocator:
         cap = self._cap_bytes
         return cap is None or self.tally.reserved_bytes + num_bytes <= cap
 
-    def _release_enough(self, size: int) -> bool:
+    def _release_enough(self, size_bytes: int) -> bool:
         """Give back the best fit of the blocks that are never cut; if none fits, the largest.
 
         Whether that is as much as asked for, or as a block that is never cut.
         """
         if self._max_split_bytes is None:
             return False
-        pool, need = self._pools.of(size), max(size, self._max_split_bytes)
-        best = pool.best(need)
+        pool, need_bytes = self._pools.of(size_bytes), max(size_bytes, self._max_split_bytes)
+        best = pool.best(need_bytes)
         if best is not None:
             self._release(pool, best)
             return True
@@ -122,7 +123,7 @@ class CachingAllocator:
         for block in reversed(list(pool.at_least(self._max_split_bytes))):
             released += block.size_bytes
             self._release(pool, block)
-            if released >= need:
+            if released >= need_bytes:
                 return True
         return False
 

@@ -51,31 +51,31 @@ class ExpandableAllocator:
 
     def alloc(self, size_bytes: int) -> Block:
         """A live block for a request. Raises: SimulatedOutOfMemory."""
-        size = rounded(size_bytes)
-        block = self._mapped(size) or self._expand(size)
+        size_bytes = rounded(size_bytes)
+        block = self._mapped(size_bytes) or self._expand(size_bytes)
         if block is None:
             self.tally.num_retries += 1
             self._unmap_free(self._pools.large)
             self._unmap_free(self._pools.small)
-            block = self._expand(size)
+            block = self._expand(size_bytes)
         if block is None:
             raise SimulatedOutOfMemory(
-                f"expandable segments: a request of {format_bytes(size)} does not fit the cap of "
-                f"{format_bytes(self._cap_bytes or 0)} beside "
+                f"expandable segments: a request of {format_bytes(size_bytes)} does not fit the "
+                f"cap of {format_bytes(self._cap_bytes or 0)} beside "
                 f"{format_bytes(self.tally.allocated_bytes)} in use; raise the cap"
             )
-        self._pools.hand_out(block, size, cut=block.size_bytes - size >= ROUNDING_BYTES)
+        self._pools.hand_out(block, size_bytes, cut=block.size_bytes - size_bytes >= ROUNDING_BYTES)
         return block
 
     def free(self, block: Block) -> None:
         """Cache what `alloc` gave."""
         self._pools.take_back(block)
 
-    def _mapped(self, size: int) -> Block | None:
+    def _mapped(self, size_bytes: int) -> Block | None:
         """The best fit, taken out of its pool."""
-        pool = self._pools.of(size)
+        pool = self._pools.of(size_bytes)
         chosen: Block | None = None
-        for block in pool.at_least(size):
+        for block in pool.at_least(size_bytes):
             if chosen is not None and _could_hold(block) >= _could_hold(chosen):
                 break
             chosen = block
@@ -83,46 +83,49 @@ class ExpandableAllocator:
             pool.remove(chosen)
         return chosen
 
-    def _expand(self, size: int) -> Block | None:
-        """A free block of `size` at the lowest addresses that can be mapped; None over the cap."""
-        lowest = self._lowest(size)
+    def _expand(self, size_bytes: int) -> Block | None:
+        """A free block at the lowest addresses that can be mapped; None over the cap."""
+        lowest = self._lowest(size_bytes)
         if not lowest.is_mapped:
-            found = self._map(lowest, min(size, lowest.size_bytes))
+            found = self._map(lowest, min(size_bytes, lowest.size_bytes))
         else:
             found = lowest
-            self._pools.of(size).remove(found)
-        while found is not None and found.size_bytes < size:
+            self._pools.of(size_bytes).remove(found)
+        while found is not None and found.size_bytes < size_bytes:
             assert found.above is not None, "a segment ends in unmapped addresses"
-            found = self._grow(found, size)
+            found = self._grow(found, size_bytes)
         return found
 
-    def _grow(self, block: Block, size: int) -> Block | None:
-        """Map what `block`, which is in no pool, lacks to `size`, of the addresses just above."""
+    def _grow(self, block: Block, size_bytes: int) -> Block | None:
+        """Map what `block`, which is in no pool, lacks to `size_bytes`, just above it."""
         above = block.above
         assert above is not None, "a segment ends in unmapped addresses"
         assert not above.is_mapped, "a free block's free neighbours are part of it"
         self._pools.holding(block).add(block)
-        return self._map(above, min(size - block.size_bytes, above.size_bytes))
+        return self._map(above, min(size_bytes - block.size_bytes, above.size_bytes))
 
-    def _map(self, block: Block, size: int) -> Block | None:
-        """Back the lowest `size` bytes of an unmapped block, in whole pages.
+    def _map(self, block: Block, size_bytes: int) -> Block | None:
+        """Back the lowest `size_bytes` of an unmapped block, in whole pages.
 
         The mapped block with its free neighbours, in no pool; None, and nothing done, over the cap.
         """
-        mapped = rounded(size, _page_bytes(block))
-        if self._cap_bytes is not None and self.tally.reserved_bytes + mapped > self._cap_bytes:
+        mapped_bytes = rounded(size_bytes, _page_bytes(block))
+        if (
+            self._cap_bytes is not None
+            and self.tally.reserved_bytes + mapped_bytes > self._cap_bytes
+        ):
             return None
         self._unmapped[block.is_small].remove(block)
-        if mapped < block.size_bytes:
-            self._add_unmapped(block.cut(mapped))
+        if mapped_bytes < block.size_bytes:
+            self._add_unmapped(block.cut(mapped_bytes))
         block.is_mapped = True
-        self.tally.reserve(mapped)
+        self.tally.reserve(mapped_bytes)
         self._pools.merge(block)
         return block
 
-    def _lowest(self, size: int) -> Block:
+    def _lowest(self, size_bytes: int) -> Block:
         """Where to expand: the lowest unmapped block, or the free one below, with room above."""
-        is_small = size <= SMALL_BYTES
+        is_small = size_bytes <= SMALL_BYTES
         if is_small not in self._unmapped:
             start = 0 if is_small else _SEGMENT_ADDRESSES
             segment = Block(start, _SEGMENT_ADDRESSES, is_small=is_small)
@@ -132,9 +135,9 @@ class ExpandableAllocator:
         for block in self._unmapped[is_small]:
             below = block.below
             first = below if below is not None and below.is_free else block
-            if _has_room(first, size):
+            if _has_room(first, size_bytes):
                 return first
-        raise AssertionError(f"a segment's addresses ran out at a request of {size:,} bytes")
+        raise AssertionError(f"a segment's addresses ran out at a request of {size_bytes:,} bytes")
 
     def _unmap_free(self, pool: FreeBlocks) -> None:
         for block in list(pool):
@@ -180,12 +183,12 @@ def _could_hold(block: Block) -> int:
     return block.size_bytes + unmapped
 
 
-def _has_room(first: Block, size: int) -> bool:
-    """Whether `first` and what is free or unmapped right above it hold `size` bytes."""
+def _has_room(first: Block, size_bytes: int) -> bool:
+    """Whether `first` and what is free or unmapped right above it hold `size_bytes`."""
     room, block = 0, first
-    while room < size and block.is_free:
+    while room < size_bytes and block.is_free:
         room += block.size_bytes
         if block.above is None:
             break
         block = block.above
-    return room >= size
+    return room >= size_bytes

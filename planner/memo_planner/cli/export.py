@@ -15,8 +15,8 @@ from memo_planner.export.addresses import Addresses, addresses_by
 from memo_planner.export.memory_map import memory_map
 from memo_planner.export.memory_viz import snapshot, write_snapshot
 from memo_planner.export.perfetto import LARGEST_SHOWN, chrome_trace, write_chrome_trace
+from memo_planner.step_file import read_requests
 from memo_planner.trace.columns import Column
-from memo_planner.trace.read import read_requests
 from memo_planner.trace.requests import Requests
 
 

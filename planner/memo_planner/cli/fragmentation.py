@@ -14,7 +14,7 @@ from memo_planner.allocators.compare import ComparisonOptions, compare_allocator
 from memo_planner.allocators.run import AllocatorRun
 from memo_planner.cli.app import app, clear_errors, plain_console
 from memo_planner.sizes import format_bytes
-from memo_planner.trace.read import read_requests
+from memo_planner.step_file import read_requests
 
 _GIB = 2**30
 _HEAD = ("allocator", "reserved", "allocated", "fragmentation", "segments", "retries", "found by")

@@ -12,7 +12,7 @@ from memo_planner.allocators.replay import replay
 from memo_planner.allocators.run import AllocatorRun
 from memo_planner.errors import InvalidInput
 from memo_planner.layout.problem import PackingProblem
-from memo_planner.trace.read import requests_of_problem
+from memo_planner.step_file import requests_of_problem
 from tests.planner.allocators.steps import MIB, PAPER, step
 
 glibc_only = pytest.mark.skipif(not can_measure(), reason="the C library has no mallinfo2")

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from memo_planner.allocators.glibc import can_measure
 from memo_planner.cli import app
+from memo_planner.step_file import read_requests
 from memo_planner.trace import Trace, TraceSource, write_csv
-from memo_planner.trace.read import read_requests
 from tests.planner.allocators.steps import MIB, PAPER, step
 from tests.planner.export.placed import placed_step
 
