@@ -12,6 +12,7 @@ from rich.table import Table
 
 from memo_planner.allocators.compare import ComparisonOptions, compare_allocators
 from memo_planner.allocators.run import AllocatorRun
+from memo_planner.checks import LARGEST, check_number
 from memo_planner.cli.app import app, clear_errors, plain_console
 from memo_planner.sizes import format_bytes
 from memo_planner.step_file import read_requests
@@ -36,7 +37,7 @@ def fragmentation(
     """Serve a step's requests by PyTorch's allocators (simulated), glibc (measured), a layout."""
     with clear_errors():
         requests = read_requests(path)
-        cap_bytes = None if device_gib is None else int(device_gib * _GIB)
+        cap_bytes = None if device_gib is None else _bytes(device_gib)
         options = ComparisonOptions(num_steps=steps, cap_bytes=cap_bytes, seconds=seconds)
         runs = compare_allocators(requests, options)
     if as_json:
@@ -52,6 +53,10 @@ def fragmentation(
     for run in runs:
         table.add_row(*_cells(run))
     plain_console().print(table)
+
+
+def _bytes(device_gib: float) -> int:
+    return int(check_number("--device-gib", device_gib, most=LARGEST / _GIB) * _GIB)
 
 
 def _record(run: AllocatorRun) -> dict[str, Any]:

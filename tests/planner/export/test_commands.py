@@ -93,6 +93,11 @@ def test_export_writes_what_each_viewer_opens(paper: Path, addresses: str) -> No
     [
         (["fragmentation", "no.csv"], "no.csv: cannot be read"),
         (["fragmentation", "PAPER", "--steps", "0"], "num_steps is 0"),
+        (
+            ["fragmentation", "PAPER", "--device-gib", "nan"],
+            "--device-gib is nan; it must be finite",
+        ),
+        (["fragmentation", "PAPER", "--device-gib", "0"], "cap_bytes is 0; it must be from 512"),
         (["export", "PAPER", "--to", "svg", "-o", "no/such/folder"], "cannot be written"),
     ],
 )
