@@ -11,12 +11,14 @@ from memo_planner.allocators.glibc import can_measure, measure_glibc
 from memo_planner.allocators.planned import planned
 from memo_planner.allocators.replay import Allocator, replay
 from memo_planner.allocators.run import AllocatorRun
+from memo_planner.allocators.two_ended import TwoEndedAllocator, least_cap
 from memo_planner.checks import check_int, check_number
 from memo_planner.trace.requests import Requests
 
 CACHING = "caching allocator"
 EXPANDABLE = "expandable segments"
 BEST_FIT = "best fit"
+TWO_ENDED = "two-ended first fit"
 GLIBC = "glibc malloc"
 
 
@@ -55,7 +57,7 @@ class ComparisonOptions:
 def compare_allocators(
     requests: Requests, options: ComparisonOptions | None = None
 ) -> list[AllocatorRun]:
-    """Runs of the three simulators, of glibc where it can be measured, and of the layouts.
+    """Runs of the four simulators, of glibc where it can be measured, and of the layouts.
 
     Raises: InvalidInput; SolverError.
     """
@@ -70,6 +72,10 @@ def compare_allocators(
         replay(requests, allocator, name, num_steps=num_steps).run
         for name, allocator in simulators.items()
     ]
+    if cap is None:
+        runs.append(least_cap(requests, TWO_ENDED).run)
+    else:
+        runs.append(replay(requests, TwoEndedAllocator(cap_bytes=cap), TWO_ENDED).run)
     if cap is None and can_measure():
         runs.append(measure_glibc(requests, GLIBC, num_steps=num_steps))
     for alignment_bytes in options.alignments:

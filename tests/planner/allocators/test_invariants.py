@@ -12,6 +12,7 @@ from memo_planner.allocators.caching import CachingAllocator
 from memo_planner.allocators.expandable import ExpandableAllocator
 from memo_planner.allocators.replay import Allocator, event_order, replay
 from memo_planner.allocators.run import SimulatedOutOfMemory
+from memo_planner.allocators.two_ended import TwoEndedAllocator
 from memo_planner.layout.placement import Placement
 from memo_planner.layout.step import step_problem
 from memo_planner.layout.validate import faults
@@ -23,6 +24,7 @@ MAKERS: dict[str, Callable[[int | None], Allocator]] = {
     "max_split": lambda cap: CachingAllocator(cap_bytes=cap, max_split_bytes=32 * MIB),
     "expandable": lambda cap: ExpandableAllocator(cap_bytes=cap),
     "best_fit": lambda cap: BestFitAllocator(cap_bytes=cap),
+    "two_ended": lambda cap: TwoEndedAllocator(cap_bytes=cap or 2**40),
 }
 every_allocator = pytest.mark.parametrize("name", MAKERS)
 caps = st.one_of(st.none(), st.integers(64 * MIB, 512 * MIB))

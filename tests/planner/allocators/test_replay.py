@@ -114,6 +114,7 @@ def test_all_side_by_side() -> None:
         "caching allocator",
         "expandable segments",
         "best fit",
+        "two-ended first fit",
         "layout, 512 B",
         "layout, 64 B",
     ]
