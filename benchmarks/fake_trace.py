@@ -82,7 +82,7 @@ def _measure(options: argparse.Namespace, mode: str, tokens: int) -> dict[str, A
     fake = FakeModel(lambda: _model(options.config, tokens), A800)
     found = _profile(fake, tokens, options) if mode == "profile" else None
     if found is None:
-        policy = _policy(fake, tokens, options.tiles) if mode == "tiled" else None
+        policy = tiled_policy(fake, tokens, options.tiles) if mode == "tiled" else None
         found = _step(fake, tokens, policy, options.trace)
     seconds = {
         "seconds": time.perf_counter() - start,
@@ -125,7 +125,8 @@ def _model(path: Path | None, tokens: int) -> nn.Module:
     return model
 
 
-def _policy(fake: FakeModel, tokens: int, tiles: int) -> StepPolicy:
+def tiled_policy(fake: FakeModel, tokens: int, tiles: int) -> StepPolicy:
+    """x, o and one tile in two of every block swapped, the rest recomputed."""
     tile_tokens = -(-tokens // tiles)
     num_tiles = -(-tokens // tile_tokens)
     block = BlockPolicy(

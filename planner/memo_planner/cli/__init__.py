@@ -2,6 +2,8 @@
 
 from memo_planner.cli import check as _check  # noqa: F401
 from memo_planner.cli import compare as _compare  # noqa: F401
+from memo_planner.cli import export as _export  # noqa: F401
+from memo_planner.cli import fragmentation as _fragmentation  # noqa: F401
 from memo_planner.cli import hardware as _hardware  # noqa: F401
 from memo_planner.cli import make as _make  # noqa: F401
 from memo_planner.cli import max_seq as _max_seq  # noqa: F401

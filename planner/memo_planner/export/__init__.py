@@ -1,0 +1,1 @@
+"""A step's requests for viewers: PyTorch's memory visualiser, Perfetto, and a picture."""
