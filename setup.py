@@ -29,8 +29,9 @@ class BuildPyWithHookSource(build_py):
 
 def core_extension() -> Extension:
     """The torch-free C++ core: device, host pool and copies."""
-    sources = sorted(str(path) for path in Path("csrc/device").glob("*.cc"))
-    return extension("memo_train._core", ["csrc/bindings.cc", *sources])
+    sources = sorted(Path("csrc/device").glob("*.cc"))
+    needs_no_toolkit = [str(path) for path in sources if not path.name.startswith("cuda_")]
+    return extension("memo_train._core", ["csrc/bindings.cc", *needs_no_toolkit])
 
 
 def packer_extension() -> Extension:
