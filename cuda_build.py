@@ -90,3 +90,52 @@ def _static_runtime(root: Path) -> Path | None:
 
 def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
+
+
+ARCHS = ("sm_80", "sm_90", "sm_100")
+"""What kernels are compiled for; the last one also as PTX, for GPUs to come."""
+
+
+def requested_toolkit(wish: str) -> CudaToolkit | None:
+    """The toolkit to build `memo_train._cuda` with, or None to build without.
+
+    wish: the value of MEMO_BUILD_CUDA. `auto`: if there is a whole toolkit; `0`: never; `1`: or
+        fail.
+
+    Raises:
+        ToolkitMissing: `1`, and no toolkit or no whole one.
+        ValueError: another value.
+    """
+    if wish not in ("auto", "0", "1"):
+        raise ValueError(f"MEMO_BUILD_CUDA must be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        return None
+    try:
+        toolkit = find_toolkit()
+        if toolkit.nvcc is None or toolkit.static_runtime is None:
+            raise ToolkitMissing(
+                f"the CUDA toolkit of {toolkit.include_dir} has no nvcc or no libcudart_static.a"
+            )
+    except ToolkitMissing:
+        if wish == "1":
+            raise
+        return None
+    return toolkit
+
+
+def nvcc_command(toolkit: CudaToolkit, source: Path, target: Path) -> list[str]:
+    """Compiles one file of csrc/kernels for every architecture; warnings are errors.
+
+    ptxas says on standard error what every kernel needs of registers.
+    """
+    gencode = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHS]
+    last = ARCHS[-1].replace("sm", "compute")
+    return [
+        str(toolkit.nvcc),
+        *("-std=c++17", "-O3", "-Icsrc", "--threads=0"),
+        *gencode,
+        f"-gencode=arch={last},code={last}",
+        *("-Werror=all-warnings", "-Xptxas=-v,-warn-spills"),
+        "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror",
+        *("-c", str(source), "-o", str(target)),
+    ]

@@ -1,20 +1,14 @@
-"""Compiles the C++ checks of the CUDA device, with the simulated runtime in CUDA's place."""
+"""Fixtures of the CUDA device's tests; they are skipped where there is no toolkit's header."""
 
-import hashlib
 import os
-import shutil
 import subprocess
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from cuda_build import CudaToolkit, ToolkitMissing, find_toolkit
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
-DEVICE_SOURCES = ("copy_spec", "cuda_*", "host_pool", "link", "transfer")
-SANITIZERS = {"plain": ["-O1"], "asan": ["-fsanitize=address"], "tsan": ["-fsanitize=thread"]}
+from tests.cuda.compile import Compiler
+from tests.cuda.simulated import Simulation
 
 Check = Callable[..., str]
 
@@ -28,46 +22,17 @@ def toolkit() -> CudaToolkit:
 
 
 @pytest.fixture(scope="session")
-def build(toolkit: CudaToolkit, pytestconfig: pytest.Config) -> Callable[[str], Path]:
-    """`build(sanitizer)`: the compiled checks; kept between runs for as long as nothing changes."""
+def compiler(toolkit: CudaToolkit, pytestconfig: pytest.Config) -> Compiler:
     assert pytestconfig.cache is not None
-    cache = pytestconfig.cache.mkdir("cuda-checks")
-
-    def of(sanitizer: str) -> Path:
-        return compile_checks(toolkit, SANITIZERS[sanitizer], cache)
-
-    return of
-
-
-def compile_checks(toolkit: CudaToolkit, flags: list[str], cache: Path) -> Path:
-    sources = [path for name in DEVICE_SOURCES for path in (CSRC / "device").glob(f"{name}.cc")]
-    sources += [*HERE.glob("sim/*.cc"), *HERE.glob("*.cc")]
-    command = [
-        shutil.which("c++") or shutil.which("g++") or "c++",
-        *("-std=c++17", "-Wall", "-Wextra", "-Werror", "-pthread", *flags),
-        *(f"-I{CSRC}", f"-I{HERE}", f"-isystem{toolkit.include_dir}"),
-    ]
-    headers = [*CSRC.rglob("*.h"), *HERE.rglob("*.h")]
-    digest = hashlib.sha256(f"{command} {toolkit.version}".encode())
-    for path in sorted([*sources, *headers]):
-        digest.update(path.read_bytes())
-    target = cache / digest.hexdigest()[:16]
-    if not target.exists():
-        # One translation unit: standard headers are read once instead of 20 times.
-        unit = "".join(f'#include "{path}"\n' for path in sorted(sources))
-        built = target.with_suffix(f".{os.getpid()}")
-        run = [*command, "-x", "c++", "-", "-o", str(built)]
-        subprocess.run(run, input=unit, text=True, check=True)
-        built.replace(target)
-    return target
+    return Compiler(toolkit, pytestconfig.cache.mkdir("cuda-checks"))
 
 
 @pytest.fixture(scope="session")
-def check(build: Callable[[str], Path]) -> Check:
+def check(compiler: Compiler) -> Check:
     """`check(name, first, count, sanitizer=...)`: runs one check of main.cc, gives its output."""
 
     def run(name: str, *seeds: int, sanitizer: str = "plain") -> str:
-        command = [str(build(sanitizer)), name, *map(str, seeds)]
+        command = [str(compiler.checks(sanitizer)), name, *map(str, seeds)]
         # A thread sanitizer gives up after a fork unless told otherwise.
         env = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
@@ -76,3 +41,17 @@ def check(build: Callable[[str], Path]) -> Check:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def simulation(compiler: Compiler) -> Simulation:
+    return Simulation(compiler.extension())
+
+
+@pytest.fixture
+def on_simulation(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    """The simulation, started, with memo_train.device.cuda running on it."""
+    monkeypatch.setattr("memo_train.device.cuda.load_cuda", lambda: simulation.module)
+    simulation.start(0, num_devices=2)
+    yield simulation
+    assert simulation.finish() == ""

@@ -96,6 +96,13 @@ cudaStream_t Machine::NewStream(int device) {
   return handle;
 }
 
+cudaStream_t Machine::NewHostStream(int device) {
+  const cudaStream_t handle = NewStream(device);
+  const std::lock_guard<std::mutex> lock(pulse_.mutex);
+  host_streams_.insert(handle);
+  return handle;
+}
+
 void Machine::Launch(cudaStream_t stream, Kernel kernel) {
   const std::lock_guard<std::mutex> lock(pulse_.mutex);
   Worker* worker = Find(stream, kernel.what.c_str());

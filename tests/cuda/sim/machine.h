@@ -19,6 +19,7 @@
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,9 @@ class Machine {
 
   // For tests. A stream of the test's own, non-blocking; a device's default stream is null.
   cudaStream_t NewStream(int device);
+  // A stream that is the calling thread, as kernels of the CPU are: it has no work of its own, and
+  // waiting for an event blocks the caller.
+  cudaStream_t NewHostStream(int device);
   // A kernel on a stream. The calling thread's current device must be the stream's.
   void Launch(cudaStream_t stream, Kernel kernel);
   // The host itself touches bytes now.
@@ -95,7 +99,7 @@ class Machine {
   cudaError_t StreamCreate(cudaStream_t* stream, unsigned int flags);
   cudaError_t StreamDestroy(cudaStream_t stream);
   cudaError_t StreamSynchronize(cudaStream_t stream, Lock& lock);
-  cudaError_t StreamWait(cudaStream_t stream, cudaEvent_t event);
+  cudaError_t StreamWait(cudaStream_t stream, cudaEvent_t event, Lock& lock);
   cudaError_t EventCreate(cudaEvent_t* event);
   cudaError_t EventDestroy(cudaEvent_t event);
   cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream);
@@ -140,6 +144,7 @@ class Machine {
   std::string failed_call_;
   std::vector<Violation> violations_;
   std::map<cudaStream_t, Worker*> streams_;
+  std::set<cudaStream_t> host_streams_;
   size_t num_test_streams_ = 0;
   std::map<int, Worker*> default_streams_;
   std::map<cudaEvent_t, EventState> events_;

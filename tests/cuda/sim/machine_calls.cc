@@ -46,12 +46,13 @@ cudaError_t Machine::StreamSynchronize(cudaStream_t stream, Lock& lock) {
   return cudaSuccess;
 }
 
-cudaError_t Machine::StreamWait(cudaStream_t stream, cudaEvent_t event) {
+cudaError_t Machine::StreamWait(cudaStream_t stream, cudaEvent_t event, Lock& lock) {
   Worker* worker = Find(stream, "cudaStreamWaitEvent");
   const EventState* state = Find(event, "cudaStreamWaitEvent");
   if (worker == nullptr || state == nullptr) return cudaErrorInvalidResourceHandle;
   CheckCurrent(worker->device(), "cudaStreamWaitEvent");
   if (!state->recorded) Report(Kind::kWrongOrder, "cudaStreamWaitEvent: event never recorded");
+  if (host_streams_.count(stream) > 0) return EventSynchronize(event, lock);
   worker->clock().Join(state->clock);
   if (state->ticket.worker != nullptr) worker->AddWait(state->ticket);
   return cudaSuccess;

@@ -109,8 +109,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int) {
-  return Machine::Get().Call("cudaStreamWaitEvent",
-                             [&](auto&) { return Machine::Get().StreamWait(stream, event); });
+  return Machine::Get().Call("cudaStreamWaitEvent", [&](auto& lock) {
+    return Machine::Get().StreamWait(stream, event, lock);
+  });
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
