@@ -1,17 +1,31 @@
-"""Build of the extensions ``memo_train._core``, ``memo_planner._packer`` and the two packages.
+"""Build of the extensions ``memo_train._core``, ``memo_train._cuda``, ``memo_planner._packer`` and
+the two packages.
 
 Everything declarative is in pyproject.toml; here is only what needs code: the C++ sources, the
 second package root (``planner/``) and the allocator hook's source, which is shipped as data
 because it is compiled on the user's machine against the user's torch.
+
+The environment variable MEMO_BUILD_CUDA says whether ``memo_train._cuda`` is built: ``auto`` (where
+there is a CUDA toolkit, the default), ``0`` or ``1``.
 """
 
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pybind11
 from setuptools import Extension, find_namespace_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+# Build backends run this file without its directory on the path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from cuda_build import ARCHS, CudaToolkit, nvcc_command, requested_toolkit
+
+CUDA_NAME = "memo_train._cuda"
+# What the CUDA device shares with the core; the rest of csrc/device is the CPU device.
+SHARED_SOURCES = ("copy_spec", "host_pool", "link", "transfer")
 HOOK_SOURCE = Path("csrc/torch/cpu_allocator_hook.cc")
 
 
@@ -27,10 +41,49 @@ class BuildPyWithHookSource(build_py):
             shutil.copy2(HOOK_SOURCE, target / HOOK_SOURCE.name)
 
 
+class BuildExtWithKernels(build_ext):
+    """Compile csrc/kernels with nvcc and link the objects into the CUDA extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the extension, its kernels first."""
+        if ext.name == CUDA_NAME:
+            ext.extra_objects = [*self.kernel_objects(), *ext.extra_objects]
+        super().build_extension(ext)
+
+    def kernel_objects(self) -> list[str]:
+        """The compiled kernels, in the build directory."""
+        assert TOOLKIT is not None
+        directory = Path(self.build_temp) / "kernels"
+        directory.mkdir(parents=True, exist_ok=True)
+        objects = []
+        for source in sorted(Path("csrc/kernels").glob("*.cu")):
+            target = directory / f"{source.stem}.o"
+            self.spawn(nvcc_command(TOOLKIT, source, target))
+            objects.append(str(target))
+        return objects
+
+
+def cuda_extension(toolkit: CudaToolkit) -> Extension:
+    """The CUDA device, with a CUDA runtime of its own that nobody else sees."""
+    device = sorted(str(path) for path in Path("csrc/device").glob("cuda_*.cc"))
+    shared = [f"csrc/device/{name}.cc" for name in SHARED_SOURCES]
+    built = extension(CUDA_NAME, ["csrc/cuda_bindings.cc", *device, *shared])
+    built.depends += ["cuda_build.py", *map(str, Path("csrc/kernels").glob("*.cu"))]
+    built.define_macros = [
+        ("MEMO_CUDA_VERSION", f'"{toolkit.version}"'),
+        ("MEMO_CUDA_ARCHS", f'"{" ".join(ARCHS)}"'),
+    ]
+    built.extra_compile_args.append(f"-isystem{toolkit.include_dir}")
+    built.extra_objects = [str(toolkit.static_runtime)]
+    built.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
+    return built
+
+
 def core_extension() -> Extension:
     """The torch-free C++ core: device, host pool and copies."""
-    sources = sorted(str(path) for path in Path("csrc/device").glob("*.cc"))
-    return extension("memo_train._core", ["csrc/bindings.cc", *sources])
+    sources = sorted(Path("csrc/device").glob("*.cc"))
+    needs_no_toolkit = [str(path) for path in sources if not path.name.startswith("cuda_")]
+    return extension("memo_train._core", ["csrc/bindings.cc", *needs_no_toolkit])
 
 
 def packer_extension() -> Extension:
@@ -63,6 +116,8 @@ def extension(name: str, sources: list[str]) -> Extension:
     )
 
 
+TOOLKIT = requested_toolkit(os.environ.get("MEMO_BUILD_CUDA", "auto"))
+
 setup(
     packages=[
         *find_namespace_packages(".", include=["memo_train", "memo_train.*"]),
@@ -70,6 +125,10 @@ setup(
     ],
     package_dir={"memo_planner": "planner/memo_planner"},
     package_data={"memo_train": ["*.pyi", "py.typed"], "memo_planner": ["*.pyi", "py.typed"]},
-    ext_modules=[core_extension(), packer_extension()],
-    cmdclass={"build_py": BuildPyWithHookSource},
+    ext_modules=[
+        core_extension(),
+        packer_extension(),
+        *([] if TOOLKIT is None else [cuda_extension(TOOLKIT)]),
+    ],
+    cmdclass={"build_py": BuildPyWithHookSource, "build_ext": BuildExtWithKernels},
 )

@@ -8,7 +8,7 @@
 #include <optional>
 #include <unordered_map>
 
-#include "base/mapped_range.h"
+#include "device/host_pages.h"
 
 namespace memo {
 
@@ -27,7 +27,8 @@ struct HostPoolCounters {
 // a range of a size that is no longer asked for is unmapped, the longest unused first.
 class HostPool {
  public:
-  HostPool();
+  // `pinner`: what is done to pages as they are mapped, or null; must outlive the pool.
+  explicit HostPool(PagePinner* pinner = nullptr);
 
   // `bytes` > 0, rounded up to whole pages. Throws InvalidArgument for 0 bytes and
   // HostMemoryExceeded, with asked, used and cap in the message, if it does not fit.
@@ -47,16 +48,17 @@ class HostPool {
   void ResetPeak();
 
  private:
-  MappedRange TakeCached(size_t bytes);
-  MappedRange Map(size_t bytes);
+  HostPages TakeCached(size_t bytes);
+  HostPages Map(size_t bytes);
   void Evict(size_t most_bytes);
   [[noreturn]] void Refuse(size_t bytes, const char* reason) const;
 
   const size_t page_bytes_;
+  PagePinner* const pinner_;
   mutable std::mutex mutex_;
-  std::unordered_map<void*, MappedRange> used_;
-  std::deque<MappedRange> cached_;  // the longest unused first
-  size_t ever_used_bytes_ = 0;      // largest used_bytes ever, at most the cap
+  std::unordered_map<void*, HostPages> used_;
+  std::deque<HostPages> cached_;  // the longest unused first
+  size_t ever_used_bytes_ = 0;    // largest used_bytes ever, at most the cap
   bool poison_ = false;
   HostPoolCounters counters_;
 };

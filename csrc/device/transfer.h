@@ -3,6 +3,7 @@
 #define MEMO_DEVICE_TRANSFER_H_
 
 #include <cstddef>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,10 +26,13 @@ class Transfer {
  public:
   explicit Transfer(std::shared_ptr<Device> device);
 
-  // See Device::AllocHost.
+  // See Device::AllocHost. Where only retired ranges are in the way, it waits for their copies.
   void* AllocHost(size_t bytes);
   // Throws InvalidArgument while a copy of the range is not done, and for an unknown address.
   void FreeHost(void* data);
+  // FreeHost for callers that run ahead of the device: the range is given back when the copies of
+  // it are done, and counts as used until then. Throws InvalidArgument for an unknown address.
+  void RetireHost(void* data);
 
   // Start a copy and return its event. Throw InvalidArgument, with nothing started, if the host
   // side does not lie in one live host range or the device side not in one live allocation.
@@ -42,8 +46,13 @@ class Transfer {
     size_t bytes = 0;
     EventPtr written;  // last copy into the range, or null
     EventPtr read;     // last copy out of it, or null
+    bool Pending() const;
   };
+  using Ranges = std::map<const char*, HostRange>;  // by start
 
+  Ranges::iterator FindStart(void* data, const char* call);
+  void FreeRetired();
+  void WaitForOldestRetired();
   HostRange& FindRange(const void* data, size_t bytes);
   void After(StreamId stream, const EventPtr& other_direction);
 
@@ -51,7 +60,8 @@ class Transfer {
   const StreamId to_host_;
   const StreamId to_device_;
   std::mutex mutex_;
-  std::map<const char*, HostRange> ranges_;  // by start
+  Ranges ranges_;
+  std::deque<Ranges::node_type> retired_;  // the longest retired first
 };
 
 // The event of a transfer as a caller holds it: keeps the device alive.

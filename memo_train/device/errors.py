@@ -1,8 +1,10 @@
-"""What a caller of the device can do wrong. `memo_train._core` raises these from C++ by name."""
+"""What a caller of the device can do wrong. C++ raises these by name (`_core` and `_cuda`)."""
 
 from memo_planner.errors import MemoError
 
 __all__ = [
+    "CudaError",
+    "CudaUnavailable",
     "DeviceError",
     "DeviceMemoryExceeded",
     "ForkedProcess",
@@ -18,6 +20,17 @@ class DeviceError(MemoError):
 
 class InvalidDeviceArgument(DeviceError, ValueError):
     """A size, address, cap or bandwidth that cannot be used; nothing has changed."""
+
+
+class CudaUnavailable(DeviceError):
+    """The CUDA device was asked for, and this build or this machine has none."""
+
+
+class CudaError(DeviceError):
+    """A CUDA call failed; the message names call, device, code and bytes.
+
+    Whether work under way was done is unknown, and so is everything on the device.
+    """
 
 
 class DeviceMemoryExceeded(DeviceError):

@@ -14,7 +14,12 @@ MAX_NESTING = 3
 VAGUE_NAMES = {"utils", "helpers", "common", "manager", "misc"}
 
 PYTHON_FILES = sorted(path for name in PYTHON_DIRS for path in (ROOT / name).rglob("*.py"))
-CXX_FILES = sorted(path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cc", ".h"})
+CXX_FILES = sorted(
+    path
+    for name in ("csrc", "tests")
+    for path in (ROOT / name).rglob("*")
+    if path.suffix in {".cc", ".cu", ".h"}
+)
 NESTING = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 
