@@ -2,12 +2,13 @@
 
 usage: python benchmarks/alpha_sweep.py --json out.json [--csv] [--shares 0.25 0.6 2.0]
 
-One small Llama on the CPU device, profiled a few times; the fastest profile counts, as others were
-disturbed. A link carries all that a block saves in 1 / share of its forward's time. On each link every block swaps alpha of its tiles and recomputes
-the rest; all values of alpha, one of which is the planner's, and a plan of the planner's that may
-also keep, take turns, one step at a time. The latter has a device limit that leaves half the room
-between nothing kept and everything kept. ratio: the planner's median over the best median;
-least ratio: the same of the least seconds, which other work on the machine disturbs less.
+One small Llama on the CPU device, profiled a few times; the fastest profile counts, as the others
+were disturbed. A link carries all that a block saves in 1 / share of its forward's time. On each
+link every block swaps alpha of its tiles and recomputes the rest; all values of alpha, one of which
+is the planner's, and a plan of the planner's that may also keep, take turns, one step at a time.
+The latter has a device limit that leaves half the room between nothing kept and everything kept.
+ratio: the planner's median over the best median; least ratio: the same of the least seconds, which
+other work on the machine disturbs less.
 """
 
 import argparse
