@@ -51,8 +51,8 @@ Order Descending(const std::vector<double>& weight) {
 
 std::vector<Order> FirstFitOrders(const Problem& problem) {
   constexpr Preference kPreferences[] = {
-      Preference::kSize,          Preference::kContestedLifetime, Preference::kLifetime,
-      Preference::kContestedArea, Preference::kContestedSize,     Preference::kArea,
+      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
+      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
   };
   std::vector<Order> orders;
   for (const Preference preference : kPreferences) {

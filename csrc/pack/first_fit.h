@@ -12,8 +12,8 @@ namespace memo::pack {
 // Buffers in the order in which they are placed.
 using Order = std::vector<int32_t>;
 
-// Orders worth trying: by size, by size times lifetime, by lifetime, by contention and each of
-// these, from the greatest down.
+// Orders worth trying: by contention and lifetime, then by size, by size times lifetime, by
+// lifetime, by contention and each of these, from the greatest down.
 std::vector<Order> FirstFitOrders(const Problem& problem);
 
 // Costs at most one small insertion for each conflict.

@@ -97,7 +97,7 @@ class _Levels:
         levels = self._second_levels()
         best_level, best = levels[0], self._at(levels[0], Effort.GLANCE, begun_s)
         attempts = [(level, Effort.GLANCE) for level in levels[1:]]
-        attempts += [(level, Effort.FIT) for level in levels]
+        attempts += [(level, Effort.FIT) for level in (*levels[1:], levels[0])]
         for level, effort in attempts:
             if self._is_enough(best):
                 return best
