@@ -1,68 +1,100 @@
 """How long the layout of a recorded step takes, and how near its peak is to the lower bound.
 
-usage: python benchmarks/layout_step.py TRACE.csv ... [--seconds 10] [--repeats 3] [--csv]
+usage: python benchmarks/layout_step.py [TRACE ...] [--blocks 12 48 192] [--seconds 2] [--csv]
 
-A trace is the CSV of a recorded step with the columns `id,lower,upper,size,phase,block`.
+A trace is what `Trace.save` or `write_csv` wrote. Without any, real steps of small Llamas are
+recorded on the CPU device, by 16 token tiles, x and o swapped; recompute: all tiles recomputed;
+swap: half of them swapped; mixed: a quarter kept, a quarter swapped. Swapped tensors are freed
+whenever their copy is done, so no two blocks' requests are alike there.
 """
 
 import argparse
-import csv
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "planner")]
 
-from benchmarks.results import ResultRow, append_csv, mib, print_table
+import torch
+
+import memo_train
+from benchmarks.job import Job
+from benchmarks.llama import build_model, piece_of_text
+from benchmarks.results import MIB, ResultRow, append_csv, mib, print_table
+from memo_planner import BlockPolicy, Place, Policy
+from memo_planner.copy_budget import CopyBudget
 from memo_planner.layout import faults
 from memo_planner.layout.step import StepLayout, lay_out_step
-from memo_planner.trace.requests import PHASES, Requests
+from memo_planner.trace.requests import Requests
+from memo_planner.trace.table import read_requests
+from memo_train.runtime.wrapped import StepPolicy, WrappedModel
+from memo_train.trace.record import record_step
+
+TOKENS, TILE_TOKENS = 512, 32
+POLICIES = {"recompute": (0, 0), "swap": (0, 8), "mixed": (4, 4)}
+"""Tiles kept and swapped of a block's 16."""
 
 
-def read_step(path: Path) -> Requests:
-    """The requests of a recorded step's CSV."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = {
-        name: np.array([int(row[name]) for row in rows], np.int64)
-        for name in ("id", "lower", "upper", "size", "block")
-    }
-    return Requests(
-        ids=columns["id"],
-        malloc_times=columns["lower"],
-        free_times=columns["upper"],
-        size_bytes=columns["size"],
-        phases=np.array([PHASES.index(row["phase"]) for row in rows], np.int64),
-        blocks=columns["block"],
-        tiles=np.full(len(rows), -1),
-        ops=np.zeros(len(rows), np.int64),
-        op_names=("",),
-        end_time=int(columns["upper"].max()),
+def record(num_blocks: int, policy: str) -> Requests:
+    """The requests of the third step of a Llama with so many blocks."""
+    torch.set_num_threads(1)
+    model = memo_train.wrap(build_model(Job(mode="memo", layers=num_blocks, hidden=64)))
+    planner: Any = model._memo_train
+    wrapped: WrappedModel = planner.wrapped
+    step_policy = _step_policy(wrapped, num_blocks, policy)
+    wrapped.choose_policy = lambda batch, tokens: step_policy
+    ids, optimizer = piece_of_text(TOKENS, 0), torch.optim.AdamW(model.parameters())
+    for _ in range(3):
+        trace = record_step(model, ids, optimizer=optimizer, wrapped=wrapped)
+    memo_train.unwrap(model)
+    return trace.requests
+
+
+def _step_policy(wrapped: WrappedModel, num_blocks: int, policy: str) -> StepPolicy:
+    keep, swap = POLICIES[policy]
+    block = BlockPolicy(
+        keep_tiles=keep,
+        swap_tiles=swap,
+        recompute_tiles=TOKENS // TILE_TOKENS - keep - swap,
+        x=Place.SWAP,
+        o=Place.SWAP,
     )
+    return StepPolicy(
+        policy=Policy(tokens=TOKENS, tile_tokens=TILE_TOKENS, blocks=(block,) * num_blocks),
+        loss_tile_tokens=wrapped.parts.loss_tile_tokens(TILE_TOKENS),
+        copies=CopyBudget.same(num_blocks, in_flight_bytes=MIB, ahead_bytes=MIB),
+    )
+
+
+def steps(options: argparse.Namespace) -> Iterator[tuple[str, Requests]]:
+    """Name and requests of every step."""
+    for path in options.files:
+        yield path.stem, read_requests(path)
+    for num_blocks in () if options.files else options.blocks:
+        for policy in POLICIES:
+            yield f"{policy}, {num_blocks} blocks", record(num_blocks, policy)
 
 
 def main() -> None:
     """Lay every trace out, print, and append rows."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("files", nargs="*", type=Path, metavar="TRACE")
+    parser.add_argument("--blocks", nargs="+", type=int, default=[12, 48, 192])
+    parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--csv", action="store_true")
     options = parser.parse_args()
     table, rows = [], []
-    for path in options.files:
-        begun_s = time.perf_counter()
-        requests = read_step(path)
-        read_s = time.perf_counter() - begun_s
+    for name, requests in steps(options):
         seconds, layout = _measure(requests, options)
-        table.append([path.stem, f"{len(requests):,}", f"{read_s:.2f}", *_cells(layout, seconds)])
-        settings = f"trace={path.stem};requests={len(requests)};limit_s={options.seconds:g}"
+        table.append([name, f"{len(requests):,}", *_cells(layout, seconds)])
+        settings = f"step={name};requests={len(requests)};limit_s={options.seconds:g}"
         rows.append(ResultRow.of(settings, "two levels", "seconds", seconds))
         rows.append(ResultRow.of(settings, "two levels", "gap", [layout.placement.gap]))
-    header = ["trace", "requests", "read s", "groups", "different", "opened"]
+    header = ["step", "requests", "groups", "different", "opened"]
     print_table("layout of a step", [*header, "peak", "gap", "median s"], table)
     if options.csv:
         append_csv("layout_step", rows)

@@ -1,6 +1,6 @@
 """The longest plans that fit, as predicted, beside what other systems have published.
 
-usage: python benchmarks/longest_plans.py --json out.json [--csv]
+usage: python benchmarks/longest_plans.py [--json [out.json]] [--csv]
 
 Every row of this project is a prediction of the planner: bytes counted from the runtime, seconds
 from the efficiencies that benchmarks/paper_table.py fits. No such run has been made. The published
@@ -15,7 +15,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.results import ResultRow, append_csv, print_table, write_json
+from benchmarks.results import (
+    STDOUT,
+    ResultRow,
+    add_json_option,
+    append_csv,
+    print_table,
+    write_json,
+)
 from memo_planner import max_tokens
 from memo_planner.hardware import machine
 from memo_planner.sizes import format_bytes
@@ -57,13 +64,8 @@ def main() -> None:
     """Predict, print, and write what was asked for."""
     options = _parse()
     found = [predicted(case) for case in CASES]
-    rows = [
-        [name, where, f"{tokens:,}", "published", "", "", ""] for name, where, tokens in PUBLISHED
-    ]
-    rows += [_row(each) for each in found]
-    header = ["who", "setting", "tokens", "kind", "MFU", "what ends it", "attention once"]
-    print_table("longest sequence of one step", header, rows)
-    print("\nassumptions:", *(f"  - {text}" for text in assumptions()), sep="\n")
+    if options.json != STDOUT:
+        _print(found)
     write_json(
         options.json,
         {
@@ -77,6 +79,16 @@ def main() -> None:
     )
     if options.csv:
         append_csv("longest_plans", [_csv_row(each) for each in found])
+
+
+def _print(found: list[dict[str, Any]]) -> None:
+    rows = [
+        [name, where, f"{tokens:,}", "published", "", "", ""] for name, where, tokens in PUBLISHED
+    ]
+    rows += [_row(each) for each in found]
+    header = ["who", "setting", "tokens", "kind", "MFU", "what ends it", "attention once"]
+    print_table("longest sequence of one step", header, rows)
+    print("\nassumptions:", *(f"  - {text}" for text in assumptions()), sep="\n")
 
 
 def predicted(case: Case) -> dict[str, Any]:
@@ -164,7 +176,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    add_json_option(parser)
     parser.add_argument("--csv", action="store_true", help="add rows to benchmarks/results")
     return parser.parse_args()
 

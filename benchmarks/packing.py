@@ -1,17 +1,26 @@
 """How fast the native packer meets capacities, and closes the gap where none is given.
 
-usage: python benchmarks/packing.py [FILE ...] [--seconds 60] [--repeats 3] [--csv]
+usage: python benchmarks/packing.py [FILE ...] [--seconds 60] [--repeats 3] [--variants 1] [--csv]
+                                    [--omnimalloc supermalloc minimalloc omni]
 
 A file is a problem, `id,lower,upper,size`; `NAME.CAPACITY.csv` has a capacity to meet, any other is
 packed as low as it goes. Without files, problems cut out of a full rectangle of time and bytes are
-packed: a perfect packing exists, and greedy packers do not find it.
+packed: a perfect packing exists, and greedy packers do not find it. Each of `--variants` is a row,
+so that luck shows: the buffers in another order, every other time with time reversed.
+`--omnimalloc` measures allocators of the OmniMalloc package beside it, in turn, if it is installed.
 """
 
 import argparse
+import importlib
+import inspect
+import itertools
+import multiprocessing
 import random
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +29,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "planner")]
 
 from benchmarks.results import ResultRow, append_csv, print_table
 from memo_planner.errors import InvalidInput
-from memo_planner.layout import NoPlacement, PackingProblem, faults, pack, read_problem
+from memo_planner.layout import (
+    NoPlacement,
+    PackingProblem,
+    Placement,
+    faults,
+    pack,
+    read_problem,
+)
 
 SIDE = 1024
 
@@ -61,53 +77,101 @@ def _capacity(path: Path) -> int | None:
     return int(last) if last.isdigit() else None
 
 
+Run = Callable[[PackingProblem, int | None, float], Placement]
+"""Packs within a capacity, or as low as it goes, in at most so many seconds."""
+
+
+def native(problem: PackingProblem, capacity: int | None, seconds: float) -> Placement:
+    """The project's own packer."""
+    return pack(problem, capacity_bytes=capacity, seconds=seconds)
+
+
+def variant(problem: PackingProblem, number: int) -> PackingProblem:
+    """The same problem in other words; number 0 is as it was."""
+    if number == 0:
+        return problem
+    order = np.random.default_rng(number).permutation(len(problem))
+    lower, upper = problem.lower[order], problem.upper[order]
+    if number % 2:
+        lower, upper = -upper, -lower
+    ids, sizes = tuple(problem.ids[i] for i in order.tolist()), problem.size_bytes[order]
+    return PackingProblem(ids=ids, lower=lower, upper=upper, size_bytes=sizes)
+
+
+def omnimalloc(allocator: str) -> Run:
+    """An allocator of OmniMalloc. It is not told of a capacity, but may take all the time."""
+
+    def run(problem: PackingProblem, capacity: int | None, seconds: float) -> Placement:
+        context = multiprocessing.get_context("fork")
+        with context.Pool(1) as pool:
+            waiting = pool.apply_async(_omnimalloc_offsets, (allocator, problem, seconds))
+            try:
+                offsets = waiting.get(2 * seconds)
+            except multiprocessing.TimeoutError:
+                raise NoPlacement(f"{allocator} is not done in {2 * seconds:g} s") from None
+        placement = Placement(
+            problem=problem,
+            offset_bytes=offsets,
+            lower_bound_bytes=problem.lower_bound_bytes,
+            seconds=0.0,
+            nodes=0,
+        )
+        if capacity is not None and placement.peak_bytes > capacity:
+            raise NoPlacement(f"{allocator} gives {placement.peak_bytes:,} bytes")
+        return placement
+
+    return run
+
+
+def _omnimalloc_offsets(name: str, problem: PackingProblem, seconds: float) -> Any:
+    package = importlib.import_module("omnimalloc")
+    module = importlib.import_module(f"omnimalloc.allocators.{name}")
+    allocator = getattr(module, f"{name.capitalize()}Allocator")
+    timed = "timeout" in inspect.signature(allocator).parameters
+    columns = (problem.lower, problem.upper, problem.size_bytes)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    buffers = [
+        package.Allocation(id=i, size=size, start=lower, end=upper)
+        for i, (lower, upper, size) in enumerate(rows)
+    ]
+    placed = package.allocate(
+        buffers, allocator=allocator(**({"timeout": seconds} if timed else {}))
+    )
+    return np.array([each.offset for each in sorted(placed, key=lambda each: each.id)])
+
+
 def main() -> None:
     """Pack everything, print, and append rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--csv", action="store_true")
-    options = parser.parse_args()
-    try:
-        problems = cases(options.files)
-    except InvalidInput as error:
-        parser.error(str(error))
+    options = _parse()
+    runs: dict[str, Run] = {"native": native}
+    runs |= {name: omnimalloc(name) for name in options.omnimalloc}
     table, rows = [], []
-    for name, problem, capacity in problems:
-        line, seconds = _measure(problem, capacity, options)
-        table.append([name, f"{len(problem):,}", *line])
-        settings = f"problem={name};capacity={capacity};limit_s={options.seconds:g}"
-        mode = line[-1]
-        rows.append(ResultRow.of(settings, mode, "seconds", seconds))
-    header = [
-        "problem",
-        "buffers",
-        "capacity",
-        "peak",
-        "lower bound",
-        "nodes",
-        "median s",
-        "result",
-    ]
-    print_table("native packer", header, table)
+    for name, problem, capacity in cases(options.files):
+        for number, (who, run) in itertools.product(range(options.variants), runs.items()):
+            line, seconds = _measure(run, variant(problem, number), capacity, options)
+            table.append([f"{name} #{number}", who, f"{len(problem):,}", *line])
+            settings = f"problem={name};variant={number};capacity={capacity}"
+            settings += f";limit_s={options.seconds:g}"
+            rows.append(ResultRow.of(settings, f"{who}: {line[-1]}", "seconds", seconds))
+    header = ["problem", "packer", "buffers", "capacity", "peak", "lower bound", "nodes"]
+    print_table("packers", [*header, "median s", "result"], table)
     if options.csv:
         append_csv("packing", rows)
 
 
 def _measure(
-    problem: PackingProblem, capacity: int | None, options: argparse.Namespace
+    run: Run, problem: PackingProblem, capacity: int | None, options: argparse.Namespace
 ) -> tuple[list[str], list[float]]:
     """The table's cells after name and size, and the seconds of each repeat."""
     seconds: list[float] = []
-    cells = ["-"] * 3
+    cells, result = ["-"] * 3, "not met"
     for _ in range(options.repeats):
         begun_s = time.perf_counter()
         try:
-            placement = pack(problem, capacity_bytes=capacity, seconds=options.seconds)
-        except NoPlacement:
+            placement = run(problem, capacity, options.seconds)
+        except NoPlacement as refused:
+            print(f"  {refused}", file=sys.stderr)
             seconds.append(time.perf_counter() - begun_s)
-            result = "not met"
             continue
         seconds.append(time.perf_counter() - begun_s)
         assert not faults(placement, capacity)
@@ -121,5 +185,21 @@ def _measure(
     return [shown, *cells, f"{sorted(seconds)[len(seconds) // 2]:.3f}", result], seconds
 
 
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--variants", type=int, default=1)
+    parser.add_argument("--omnimalloc", nargs="+", default=[], metavar="ALLOCATOR")
+    parser.add_argument("--csv", action="store_true")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InvalidInput as error:
+        raise SystemExit(str(error)) from error

@@ -1,6 +1,6 @@
 """The paper's tables, predicted by the planner's cost model with three cells fitted.
 
-usage: python benchmarks/paper_table.py --model 7b --json out.json [--csv]
+usage: python benchmarks/paper_table.py [--model 7b] [--json [out.json]] [--csv]
 
 All other cells, and all of the other models', are predictions with the same fit. Every assumption
 is printed and in the JSON file; so is every place where two printed facts contradict each other.
@@ -17,7 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.paper_cells import ABLATION, ALPHA, LENGTHS, MAIN, Cell, K
 from benchmarks.paper_facts import ASSUMPTIONS, contradictions
 from benchmarks.paper_fit import ABLATION_PARALLEL, Fit, fit_cells
-from benchmarks.results import ResultRow, append_csv, print_table, write_json
+from benchmarks.results import (
+    STDOUT,
+    ResultRow,
+    add_json_option,
+    append_csv,
+    print_table,
+    write_json,
+)
 from memo_planner.errors import InvalidInput, PlanInfeasible
 from memo_planner.strategies import Strategy, plan_job
 from memo_planner.workload import MODELS, PAPER_GPUS, Parallel
@@ -56,7 +63,8 @@ def main() -> None:
         "worst_error_points": worst_error(tables),
         "wrong_borders": wrong_borders(tables),
     }
-    _print(result)
+    if options.json != STDOUT:
+        _print(result)
     write_json(options.json, result)
     if options.csv:
         append_csv("paper_table", _csv_rows(result))
@@ -245,7 +253,7 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=sorted(PAPER_GPUS), default="7b")
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    add_json_option(parser)
     parser.add_argument("--csv", action="store_true", help="add rows to benchmarks/results")
     return parser.parse_args()
 

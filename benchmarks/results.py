@@ -1,17 +1,20 @@
 """Where results go: a table on the terminal, a JSON file, and rows of benchmarks/results/*.csv."""
 
+import argparse
 import csv
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 RESULTS_DIR = Path(__file__).with_name("results")
+STDOUT = Path("-")
 MIB = 2**20
 
 
@@ -65,11 +68,28 @@ def machine_name() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """`--json FILE` writes the figures there; `--json` alone prints them, and no tables."""
+    parser.add_argument(
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="write all figures to FILE; without FILE print them instead of tables",
+    )
+
+
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
     """Write a benchmark's results with the commit and machine added; None writes nothing."""
-    if path is not None:
-        described = {"commit": commit_name(), "machine": machine_name(), **values}
-        path.write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+    if path is None:
+        return
+    described = {"commit": commit_name(), "machine": machine_name(), **values}
+    text = json.dumps(described, indent=2, allow_nan=False) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+    else:
+        path.write_text(text)
 
 
 def append_csv(name: str, rows: Sequence[ResultRow]) -> None:

@@ -50,9 +50,10 @@ Order Descending(const std::vector<double>& weight) {
 }  // namespace
 
 std::vector<Order> FirstFitOrders(const Problem& problem) {
-  constexpr Preference kPreferences[] = {Preference::kSize, Preference::kArea,
-                                         Preference::kLifetime, Preference::kContestedSize,
-                                         Preference::kContestedArea};
+  constexpr Preference kPreferences[] = {
+      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
+      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
+  };
   std::vector<Order> orders;
   for (const Preference preference : kPreferences) {
     orders.push_back(Descending(Weights(problem, preference)));
@@ -75,18 +76,9 @@ Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order
   return offsets;
 }
 
-Order PromoteHighest(const Problem& problem, const Offsets& offsets, const Order& order,
-                     int64_t target, std::mt19937_64& random) {
-  constexpr uint64_t kChanceOneIn = 16;
-  std::vector<double> rank(order.size());
-  for (size_t place = 0; place < order.size(); ++place) {
-    const int32_t i = order[place];
-    const bool too_high = offsets[i] + problem.buffers[i].size > target;
-    const bool by_chance = random() % kChanceOneIn == 0;
-    const double share = static_cast<double>(random() >> 11) / 9007199254740992.0;
-    rank[i] = -static_cast<double>(place) * (too_high || by_chance ? share : 1.0);
-  }
-  return Descending(rank);
+void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order) {
+  std::stable_partition(order.begin(), order.end(),
+                        [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
 }
 
 }  // namespace memo::pack

@@ -3,7 +3,6 @@
 #define MEMO_PACK_FIRST_FIT_H_
 
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "pack/problem.h"
@@ -13,16 +12,16 @@ namespace memo::pack {
 // Buffers in the order in which they are placed.
 using Order = std::vector<int32_t>;
 
-// Orders worth trying: by size, by size times lifetime, by lifetime, by contention and size, each
-// from the greatest down.
+// Orders worth trying: by contention and lifetime, then by size, by size times lifetime, by
+// lifetime, by contention and each of these, from the greatest down.
 std::vector<Order> FirstFitOrders(const Problem& problem);
 
 // Costs at most one small insertion for each conflict.
 Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order);
 
-// Moves buffers that end above `target`, and a few others by chance, towards the front.
-Order PromoteHighest(const Problem& problem, const Offsets& offsets, const Order& order,
-                     int64_t target, std::mt19937_64& random);
+// Moves the buffers that end above `target` to the front: what found no room in its turn has it
+// next time. ("Squeaky wheel" optimisation, Joslin and Clements, JAIR 1999.)
+void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order);
 
 }  // namespace memo::pack
 

@@ -12,12 +12,21 @@ namespace {
 // A list of this many conflicts takes 320 MB.
 constexpr int64_t kMostListedConflicts = 40'000'000;
 constexpr size_t kMostSearchedBuffers = 20'000;
-constexpr int kPerturbations = 30;
 
 // Nodes of a round: a few dives at first, twice as many whenever all strategies had their turn.
 int64_t NodesOf(int64_t round, size_t num_buffers) {
   const int64_t doublings = std::min<int64_t>(round / kNumStrategies, 30);
   return (4 * static_cast<int64_t>(num_buffers) + 100) << doublings;
+}
+
+// First fits to try: at least one, a few for each order at a glance and more otherwise, and as many
+// as may look at so many conflicts in all: a million takes some 7 ms.
+int64_t FitsOf(Effort effort, size_t num_conflicts) {
+  constexpr int64_t kMillion = 1'000'000;
+  const bool glance = effort == Effort::kGlance;
+  const int64_t most = glance ? 18 : 360;
+  const int64_t looks = (glance ? 20 : 600) * kMillion;
+  return std::clamp<int64_t>(looks / static_cast<int64_t>(num_conflicts + 1), 1, most);
 }
 
 }  // namespace
@@ -60,7 +69,7 @@ Offsets Packer::PackMerged(const Problem& problem) {
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return {};
   if (CountConflicts(merged.problem) > kMostListedConflicts) return {};
   Offsets stacks;
-  FitInOrders(merged.problem, Conflicts(merged.problem), stacks);
+  FitInOrders(merged.problem, Conflicts(merged.problem), Effort::kGlance, stacks);
   Offsets offsets(problem.buffers.size());
   for (size_t i = 0; i < offsets.size(); ++i) {
     offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
@@ -71,17 +80,22 @@ Offsets Packer::PackMerged(const Problem& problem) {
 void Packer::PackWhole(const Problem& problem, Offsets& best) {
   if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
   const Conflicts conflicts(problem);
-  FitInOrders(problem, conflicts, best);
+  FitInOrders(problem, conflicts, limits_.effort, best);
   if (limits_.effort != Effort::kSearch) return;
-  Perturb(problem, conflicts, best);
   PackExactly(problem, conflicts, best);
 }
 
-void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
-  for (const Order& order : FirstFitOrders(problem)) {
-    if (!best.empty() && (Peak(problem, best) <= target_ || Over())) break;
-    Keep(problem, FirstFit(problem, conflicts, order), best);
-    if (limits_.effort != Effort::kSearch) break;
+void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts, Effort effort,
+                         Offsets& best) {
+  std::vector<Order> orders = FirstFitOrders(problem);
+  const int64_t most_fits = FitsOf(effort, conflicts.size());
+  for (int64_t fit = 0; fit < most_fits; ++fit) {
+    if (!best.empty() && (Peak(problem, best) <= target_ || Over())) return;
+    // The first order gains most from promotions: three turns of four are its.
+    Order& order = orders[fit % 4 == 1 ? 1 + fit / 4 % (orders.size() - 1) : 0];
+    Offsets found = FirstFit(problem, conflicts, order);
+    PromoteHighest(problem, found, target_, order);
+    Keep(problem, std::move(found), best);
   }
 }
 
@@ -94,26 +108,6 @@ bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
 void Packer::PackGreedily(const Problem& problem, Offsets& best) {
   Keep(problem, LongestOnSkyline(problem), best);
   if (Peak(problem, best) > target_) Keep(problem, BestFitInTime(problem), best);
-}
-
-void Packer::Perturb(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
-  std::mt19937_64 random(limits_.seed);
-  Order order(best.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
-  const auto higher = [&](int32_t a, int32_t b) {
-    return problem.buffers[a].size > problem.buffers[b].size;
-  };
-  std::stable_sort(order.begin(), order.end(), higher);
-  Offsets current = best;
-  for (int turn = 0; turn < kPerturbations; ++turn) {
-    if (Peak(problem, best) <= target_ || Over()) return;
-    Order next = PromoteHighest(problem, current, order, target_, random);
-    Offsets found = FirstFit(problem, conflicts, next);
-    if (Peak(problem, found) > Peak(problem, current)) continue;
-    current = found;
-    order = std::move(next);
-    Keep(problem, std::move(found), best);
-  }
 }
 
 // Searches at the lowest capacity that is not refuted and, as long as only the lowest peak will

@@ -14,8 +14,8 @@
 namespace memo::pack {
 
 enum class Effort {
-  kGlance,  // first fit by size of stacks of buffers with one lifetime
-  kFit,     // and of the buffers one by one
+  kGlance,  // a little first fit of stacks of buffers with one lifetime
+  kFit,     // and more, also of the buffers one by one
   kSearch,  // and all that time allows
 };
 
@@ -58,9 +58,9 @@ class Packer {
   Offsets PackMerged(const Problem& problem);
   void PackWhole(const Problem& problem, Offsets& best);
   void PackGreedily(const Problem& problem, Offsets& best);
-  // First fit by size, and where search is asked for in more orders.
-  void FitInOrders(const Problem& problem, const Conflicts& conflicts, Offsets& best);
-  void Perturb(const Problem& problem, const Conflicts& conflicts, Offsets& best);
+  // First fit in several orders, each changed in turn by what ended too high.
+  void FitInOrders(const Problem& problem, const Conflicts& conflicts, Effort effort,
+                   Offsets& best);
   void PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best);
   bool Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best);
   bool Keep(const Problem& problem, Offsets&& found, Offsets& best);

@@ -70,6 +70,8 @@ class Conflicts {
   Range of(int32_t buffer) const {
     return {entries_.data() + start_[buffer], entries_.data() + start_[buffer + 1]};
   }
+  // Entries of all lists: each conflicting pair counts twice.
+  size_t size() const { return entries_.size(); }
 
  private:
   std::vector<size_t> start_;

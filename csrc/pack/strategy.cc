@@ -1,6 +1,7 @@
 #include "pack/strategy.h"
 
 #include <algorithm>
+#include <cmath>
 #include <iterator>
 #include <limits>
 #include <random>
@@ -35,6 +36,7 @@ double WeightOf(const Buffer& buffer, Preference preference) {
     case Preference::kLastSection:
       return buffer.last;
     case Preference::kLifetime:
+    case Preference::kContestedLifetime:
       return lifetime;
     case Preference::kRandom:
       break;
@@ -43,7 +45,8 @@ double WeightOf(const Buffer& buffer, Preference preference) {
 }
 
 bool IsContested(Preference preference) {
-  return preference == Preference::kContestedArea || preference == Preference::kContestedSize;
+  return preference == Preference::kContestedArea || preference == Preference::kContestedSize ||
+         preference == Preference::kContestedLifetime;
 }
 
 }  // namespace
@@ -66,8 +69,12 @@ Strategy StrategyOf(int64_t round, uint64_t seed) {
 std::vector<double> Weights(const Problem& problem, Preference preference, double noise,
                             uint64_t seed) {
   constexpr double kContentionFirst = 1e6;
-  const std::vector<double> contention =
+  constexpr double kContentionSteps = 50;
+  std::vector<double> contention =
       IsContested(preference) ? Contention(problem) : std::vector<double>();
+  if (preference == Preference::kContestedLifetime) {
+    for (double& share : contention) share = std::floor(share * kContentionSteps);
+  }
   std::vector<double> weights;
   double greatest = 0;
   for (const Buffer& buffer : problem.buffers) {

@@ -19,8 +19,9 @@ enum class Pick {
 
 // Which of several buffers that may lie lowest is tried first: the one with the greatest ...
 enum class Preference {
-  kContestedArea,  // most units alive in any of its sections, then size times lifetime
-  kContestedSize,  // the same, then size
+  kContestedArea,      // most units alive in any of its sections, then size times lifetime
+  kContestedSize,      // the same, then size
+  kContestedLifetime,  // the same in steps of a fiftieth of the most, then lifetime
   kArea,
   kSize,
   kLastSection,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memo_planner import Limits, Plan, PlanFileError, make_plan
+from memo_planner.schedule import Operation, Schedule
+from memo_planner.trace import ProfileFile, ProfileSource, Requests, Trace, TraceSource
 from tests.planner.cases import small_profile
 
 fuzz = settings(
@@ -197,3 +200,13 @@ def test_the_documented_example_loads_and_hashes_as_documented(tmp_path: Path) -
     hashed["tokens"] = example["policy"]["tokens"]
     plain = json.dumps(hashed, sort_keys=True, separators=(",", ":")).encode()
     assert Plan.load(path).inputs_hash == hashlib.sha256(plain).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "kind", [ProfileFile, ProfileSource, Trace, TraceSource, Requests, Schedule, Operation]
+)
+def test_every_field_of_every_file_is_documented(kind: type) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+    inside = {"requests"}  # its columns are fields of the file
+    missing = [f.name for f in fields(kind) if f.name not in inside and f"`{f.name}`" not in page]
+    assert missing == []

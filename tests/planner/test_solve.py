@@ -91,7 +91,7 @@ def test_80_blocks_fit_and_take_seconds(device_gib: int, host_gib: int) -> None:
 @pytest.mark.parametrize("tokens", [512 * 1024, 1024 * 1024, 1408 * 1024])
 @pytest.mark.parametrize("host_gib", [500, None])
 def test_65b_on_64_devices_takes_seconds(tokens: int, host_gib: int | None) -> None:
-    parallel = Parallel(gpus=64, tensor=8, context=8)
+    parallel = Parallel(gpus=64, tensor=8, context=8, zero_stage=1)
     workload = Workload(model=MODELS["65b"], tokens=tokens, batch=1, parallel=parallel)
     job = Job.of(workload, machine("a800-80g-x8"))
     if host_gib is not None:

@@ -72,7 +72,7 @@ def pack(
         nodes=packer.nodes,
     )
     if capacity_bytes is not None and placement.peak_bytes > capacity_bytes:
-        raise NoPlacement(_reason(placement, capacity_bytes, float(seconds)))
+        raise NoPlacement(refusal(placement, capacity_bytes, float(seconds)))
     return placement
 
 
@@ -118,7 +118,8 @@ def _run(packer: Packer, search: Callable[[], None], unit: int, progress: Progre
         thread.join()
 
 
-def _reason(placement: Placement, capacity_bytes: int, seconds: float) -> str:
+def refusal(placement: Placement, capacity_bytes: int, seconds: float) -> str:
+    """Why `placement`, the best that was found in `seconds`, is no answer for the capacity."""
     bound, peak = placement.lower_bound_bytes, placement.peak_bytes
     best = f"best peak {peak:,} ({format_bytes(peak)}), lower bound {bound:,}"
     if bound > capacity_bytes:

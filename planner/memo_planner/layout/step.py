@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,32 +94,34 @@ class _Levels:
 
     def lay_out(self, begun_s: float) -> StepLayout:
         """The best layout over all widths; the first one whose peak is the lower bound."""
-        best: StepLayout | None = None
-        for level, effort in self._attempts():
+        levels = self._second_levels()
+        best_level, best = levels[0], self._at(levels[0], Effort.GLANCE, begun_s)
+        attempts = [(level, Effort.GLANCE) for level in levels[1:]]
+        attempts += [(level, Effort.FIT) for level in (*levels[1:], levels[0])]
+        for level, effort in attempts:
+            if self._is_enough(best):
+                return best
             layout = self._at(level, effort, begun_s)
-            if best is None or layout.placement.peak_bytes < best.placement.peak_bytes:
-                best = layout
-            if best.placement.peak_bytes == self._step.lower_bound_bytes:
-                break
-        assert best is not None, "at least one level is packed"
-        return best
+            if layout.placement.peak_bytes < best.placement.peak_bytes:
+                best_level, best = level, layout
+        if self._is_enough(best):
+            return best
+        last = self._at(best_level, Effort.SEARCH, begun_s)
+        return min(best, last, key=lambda layout: layout.placement.peak_bytes)
 
-    def _attempts(self) -> Iterator[tuple[SecondLevel, Effort]]:
-        """Second levels, from few loose requests to all, and the effort to make."""
+    def _is_enough(self, layout: StepLayout) -> bool:
+        """Whether no lower peak exists, or no time is left to look for one."""
+        return layout.placement.gap == 0 or self._left_s() <= 0
+
+    def _second_levels(self) -> list[SecondLevel]:
+        """From few loose requests to many, at least one."""
         peak_of = {shape: placement.peak_bytes for shape, placement in self._solved.items()}
         levels = [open_groups(self._step, self._groups, peak_of, width) for width in _WIDTHS]
-        levels = [
+        return [
             level
             for k, level in enumerate(levels)
             if k == 0 or len(level.boxes) < len(levels[k - 1].boxes)
         ]
-        yield levels[0], Effort.GLANCE  # also when no time is left: some layout there must be
-        for effort in (Effort.GLANCE, Effort.FIT):
-            for level in levels:
-                if self._left_s() > 0:
-                    yield level, effort
-        if self._left_s() > 0:
-            yield levels[0], Effort.SEARCH
 
     def _at(self, level: SecondLevel, effort: Effort, begun_s: float) -> StepLayout:
         packed = self._solve(level.problem, effort)

@@ -12,11 +12,13 @@ import numpy as np
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.trace.columns import Column
 from memo_planner.trace.requests import PHASES, Requests
+from memo_planner.trace.trace import Trace
 
 HEADER = ("id", "lower", "upper", "size", "phase", "block", "tile", "op")
 _DIGITS = frozenset("-0123456789")
 _MOST_DIGITS = 19
 """Fewer fit 64 bits."""
+_LONGEST_HEADER = 200
 
 
 def write_csv(requests: Requests, path: str | Path) -> None:
@@ -51,6 +53,22 @@ def read_csv(path: str | Path) -> Requests:
         raise PlanFileError(f"{path}: is not UTF-8 text: {error.reason}") from error
     except (csv.Error, InvalidInput) as error:
         raise PlanFileError(f"{path}: {error}") from error
+
+
+def is_trace(path: Path) -> bool:
+    """Whether a file is a step's trace, by its name (JSON) or its first line (CSV)."""
+    if path.suffix == ".json":
+        return True
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(_LONGEST_HEADER).rstrip() == ",".join(HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def read_requests(path: Path) -> Requests:
+    """The requests of a trace, JSON or CSV. Raises: PlanFileError."""
+    return Trace.load(path).requests if path.suffix == ".json" else read_csv(path)
 
 
 def _requests(rows: Iterator[list[str]]) -> Requests:

@@ -8,6 +8,9 @@ from typer.testing import CliRunner
 
 from memo_planner.cli import app
 from memo_planner.layout import read_problem
+from memo_planner.trace import Trace, write_csv
+from tests.planner.layout.test_step import blocks
+from tests.planner.trace.test_trace_file import SOURCE
 
 ROWS = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
 
@@ -52,3 +55,20 @@ def test_bad_rows_exit_2_on_one_line(table: Path) -> None:
     assert done.exit_code == 2
     assert done.stderr.count("\n") == 1
     assert "upper is 3 in line 2" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["step.json", "step.csv"])
+def test_a_trace_is_packed_in_two_levels(table: Path, name: str) -> None:
+    requests = blocks(40)
+    path, out = table.with_name(name), table.with_name("out.csv")
+    if name.endswith("json"):
+        Trace.of(SOURCE, requests).save(path)
+    else:
+        write_csv(requests, path)
+    summary = json.loads(run(path, "--json", "-o", out).stdout)
+    assert summary["buffers"] == len(requests)
+    assert summary["peak_bytes"] == summary["lower_bound_bytes"] == requests.peak_bytes()
+    assert len(read_problem(out)) == len(requests)
+    short = run(path, "--capacity", summary["peak_bytes"] - 1)
+    assert short.exit_code == 2
+    assert "no placement within" in short.stderr

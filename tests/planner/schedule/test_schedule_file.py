@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memo_planner import InvalidInput, Limits, PlanFileError, make_plan
@@ -91,6 +93,26 @@ def test_any_text_is_refused_clearly(tmp_path_factory, text: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(PlanFileError):
         Schedule.load(path)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+_PLACES = st.sampled_from(
+    ["version", "model", "tokens", "state_bytes", "flops", "inputs_hash", "operations"]
+    + [f"operations.1.{field.name}" for field in fields(Operation)]
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=_PLACES, value=_JSON)
+def test_any_value_anywhere_is_read_or_refused(saved: Path, place: str, value: object) -> None:
+    path = saved.with_name("fuzzed.json")
+    path.write_text(json.dumps(damaged(json.loads(saved.read_text()), place, value)))
+    with contextlib.suppress(PlanFileError):
+        assert Schedule.load(path).version == 1
 
 
 @settings(deadline=None)

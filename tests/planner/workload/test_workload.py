@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from memo_planner.errors import InvalidInput
 from memo_planner.workload import (
@@ -90,6 +93,21 @@ def test_configs_that_are_not_planned(tmp_path: Path, change: Any, message: str)
 def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidInput, match=r"config\.json"):
         model_named(written(tmp_path, text))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=6,
+)
+_NAMES = st.sampled_from([*LLAMA, "head_dim", "text_config", "num_experts", "_name_or_path"])
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(_NAMES, _JSON, max_size=3))
+def test_any_config_is_a_model_or_a_clear_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    with contextlib.suppress(InvalidInput):
+        assert model_named(written(tmp_path, {**LLAMA, **change})).parameters > 0
 
 
 def test_unknown_models_and_files_that_are_not_there() -> None:
