@@ -55,7 +55,8 @@ class WrappedModel:
 
     Attributes a profiler sets: `choose_policy`, asked at the start of each forward; `observer`;
     `active_block`, the only one that does not pass x through (None: all are active). `memory`
-    looks after the device's memory in steps that nobody observes.
+    looks after the device's memory in steps that nobody observes. `is_recorded`: lifetimes of the
+    steps are planned with, so no tensor on its way to the host is freed before it has to be.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class WrappedModel:
         self.observer: Observer = ignore
         self.memory: StepMemory = MemoryBySize()
         self.active_block: int | None = None
+        self.is_recorded = False
         self.verdicts = verdicts
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
@@ -154,7 +156,7 @@ class WrappedModel:
             self.memory.begin(batch, tokens, self.how(step))
         else:
             self.memory.end()
-        self._in_flight.hold = self.memory.is_recording
+        self._in_flight.hold = self.is_recorded or self.memory.is_recording
 
     def _observe(self, stage: str, block: int, tile: int) -> None:
         self.observer(stage, block, tile)
