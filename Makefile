@@ -31,9 +31,11 @@ $(STAMP): $(SOURCES)
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
+TEST_PROCESSES ?= 2
+
 # One thread per process: the models are small, and several tests start two processes.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)

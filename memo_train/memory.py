@@ -12,10 +12,11 @@ from memo_planner import Plan
 from memo_planner.errors import PlanFileError
 from memo_planner.sizes import format_bytes
 from memo_train.device.cpu import get_cpu_device
-from memo_train.layout import Shape, ShapeReport
+from memo_train.layout import Shape, ShapeReport, StepLayouts
 from memo_train.layout.file import PlanLayout
 from memo_train.planning import PlannedStep, StepPlanner
 from memo_train.runtime.ambient import precision
+from memo_train.stats import counted
 from memo_train.trace.profile import model_hash
 from memo_train.wrap import planned_step_of, planner_of
 
@@ -43,16 +44,19 @@ class MemoryReport:
         return "\n".join([*lines, *map(str, self.shapes)])
 
 
-def memory_report(model: nn.Module) -> MemoryReport:
+def memory_report(model: nn.Module | None = None) -> MemoryReport:
     """Layouts of a wrapped model's steps: peak, bound, planned and unplanned requests.
 
-    Waits for layouts that are being solved. Raises: UnsupportedModel if it is not wrapped.
+    Without a model: of all that were wrapped in this process and still live. Waits for layouts that
+    are being solved. Raises: UnsupportedModel if the model is not wrapped.
     """
-    layouts = planner_of(model).layouts
-    layouts.wait()
+    memories = [w.memory for w in counted()] if model is None else [planner_of(model).layouts]
+    layouts = [memory for memory in memories if isinstance(memory, StepLayouts)]
+    for each in layouts:
+        each.wait()
     counters = get_cpu_device().counters()
     return MemoryReport(
-        shapes=layouts.reports(),
+        shapes=tuple(report for each in layouts for report in each.reports()),
         device_used_bytes=counters.device_used_bytes,
         device_peak_bytes=counters.device_peak_bytes,
         high_water_bytes=counters.device_high_water_bytes,

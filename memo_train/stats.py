@@ -66,6 +66,11 @@ def reset_stats() -> None:
         wrapped.tile_counts.clear()
 
 
+def counted() -> tuple[WrappedModel, ...]:
+    """All models wrapped in this process that still live."""
+    return tuple(_counted)
+
+
 def count(wrapped: WrappedModel) -> None:
     """Count the tiles of `wrapped` in `stats` for as long as it lives."""
     _counted.add(wrapped)

@@ -283,3 +283,4 @@ def test_layouts_can_be_put_off_and_on() -> None:
     assert (report.num_steps, report.num_steps_by_size) == (1, 1)
     assert "unplanned" in str(memo_train.memory_report(training.model))
     assert layouts_of(training.model).on
+    assert report in memo_train.memory_report().shapes
