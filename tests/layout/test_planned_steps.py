@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +16,11 @@ from torch import nn
 
 import memo_train
 from memo_train.device import get_cpu_device
-from memo_train.model import Llama, LlamaConfig
 from tests.layout.steps import Training, layouts_of, only_report, wrapped
-from tests.runtime.causal_lms import MODELS, VOCAB_SIZE
+from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 torch.set_num_threads(1)
 
@@ -77,34 +83,19 @@ def test_autocast_has_its_own_layout() -> None:
     assert sum(report.unplanned + report.missing for report in reports) == 0
 
 
-def bf16_losses(*, on: bool) -> tuple[list[float], nn.Module]:
-    """Steps of a model that is large enough for the kernels' own threads to take memory."""
-    sizes = {"hidden_size": 128, "ffn_size": 256, "num_heads": 4, "num_kv_heads": 2}
-    config = LlamaConfig(vocab_size=VOCAB_SIZE, num_blocks=2, **sizes)
-    torch.manual_seed(1)
-    model = memo_train.wrap(Llama(config).bfloat16(), alpha=0.5, tile_tokens=128)
-    memo_train.use_layouts(model, on)
-    training = Training(model)
-    for _ in range(5):
-        training.step(1, 512)
-    return training.losses, model
-
-
 def test_memory_that_other_threads_take_is_not_planned() -> None:
     """Kernels in bf16 take memory on their own threads, in an order that varies."""
-    device = get_cpu_device()
-    torch.set_num_threads(2)
-    try:
-        device.start_recording()
-        without, _ = bf16_losses(on=False)
-        threads = device.stop_recording()["thread"]
-        with_layout, model = bf16_losses(on=True)
-    finally:
-        torch.set_num_threads(1)
-    assert len(set(threads.tolist())) > 1
-    assert with_layout == without
-    report = only_report(model)
-    assert (report.num_steps, report.unplanned, report.missing) == (4, 0, 0)
+    script = Path(__file__).with_name("two_threads.py")
+    quiet = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **quiet}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["threads"] > 1
+    assert found["with_layout"] == found["without"]
+    assert (found["num_steps"], found["unplanned"], found["missing"]) == (2, 0, 0)
 
 
 def twice(run: Callable[[Training], None]) -> Training:
