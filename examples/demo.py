@@ -55,11 +55,13 @@ def compare_steps(job: Job, tokens: int) -> dict[str, dict[str, Any]]:
 
 
 def train(job: Job, tokens: int, num_steps: int, device_bytes: int, out: Path) -> list[StepMetrics]:
-    """Train under the cap with a progress bar; metrics, plan and weights go to out."""
+    """Train under the cap with a progress bar; metrics, plan, layout and weights go to out."""
     model = memo_train.wrap(build_model(job), seq_len=tokens, device_gib=device_bytes / GIB)
     batches = ({"input_ids": ids} for ids in text_batches(num_steps, rows=1, tokens=tokens))
     config = TrainerConfig(num_steps=num_steps, learning_rate=2e-3, out_dir=out)
-    return Trainer(model, batches, config).train()
+    history = Trainer(model, batches, config).train()
+    print(memo_train.memory_report(model))
+    return history
 
 
 def main() -> None:
