@@ -35,7 +35,7 @@ def describe_cuda() -> dict[str, Any]:
         count = module.device_count()
     except DeviceError as error:
         return {"built": None, "gpus": 0, "why": str(error)}
-    built = {"cuda": module.CUDA_VERSION, "archs": module.ARCHS, "compiler": module.COMPILER}
+    built = {"cuda": module.CUDA_VERSION, "compiler": module.COMPILER}
     facts = {"built": built, "gpus": count, "torch_has_cuda": torch.cuda.is_available()}
     if count == 0:
         facts["why"] = "this process sees no GPU"
