@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 TOKENS = 40
 TILE_TOKENS = 16
-NUM_SEEDS = 50
+NUM_SEEDS = 25
 
 
 @pytest.fixture(scope="module", autouse=True)
