@@ -97,7 +97,7 @@ ARCHS = ("sm_80", "sm_90", "sm_100")
 
 
 def requested_toolkit(wish: str) -> CudaToolkit | None:
-    """The toolkit to build `memo_train._cuda` with, or None to build without.
+    """The toolkit to build `memo_train._cuda` and `_kernels` with, or None to build without.
 
     wish: the value of MEMO_BUILD_CUDA. `auto`: if there is a whole toolkit; `0`: never; `1`: or
         fail.

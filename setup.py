@@ -1,12 +1,12 @@
-"""Build of the extensions ``memo_train._core``, ``memo_train._cuda``, ``memo_planner._packer`` and
-the two packages.
+"""Build of the extensions (``_core``, ``_cuda`` and ``_kernels`` of ``memo_train``, ``_packer`` of
+``memo_planner``) and the two packages.
 
 Everything declarative is in pyproject.toml; here is only what needs code: the C++ sources, the
 second package root (``planner/``) and the allocator hook's source, which is shipped as data
 because it is compiled on the user's machine against the user's torch.
 
-The environment variable MEMO_BUILD_CUDA says whether ``memo_train._cuda`` is built: ``auto`` (where
-there is a CUDA toolkit, the default), ``0`` or ``1``.
+The environment variable MEMO_BUILD_CUDA says whether ``_cuda`` and ``_kernels`` are built: ``auto``
+(where there is a CUDA toolkit, the default), ``0`` or ``1``.
 """
 
 import os
@@ -23,7 +23,7 @@ from setuptools.command.build_py import build_py
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from cuda_build import ARCHS, CudaToolkit, nvcc_command, requested_toolkit
 
-CUDA_NAME = "memo_train._cuda"
+KERNELS_NAME = "memo_train._kernels"
 # What the CUDA device shares with the core; the rest of csrc/device is the CPU device.
 SHARED_SOURCES = ("copy_spec", "host_pool", "link", "transfer")
 HOOK_SOURCE = Path("csrc/torch/cpu_allocator_hook.cc")
@@ -42,11 +42,11 @@ class BuildPyWithHookSource(build_py):
 
 
 class BuildExtWithKernels(build_ext):
-    """Compile csrc/kernels with nvcc and link the objects into the CUDA extension."""
+    """Compile csrc/kernels with nvcc and link the objects into their extension."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build the extension, its kernels first."""
-        if ext.name == CUDA_NAME:
+        if ext.name == KERNELS_NAME:
             ext.extra_objects = [*self.kernel_objects(), *ext.extra_objects]
         super().build_extension(ext)
 
@@ -63,20 +63,30 @@ class BuildExtWithKernels(build_ext):
         return objects
 
 
-def cuda_extension(toolkit: CudaToolkit) -> Extension:
-    """The CUDA device, with a CUDA runtime of its own that nobody else sees."""
+def cuda_extensions(toolkit: CudaToolkit) -> list[Extension]:
+    """The CUDA device, and the kernels."""
     device = sorted(str(path) for path in Path("csrc/device").glob("cuda_*.cc"))
     shared = [f"csrc/device/{name}.cc" for name in SHARED_SOURCES]
-    built = extension(CUDA_NAME, ["csrc/cuda_bindings.cc", *device, *shared])
-    built.depends += ["cuda_build.py", *map(str, Path("csrc/kernels").glob("*.cu"))]
-    built.define_macros = [
+    kernels = ["csrc/kernels/bindings.cc", "csrc/device/cuda_calls.cc"]
+    built = [
+        extension("memo_train._cuda", ["csrc/cuda_bindings.cc", *device, *shared]),
+        extension(KERNELS_NAME, kernels),
+    ]
+    for each in built:
+        link_runtime(each, toolkit)
+    return built
+
+
+def link_runtime(ext: Extension, toolkit: CudaToolkit) -> None:
+    """Give an extension a CUDA runtime of its own that nobody else sees."""
+    ext.depends += ["cuda_build.py", *map(str, Path("csrc/kernels").glob("*.cu"))]
+    ext.define_macros = [
         ("MEMO_CUDA_VERSION", f'"{toolkit.version}"'),
         ("MEMO_CUDA_ARCHS", f'"{" ".join(ARCHS)}"'),
     ]
-    built.extra_compile_args.append(f"-isystem{toolkit.include_dir}")
-    built.extra_objects = [str(toolkit.static_runtime)]
-    built.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
-    return built
+    ext.extra_compile_args.append(f"-isystem{toolkit.include_dir}")
+    ext.extra_objects = [str(toolkit.static_runtime)]
+    ext.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
 
 
 def core_extension() -> Extension:
@@ -128,7 +138,7 @@ setup(
     ext_modules=[
         core_extension(),
         packer_extension(),
-        *([] if TOOLKIT is None else [cuda_extension(TOOLKIT)]),
+        *([] if TOOLKIT is None else cuda_extensions(TOOLKIT)),
     ],
     cmdclass={"build_py": BuildPyWithHookSource, "build_ext": BuildExtWithKernels},
 )

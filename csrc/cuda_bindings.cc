@@ -7,14 +7,13 @@
 
 #include <array>
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <optional>
 #include <utility>
 
-#include "base/check.h"
 #include "device/cuda_device.h"
 #include "device/transfer.h"
+#include "python_errors.h"
 
 namespace py = pybind11;
 
@@ -34,27 +33,6 @@ void* Pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 CopySpec Rows(uintptr_t target, uintptr_t source, const Shape& shape) {
   return CopySpec{Pointer(target), Pointer(source), shape[0], shape[1], shape[2], shape[3]};
-}
-
-void Raise(const char* name, const std::exception& error) {
-  const py::module_ errors = py::module_::import("memo_train.device.errors");
-  PyErr_SetString(errors.attr(name).ptr(), error.what());
-}
-
-void Translate(std::exception_ptr pointer) {
-  try {
-    std::rethrow_exception(pointer);
-  } catch (const memo::InvalidArgument& error) {
-    Raise("InvalidDeviceArgument", error);
-  } catch (const memo::DeviceMemoryExceeded& error) {
-    Raise("DeviceMemoryExceeded", error);
-  } catch (const memo::HostMemoryExceeded& error) {
-    Raise("HostMemoryExceeded", error);
-  } catch (const memo::ForkedProcess& error) {
-    Raise("ForkedProcess", error);
-  } catch (const memo::CudaError& error) {
-    Raise("CudaError", error);
-  }
 }
 
 // Local to the module: memo_train._core has classes of the same types.
@@ -142,9 +120,8 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "The CUDA device of memo_train: copy streams, events and pinned host memory.";
   m.attr("COMPILER") = __VERSION__;
   m.attr("CUDA_VERSION") = MEMO_CUDA_VERSION;
-  m.attr("ARCHS") = MEMO_CUDA_ARCHS;
   m.def("device_count", &CudaDevice::Count);
-  py::register_local_exception_translator(&Translate);
+  py::register_local_exception_translator(&memo::TranslateErrors);
   BindCounters(m);
   BindDevice(m);
   BindTransfer(m);

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 COMPILER: str
 CUDA_VERSION: str
-ARCHS: str
 
 def device_count() -> int:
     """How many GPUs this process sees; 0 without a driver."""

@@ -33,7 +33,7 @@ class Compiler:
         """memo_train._cuda, linked to the simulated runtime and with the functions of bridge/."""
         version = '-DMEMO_CUDA_VERSION="simulated"'
         includes = (sysconfig.get_path("include"), pybind11.get_include())
-        flags = ["-shared", "-fPIC", "-fvisibility=hidden", version, '-DMEMO_CUDA_ARCHS=""']
+        flags = ["-shared", "-fPIC", "-fvisibility=hidden", version]
         flags += [f"-isystem{include}" for include in includes]
         return self._build([CSRC / "cuda_bindings.cc", *HERE.glob("bridge/*.cc")], flags)
 

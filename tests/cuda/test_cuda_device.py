@@ -131,7 +131,6 @@ def test_build_without_cuda_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) 
 def test_machine_without_gpu(toolkit) -> None:
     module = load_cuda()  # a checkout set up beside a toolkit has it
     assert toolkit.version == module.CUDA_VERSION
-    assert module.ARCHS.split() == ["sm_80", "sm_90", "sm_100"]
     if module.device_count() > 0:
         pytest.skip("this machine has a GPU: python -m memo_train.selftest")
     for make in (CudaDevice, get_cuda_device):

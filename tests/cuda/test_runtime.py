@@ -11,6 +11,9 @@ import torch
 
 import memo_train
 from memo_train.device import get_cpu_device
+from memo_train.selftest.copies import bytes_come_back
+from memo_train.selftest.gradients import swapped_by_hooks
+from memo_train.selftest.place import Place
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.cuda.simulated import CpuTensorsOnCuda, Simulation
 from tests.runtime.causal_lms import own_llama
@@ -86,3 +89,16 @@ def test_a_missing_wait_shows(device: CpuTensorsOnCuda, monkeypatch: pytest.Monk
         same = all(torch.equal(step.gradients[n], keep.gradients[n]) for n in keep.gradients)
         caught += bool(found) or not same
     assert caught == 10
+
+
+def test_scenarios_of_the_self_test(device: CpuTensorsOnCuda) -> None:
+    place = Place(device=device, torch_device=torch.device("cpu"))
+    device.finish()
+    for seed in range(5):
+        device.start(seed)
+        assert bytes_come_back(place), f"seed {seed}"
+        assert swapped_by_hooks(place)["bitwise_equal"], f"seed {seed}"
+        gc.collect()
+        num_copies, found = device.finish()
+        assert num_copies > 100
+        assert not found, f"seed {seed}: {found}"

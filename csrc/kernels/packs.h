@@ -1,0 +1,49 @@
+// 16 bytes of numbers at a time: what a thread of a GPU loads and stores best.
+#ifndef MEMO_KERNELS_PACKS_H_
+#define MEMO_KERNELS_PACKS_H_
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstddef>
+
+// Element code is compiled twice: by nvcc for the GPU, by the host's compiler as its reference.
+#ifdef __CUDACC__
+#define MEMO_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define MEMO_HOST_DEVICE inline
+#endif
+
+namespace memo {
+
+constexpr size_t kPackBytes = 16;
+
+template <typename T>
+struct alignas(kPackBytes) Pack {
+  static constexpr size_t kElements = kPackBytes / sizeof(T);
+  T values[kElements];
+};
+
+// Arithmetic is in fp32; a result is rounded once, to nearest even.
+MEMO_HOST_DEVICE float ToFloat(float value) { return value; }
+MEMO_HOST_DEVICE float ToFloat(__half value) { return __half2float(value); }
+MEMO_HOST_DEVICE float ToFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T>
+MEMO_HOST_DEVICE T FromFloat(float value);
+template <>
+MEMO_HOST_DEVICE float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+MEMO_HOST_DEVICE __half FromFloat<__half>(float value) {
+  return __float2half_rn(value);
+}
+template <>
+MEMO_HOST_DEVICE __nv_bfloat16 FromFloat<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+}  // namespace memo
+
+#endif  // MEMO_KERNELS_PACKS_H_
