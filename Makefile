@@ -11,9 +11,10 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.memo-train-installed
-SOURCES := pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(shell find csrc -name '*.cc' -o -name '*.h' 2>/dev/null)
-PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py
+SOURCES := pyproject.toml setup.py cuda_build.py $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(shell find csrc tests benchmarks \
+  -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
+PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py cuda_build.py
 
 .PHONY: demo test check clean distclean setup format
 
@@ -50,7 +51,7 @@ format: $(STAMP)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist *.egg-info memo_train/_core*.so .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf build dist *.egg-info memo_train/_*.so planner/memo_planner/_*.so .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
 	rm -f $(STAMP)
 	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
