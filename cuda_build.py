@@ -92,8 +92,14 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-ARCHS = ("sm_80", "sm_90", "sm_100")
-"""What kernels are compiled for; the last one also as PTX, for GPUs to come."""
+_SINCE = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_100": (12, 8)}
+"""What kernels are compiled for, and the first toolkit that knows it. Source: CUDA release notes."""
+
+
+def architectures(toolkit: CudaToolkit) -> tuple[str, ...]:
+    """What its compiler compiles kernels for; the last one also as PTX, for GPUs to come."""
+    major, minor = map(int, toolkit.version.split("."))
+    return tuple(arch for arch, since in _SINCE.items() if (major, minor) >= since)
 
 
 def requested_toolkit(wish: str) -> CudaToolkit | None:
@@ -116,6 +122,8 @@ def requested_toolkit(wish: str) -> CudaToolkit | None:
             raise ToolkitMissing(
                 f"the CUDA toolkit of {toolkit.include_dir} has no nvcc or no libcudart_static.a"
             )
+        if not architectures(toolkit):
+            raise ToolkitMissing(f"CUDA {toolkit.version} is too old; 11.0 is the least")
     except ToolkitMissing:
         if wish == "1":
             raise
@@ -128,8 +136,9 @@ def nvcc_command(toolkit: CudaToolkit, source: Path, target: Path) -> list[str]:
 
     ptxas says on standard error what every kernel needs of registers.
     """
-    gencode = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHS]
-    last = ARCHS[-1].replace("sm", "compute")
+    archs = architectures(toolkit)
+    gencode = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in archs]
+    last = archs[-1].replace("sm", "compute")
     return [
         str(toolkit.nvcc),
         *("-std=c++17", "-O3", "-Icsrc", "--threads=0"),

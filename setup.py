@@ -21,7 +21,7 @@ from setuptools.command.build_py import build_py
 
 # Build backends run this file without its directory on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_build import ARCHS, CudaToolkit, nvcc_command, requested_toolkit
+from cuda_build import CudaToolkit, architectures, nvcc_command, requested_toolkit
 
 KERNELS_NAME = "memo_train._kernels"
 # What the CUDA device shares with the core; the rest of csrc/device is the CPU device.
@@ -82,7 +82,7 @@ def link_runtime(ext: Extension, toolkit: CudaToolkit) -> None:
     ext.depends += ["cuda_build.py", *map(str, Path("csrc/kernels").glob("*.cu"))]
     ext.define_macros = [
         ("MEMO_CUDA_VERSION", f'"{toolkit.version}"'),
-        ("MEMO_CUDA_ARCHS", f'"{" ".join(ARCHS)}"'),
+        ("MEMO_CUDA_ARCHS", f'"{" ".join(architectures(toolkit))}"'),
     ]
     ext.extra_compile_args.append(f"-isystem{toolkit.include_dir}")
     ext.extra_objects = [str(toolkit.static_runtime)]
