@@ -93,7 +93,7 @@ def _existing(path: Path) -> Path | None:
 
 
 _SINCE = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_100": (12, 8)}
-"""What kernels are compiled for, and the first toolkit that knows it. Source: CUDA release notes."""
+"""What kernels are compiled for, and the first toolkit to know it. Source: CUDA release notes."""
 
 
 def architectures(toolkit: CudaToolkit) -> tuple[str, ...]:

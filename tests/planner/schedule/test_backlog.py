@@ -1,4 +1,4 @@
-"""Device bytes that copies to the host need: enough that nothing waits, no more than that is worth."""
+"""Device bytes that copies to the host need: nothing waits for more, and no more is held."""
 
 from __future__ import annotations
 
