@@ -69,9 +69,7 @@ class SolvedStep:
 
 def solve_step(recorded: RecordedStep) -> SolvedStep:
     """The layout with the lowest peak that is found in time. Raises: MemoError."""
-    found = lay_out_step(
-        recorded.requests, alignment_bytes=ALIGNMENT_BYTES, seconds=SOLVE_SECONDS
-    ).placement
+    found = lay_out_step(recorded.requests, alignment_bytes=ALIGNMENT_BYTES, seconds=SOLVE_SECONDS)
     wrong = faults(found)
     assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
     offset_bytes = np.full(len(recorded.size_bytes), OUTSIDE, np.int64)
