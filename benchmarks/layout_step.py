@@ -26,8 +26,8 @@ from benchmarks.llama import build_model, piece_of_text
 from benchmarks.results import MIB, ResultRow, append_csv, mib, print_table
 from memo_planner import BlockPolicy, Place, Policy
 from memo_planner.copy_budget import CopyBudget
-from memo_planner.layout import faults
-from memo_planner.layout.step import StepLayout, lay_out_step
+from memo_planner.layout import Placement, faults
+from memo_planner.layout.step import lay_out_step
 from memo_planner.trace.requests import Requests
 from memo_planner.trace.table import read_requests
 from memo_train.runtime.wrapped import StepPolicy, WrappedModel
@@ -89,32 +89,29 @@ def main() -> None:
     options = parser.parse_args()
     table, rows = [], []
     for name, requests in steps(options):
-        seconds, layout = _measure(requests, options)
-        table.append([name, f"{len(requests):,}", *_cells(layout, seconds)])
+        seconds, placement = _measure(requests, options)
+        table.append([name, f"{len(requests):,}", *_cells(placement, seconds)])
         settings = f"step={name};requests={len(requests)};limit_s={options.seconds:g}"
-        rows.append(ResultRow.of(settings, "two levels", "seconds", seconds))
-        rows.append(ResultRow.of(settings, "two levels", "gap", [layout.placement.gap]))
-    header = ["step", "requests", "groups", "different", "opened"]
-    print_table("layout of a step", [*header, "peak", "gap", "median s"], table)
+        rows.append(ResultRow.of(settings, "layout", "seconds", seconds))
+        rows.append(ResultRow.of(settings, "layout", "gap", [placement.gap]))
+    print_table("layout of a step", ["step", "requests", "peak", "gap", "median s"], table)
     if options.csv:
         append_csv("layout_step", rows)
 
 
-def _measure(requests: Requests, options: argparse.Namespace) -> tuple[list[float], StepLayout]:
+def _measure(requests: Requests, options: argparse.Namespace) -> tuple[list[float], Placement]:
     seconds = []
     for _ in range(options.repeats):
         begun_s = time.perf_counter()
-        layout = lay_out_step(requests, seconds=options.seconds)
+        placement = lay_out_step(requests, seconds=options.seconds)
         seconds.append(time.perf_counter() - begun_s)
-    assert not faults(layout.placement)
-    return seconds, layout
+    assert not faults(placement)
+    return seconds, placement
 
 
-def _cells(layout: StepLayout, seconds: list[float]) -> list[str]:
-    counts = [layout.num_groups, layout.num_shapes, layout.num_opened]
-    peak, gap = layout.placement.peak_bytes, layout.placement.gap
+def _cells(placement: Placement, seconds: list[float]) -> list[str]:
     middle = sorted(seconds)[len(seconds) // 2]
-    return [*map(str, counts), mib(peak), f"{gap:.4%}", f"{middle:.3f}"]
+    return [mib(placement.peak_bytes), f"{placement.gap:.4%}", f"{middle:.3f}"]
 
 
 if __name__ == "__main__":

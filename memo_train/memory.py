@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from memo_planner.sizes import format_bytes
 from memo_train.device.cpu import get_cpu_device
 from memo_train.layout import Shape, ShapeReport, StepLayouts
 from memo_train.layout.file import PlanLayout
-from memo_train.planning import PlannedStep, StepPlanner
 from memo_train.runtime.ambient import precision
 from memo_train.stats import counted
 from memo_train.trace.profile import model_hash
@@ -84,7 +82,10 @@ def save_plan(model: nn.Module, path: str | Path) -> None:
         precision=planned.shape.precision,
         training=planner.wrapped.parts.causal_lm.training,
         park_pre=planned.step.copies.park_pre,
-        solved=planner.layouts.solved(planned.shape, _how(planner, planned)),
+        given=planner.wrapped.given,
+        solved=planner.layouts.solved(
+            planned.shape, planner.wrapped.how(planned.step, planner.wrapped.given)
+        ),
     )
     planned.plan.save(path)
     beside.save(_beside(Path(path)))
@@ -113,12 +114,9 @@ def load_plan(model: nn.Module, path: str | Path) -> Plan:
     shape = Shape(batch=plan.profile.batch, tokens=plan.policy.tokens, precision=found.precision)
     planned = planner.adopt(shape, plan, park_pre=found.park_pre)
     if found.solved is not None:
-        planner.layouts.adopt(shape, _how(planner, planned), found.solved)
+        how = planner.wrapped.how(planned.step, found.given)
+        planner.layouts.adopt(shape, how, found.solved)
     return plan
-
-
-def _how(planner: StepPlanner, planned: PlannedStep) -> Hashable:
-    return planner.wrapped.how(planned.step)
 
 
 def _beside(path: Path) -> Path:

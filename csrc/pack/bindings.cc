@@ -20,10 +20,6 @@ std::vector<int64_t> ToVector(const Array& array) {
 
 PYBIND11_MODULE(_packer, m) {
   m.doc() = "The native packer of memo_planner: offsets for buffers with known lifetimes.";
-  py::enum_<memo::pack::Effort>(m, "Effort")
-      .value("GLANCE", memo::pack::Effort::kGlance)
-      .value("FIT", memo::pack::Effort::kFit)
-      .value("SEARCH", memo::pack::Effort::kSearch);
   py::class_<Packer>(m, "Packer")
       .def(py::init([](const Array& lower, const Array& upper, const Array& size) {
              return std::make_unique<Packer>(ToVector(lower), ToVector(upper), ToVector(size));
@@ -31,10 +27,10 @@ PYBIND11_MODULE(_packer, m) {
            py::arg("lower"), py::arg("upper"), py::arg("size"))
       .def(
           "run",
-          [](Packer& packer, std::optional<int64_t> capacity, double seconds,
-             memo::pack::Effort effort,
-             uint64_t seed) { packer.Run({capacity, seconds, effort, seed}); },
-          py::arg("capacity"), py::arg("seconds"), py::arg("effort"), py::arg("seed"),
+          [](Packer& packer, std::optional<int64_t> capacity, double seconds, uint64_t seed) {
+            packer.Run({capacity, seconds, seed});
+          },
+          py::arg("capacity"), py::arg("seconds"), py::arg("seed"),
           py::call_guard<py::gil_scoped_release>())
       .def("stop", &Packer::Stop)
       .def("offsets",

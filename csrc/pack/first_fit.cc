@@ -9,19 +9,29 @@
 namespace memo::pack {
 namespace {
 
-// Disjoint taken ranges [start, stop), from the lowest up.
-using Taken = std::vector<std::pair<int64_t, int64_t>>;
-
-int64_t LowestGap(const Taken& taken, int64_t size) {
+// The lowest gap in two sets of taken ranges.
+int64_t LowestGap(const Ranges& a, const Ranges& b, int64_t size) {
   int64_t offset = 0;
-  for (const auto& [start, stop] : taken) {
+  for (auto i = a.begin(), j = b.begin(); i != a.end() || j != b.end();) {
+    const bool is_a = j == b.end() || (i != a.end() && i->first < j->first);
+    const auto [start, stop] = is_a ? *i++ : *j++;
     if (start - offset >= size) break;
-    offset = stop;
+    offset = std::max(offset, stop);
   }
   return offset;
 }
 
-void Take(Taken& taken, int64_t start, int64_t stop) {
+Order Descending(const std::vector<double>& weight) {
+  Order order(weight.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return weight[a] > weight[b]; });
+  return order;
+}
+
+}  // namespace
+
+void Take(Ranges& taken, int64_t start, int64_t stop) {
   const auto touches = [](const std::pair<int64_t, int64_t>& range, int64_t value) {
     return range.second < value;
   };
@@ -39,16 +49,6 @@ void Take(Taken& taken, int64_t start, int64_t stop) {
   }
 }
 
-Order Descending(const std::vector<double>& weight) {
-  Order order(weight.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t a, int32_t b) { return weight[a] > weight[b]; });
-  return order;
-}
-
-}  // namespace
-
 std::vector<Order> FirstFitOrders(const Problem& problem) {
   constexpr Preference kPreferences[] = {
       Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
@@ -61,16 +61,31 @@ std::vector<Order> FirstFitOrders(const Problem& problem) {
   return orders;
 }
 
-Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order) {
+size_t OrderOfFit(int64_t fit, size_t num_orders) {
+  if (fit % 4 != 1) return 0;
+  return 1 + static_cast<size_t>(fit / 4) % (num_orders - 1);
+}
+
+Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
+                 Obstacles obstacles) {
   constexpr int64_t kUnplaced = -1;
   Offsets offsets(problem.buffers.size(), kUnplaced);
-  std::vector<Taken> taken(problem.buffers.size());
+  Ranges& of_all = obstacles.of_all;
+  std::vector<Ranges>& of_each = obstacles.of_each;
+  Ranges anywhere = of_all;  // taken in any section
   for (const int32_t i : order) {
+    const bool is_whole = problem.IsWhole(problem.buffers[i]);
     const int64_t size = problem.buffers[i].size;
-    offsets[i] = LowestGap(taken[i], size);
-    taken[i] = Taken();
+    const int64_t start = LowestGap(is_whole ? anywhere : of_all, of_each[i], size);
+    offsets[i] = start;
+    of_each[i] = Ranges();
+    Take(anywhere, start, start + size);
+    if (is_whole) {
+      Take(of_all, start, start + size);
+      continue;
+    }
     for (const int32_t other : conflicts.of(i)) {
-      if (offsets[other] == kUnplaced) Take(taken[other], offsets[i], offsets[i] + size);
+      if (offsets[other] == kUnplaced) Take(of_each[other], start, start + size);
     }
   }
   return offsets;

@@ -1,10 +1,12 @@
 #include "pack/packer.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "pack/first_fit.h"
 #include "pack/sweep.h"
+#include "pack/windows.h"
 
 namespace memo::pack {
 namespace {
@@ -12,21 +14,15 @@ namespace {
 // A list of this many conflicts takes 320 MB.
 constexpr int64_t kMostListedConflicts = 40'000'000;
 constexpr size_t kMostSearchedBuffers = 20'000;
+// Up to so many, first fit of the whole is quicker than window by window.
+constexpr size_t kMostFitAtOnce = 2'000;
+// Each window lists what is alive in it.
+constexpr int64_t kMostAliveInWindow = 20'000;
 
 // Nodes of a round: a few dives at first, twice as many whenever all strategies had their turn.
 int64_t NodesOf(int64_t round, size_t num_buffers) {
   const int64_t doublings = std::min<int64_t>(round / kNumStrategies, 30);
   return (4 * static_cast<int64_t>(num_buffers) + 100) << doublings;
-}
-
-// First fits to try: at least one, a few for each order at a glance and more otherwise, and as many
-// as may look at so many conflicts in all: a million takes some 7 ms.
-int64_t FitsOf(Effort effort, size_t num_conflicts) {
-  constexpr int64_t kMillion = 1'000'000;
-  const bool glance = effort == Effort::kGlance;
-  const int64_t most = glance ? 18 : 360;
-  const int64_t looks = (glance ? 20 : 600) * kMillion;
-  return std::clamp<int64_t>(looks / static_cast<int64_t>(num_conflicts + 1), 1, most);
 }
 
 }  // namespace
@@ -53,13 +49,23 @@ void Packer::Run(const Limits& limits) {
 }
 
 void Packer::PackPart(const Part& part) {
-  Offsets best = PackMerged(part.problem);
-  const bool enough = limits_.effort == Effort::kGlance || Peak(part.problem, best) <= target_;
-  if (best.empty() || !enough) PackWhole(part.problem, best);
+  Offsets best = PackWindows(part.problem);
+  if (best.empty()) best = PackMerged(part.problem);
+  if (best.empty() || Peak(part.problem, best) > target_) PackWhole(part.problem, best);
   for (size_t i = 0; i < best.size(); ++i) offsets_[part.index[i]] = best[i];
   const int64_t peak = std::max(peak_.load(), Peak(part.problem, best));
   peak_ = peak;
   target_ = std::max(target_, peak);
+}
+
+// Nothing if there are few buffers, or too many at once.
+Offsets Packer::PackWindows(const Problem& problem) {
+  const size_t size = problem.buffers.size();
+  if (size <= kMostFitAtOnce || MostAlive(problem) > kMostAliveInWindow) return {};
+  constexpr int64_t kAttemptsBeforeSearch = 32;
+  const int64_t attempts =
+      size > kMostSearchedBuffers ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch;
+  return WindowPacker(problem).Pack(target_, attempts, [&] { return Over(); });
 }
 
 // Heuristics on stacks of buffers with one lifetime: far fewer in a training step, where a block's
@@ -68,8 +74,9 @@ Offsets Packer::PackMerged(const Problem& problem) {
   const Merged merged = MergeLifetimes(problem);
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return {};
   if (CountConflicts(merged.problem) > kMostListedConflicts) return {};
+  constexpr FitBudget kGlance{18, 20'000'000};
   Offsets stacks;
-  FitInOrders(merged.problem, Conflicts(merged.problem), Effort::kGlance, stacks);
+  FitInOrders(merged.problem, Conflicts(merged.problem), kGlance, stacks);
   Offsets offsets(problem.buffers.size());
   for (size_t i = 0; i < offsets.size(); ++i) {
     offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
@@ -80,20 +87,21 @@ Offsets Packer::PackMerged(const Problem& problem) {
 void Packer::PackWhole(const Problem& problem, Offsets& best) {
   if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
   const Conflicts conflicts(problem);
-  FitInOrders(problem, conflicts, limits_.effort, best);
-  if (limits_.effort != Effort::kSearch) return;
+  constexpr FitBudget kThorough{360, 600'000'000};
+  FitInOrders(problem, conflicts, kThorough, best);
   PackExactly(problem, conflicts, best);
 }
 
-void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts, Effort effort,
-                         Offsets& best) {
+void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts,
+                         const FitBudget& budget, Offsets& best) {
   std::vector<Order> orders = FirstFitOrders(problem);
-  const int64_t most_fits = FitsOf(effort, conflicts.size());
+  const int64_t fits = budget.looks / static_cast<int64_t>(conflicts.size() + 1);
+  const int64_t most_fits = std::clamp<int64_t>(fits, 1, budget.most);
   for (int64_t fit = 0; fit < most_fits; ++fit) {
     if (!best.empty() && (Peak(problem, best) <= target_ || Over())) return;
-    // The first order gains most from promotions: three turns of four are its.
-    Order& order = orders[fit % 4 == 1 ? 1 + fit / 4 % (orders.size() - 1) : 0];
-    Offsets found = FirstFit(problem, conflicts, order);
+    Order& order = orders[OrderOfFit(fit, orders.size())];
+    Offsets found =
+        FirstFit(problem, conflicts, order, {{}, std::vector<Ranges>(problem.buffers.size())});
     PromoteHighest(problem, found, target_, order);
     Keep(problem, std::move(found), best);
   }

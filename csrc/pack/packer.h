@@ -13,17 +13,10 @@
 
 namespace memo::pack {
 
-enum class Effort {
-  kGlance,  // a little first fit of stacks of buffers with one lifetime
-  kFit,     // and more, also of the buffers one by one
-  kSearch,  // and all that time allows
-};
-
 struct Limits {
   // Any placement of at most this peak will do; none asks for the lowest peak.
   std::optional<int64_t> capacity;
   double seconds;
-  Effort effort;
   uint64_t seed;
 };
 
@@ -54,12 +47,20 @@ class Packer {
     ExactSearch search;
   };
 
+  // First fits to try: at least one, at most `most`, and as many as may look at `looks` conflicts
+  // in all: a million takes some 7 ms.
+  struct FitBudget {
+    int64_t most;
+    int64_t looks;
+  };
+
   void PackPart(const Part& part);
+  Offsets PackWindows(const Problem& problem);
   Offsets PackMerged(const Problem& problem);
   void PackWhole(const Problem& problem, Offsets& best);
   void PackGreedily(const Problem& problem, Offsets& best);
   // First fit in several orders, each changed in turn by what ended too high.
-  void FitInOrders(const Problem& problem, const Conflicts& conflicts, Effort effort,
+  void FitInOrders(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
                    Offsets& best);
   void PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best);
   bool Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best);

@@ -15,15 +15,6 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
   return order;
 }
 
-std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  std::vector<int32_t> order(problem.buffers.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return problem.buffers[a].first < problem.buffers[b].first;
-  });
-  return order;
-}
-
 }  // namespace
 
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -47,6 +38,22 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
   }
   problem.num_sections = size.empty() ? 0 : section + 1;
   return problem;
+}
+
+std::vector<int32_t> ByFirstSection(const Problem& problem) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].first < problem.buffers[b].first;
+  });
+  return order;
+}
+
+int64_t MostAlive(const Problem& problem) {
+  Problem counted = problem;
+  counted.base.clear();
+  for (Buffer& buffer : counted.buffers) buffer.size = 1;
+  return LowerBound(counted);
 }
 
 std::vector<Part> Split(const Problem& problem) {
@@ -91,15 +98,21 @@ Merged MergeLifetimes(const Problem& problem) {
   return merged;
 }
 
-int64_t LowerBound(const Problem& problem) {
-  std::vector<int64_t> change(problem.num_sections + 1, 0);
+std::vector<int64_t> Load(const Problem& problem) {
+  std::vector<int64_t> load(problem.num_sections + 1, 0);
   for (const Buffer& buffer : problem.buffers) {
-    change[buffer.first] += buffer.size;
-    change[buffer.last] -= buffer.size;
+    load[buffer.first] += buffer.size;
+    load[buffer.last] -= buffer.size;
   }
-  int64_t live = 0, most = 0;
-  for (const int64_t delta : change) most = std::max(most, live += delta);
-  return most;
+  std::partial_sum(load.begin(), load.end(), load.begin());
+  load.pop_back();
+  for (size_t s = 0; s < problem.base.size(); ++s) load[s] += problem.base[s];
+  return load;
+}
+
+int64_t LowerBound(const Problem& problem) {
+  const std::vector<int64_t> load = Load(problem);
+  return load.empty() ? 0 : *std::max_element(load.begin(), load.end());
 }
 
 int64_t Peak(const Problem& problem, const Offsets& offsets) {
@@ -110,12 +123,14 @@ int64_t Peak(const Problem& problem, const Offsets& offsets) {
   return peak;
 }
 
-Conflicts::Conflicts(const Problem& problem) : start_(problem.buffers.size() + 1, 0) {
+Conflicts::Conflicts(const Problem& problem, bool with_whole)
+    : start_(problem.buffers.size() + 1, 0) {
   const std::vector<Buffer>& buffers = problem.buffers;
   const std::vector<int32_t> order = ByFirstSection(problem);
   const auto for_each_pair = [&](auto visit) {
     std::vector<int32_t> alive;
     for (const int32_t i : order) {
+      if (!with_whole && problem.IsWhole(buffers[i])) continue;
       const auto gone = [&](int32_t j) { return buffers[j].last <= buffers[i].first; };
       alive.erase(std::remove_if(alive.begin(), alive.end(), gone), alive.end());
       for (const int32_t j : alive) visit(j, i);

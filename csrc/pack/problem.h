@@ -21,6 +21,13 @@ struct Buffer {
 struct Problem {
   std::vector<Buffer> buffers;
   int32_t num_sections = 0;
+  // Per section, units that are taken by what is not among the buffers; none if empty.
+  std::vector<int64_t> base;
+
+  // Whether a buffer is alive in all sections.
+  bool IsWhole(const Buffer& buffer) const {
+    return buffer.first == 0 && buffer.last == num_sections;
+  }
 };
 
 // Offset of every buffer, in the order of Problem::buffers.
@@ -37,6 +44,12 @@ struct Part {
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
                const std::vector<int64_t>& size);
 
+// Numbers of the buffers in order of their first sections.
+std::vector<int32_t> ByFirstSection(const Problem& problem);
+
+// Most buffers alive in any section.
+int64_t MostAlive(const Problem& problem);
+
 // The parts between which no lifetime crosses, in order of time.
 std::vector<Part> Split(const Problem& problem);
 
@@ -49,6 +62,9 @@ struct Merged {
 
 // One buffer for all that share a lifetime. Its best peak may be higher than the original's.
 Merged MergeLifetimes(const Problem& problem);
+
+// Units alive in each section.
+std::vector<int64_t> Load(const Problem& problem);
 
 // Most units alive in any section: no placement is lower.
 int64_t LowerBound(const Problem& problem);
@@ -66,7 +82,8 @@ class Conflicts {
     const int32_t* end() const { return last; }
   };
 
-  explicit Conflicts(const Problem& problem);
+  // Buffers alive in all sections conflict with all; they are left out unless `with_whole`.
+  explicit Conflicts(const Problem& problem, bool with_whole = true);
   Range of(int32_t buffer) const {
     return {entries_.data() + start_[buffer], entries_.data() + start_[buffer + 1]};
   }

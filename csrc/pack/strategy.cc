@@ -11,10 +11,7 @@ namespace {
 
 // Most units alive in any section of each buffer, as a share of the most in all.
 std::vector<double> Contention(const Problem& problem) {
-  std::vector<int64_t> live(problem.num_sections, 0);
-  for (const Buffer& buffer : problem.buffers) {
-    for (int32_t s = buffer.first; s < buffer.last; ++s) live[s] += buffer.size;
-  }
+  const std::vector<int64_t> live = Load(problem);
   const double most = static_cast<double>(*std::max_element(live.begin(), live.end()));
   std::vector<double> contention;
   for (const Buffer& buffer : problem.buffers) {

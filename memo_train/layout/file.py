@@ -26,6 +26,7 @@ _FIELDS = {
     "precision",
     "training",
     "park_pre",
+    "given",
     "layout",
     "hash",
 }
@@ -38,13 +39,15 @@ class PlanLayout:
     """How the steps of a plan are carried out, besides what the plan says.
 
     plan_hash: the plan's `inputs_hash`. precision: what the steps compute in. training: the
-    model's mode. park_pre: as in `CopyBudget`. solved: the layout, None if there was none yet.
+    model's mode. park_pre: as in `CopyBudget`. given: names of the arguments of the step's call.
+    solved: the layout, None if there was none yet.
     """
 
     plan_hash: str
     precision: str
     training: bool
     park_pre: bool
+    given: tuple[str, ...]
     solved: SolvedStep | None
 
     def save(self, path: Path) -> None:
@@ -56,6 +59,7 @@ class PlanLayout:
             "precision": self.precision,
             "training": self.training,
             "park_pre": self.park_pre,
+            "given": list(self.given),
             "layout": None if self.solved is None else _encode(self.solved),
         }
         document["hash"] = _hash(document)
@@ -94,8 +98,16 @@ class PlanLayout:
             precision=document["precision"],
             training=document["training"],
             park_pre=document["park_pre"],
+            given=_given(document["given"]),
             solved=None if layout is None else _decode(layout),
         )
+
+
+def _given(value: Any) -> tuple[str, ...]:
+    names = _list("given", value)
+    for name in names:
+        check_text("a name in given", name)
+    return tuple(names)
 
 
 def _hash(document: dict[str, Any]) -> str:

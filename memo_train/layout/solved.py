@@ -17,7 +17,7 @@ from memo_train.layout.recorded import SMALLEST_BYTES, RecordedStep
 from memo_train.trace.places import Place
 
 ALIGNMENT_BYTES = 64
-SOLVE_SECONDS = 20.0
+SOLVE_SECONDS = 5.0
 OUTSIDE = -1
 """The offset of a request that is not in the planned range: it lives on after the step."""
 _REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
@@ -69,9 +69,7 @@ class SolvedStep:
 
 def solve_step(recorded: RecordedStep) -> SolvedStep:
     """The layout with the lowest peak that is found in time. Raises: MemoError."""
-    found = lay_out_step(
-        recorded.requests, alignment_bytes=ALIGNMENT_BYTES, seconds=SOLVE_SECONDS
-    ).placement
+    found = lay_out_step(recorded.requests, alignment_bytes=ALIGNMENT_BYTES, seconds=SOLVE_SECONDS)
     wrong = faults(found)
     assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
     offset_bytes = np.full(len(recorded.size_bytes), OUTSIDE, np.int64)
@@ -88,12 +86,12 @@ def solve_step(recorded: RecordedStep) -> SolvedStep:
 
 
 class BackgroundSolve:
-    """`solve_step` on a thread of its own."""
+    """`solve_step` on a thread of its own, which the process waits for at its end."""
 
     def __init__(self, recorded: RecordedStep) -> None:
         self._solved: SolvedStep | None = None
         self._failed: MemoError | None = None
-        self._thread = threading.Thread(target=self._run, args=(recorded,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(recorded,))
         self._thread.start()
 
     def done(self) -> bool:

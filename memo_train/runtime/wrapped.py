@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -55,8 +55,8 @@ class WrappedModel:
 
     Attributes a profiler sets: `choose_policy`, asked at the start of each forward; `observer`;
     `active_block`, the only one that does not pass x through (None: all are active). `memory`
-    looks after the device's memory in steps that nobody observes. `is_recorded`: lifetimes of the
-    steps are planned with, so no tensor on its way to the host is freed before it has to be.
+    looks after the device's memory in steps that nobody observes. `given`: names of the arguments
+    of the last training step's call.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class WrappedModel:
         self.tile_counts: Counter[TilePlace] = Counter()
         self.observer: Observer = ignore
         self.memory: StepMemory = MemoryBySize()
+        self.given: tuple[str, ...] = ()
         self.active_block: int | None = None
-        self.is_recorded = False
         self.verdicts = verdicts
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
@@ -106,9 +106,12 @@ class WrappedModel:
         self._in_flight.drain()
         self.device.set_large_bytes(None)
 
-    def how(self, step: StepPolicy) -> Hashable:
-        """Equal for steps that ask for the same memory, as far as one can tell beforehand."""
-        return step, self.parts.causal_lm.training
+    def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
+        """Equal for steps that ask for the same memory, as far as one can tell beforehand.
+
+        given: names of the arguments that the step's call has.
+        """
+        return step, self.parts.causal_lm.training, frozenset(given)
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
@@ -117,7 +120,7 @@ class WrappedModel:
     def run_model(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward under the runtime, without what others put around it since wrap."""
         arguments = self._model_signature.by_name(args, kwargs)
-        self._begin_step(check_model_call(arguments, self._model_signature))
+        self._begin_step(check_model_call(arguments, self._model_signature), arguments)
         self._in_model = True
         try:
             run = self._model_forward if self._loss is None else self._loss.forward
@@ -133,10 +136,10 @@ class WrappedModel:
         """A decoder that is called without its model begins a step of its own."""
         arguments = self._decoder_signature.by_name(args, kwargs)
         if not self._in_model:
-            self._begin_step(check_model_call(arguments, self._decoder_signature))
+            self._begin_step(check_model_call(arguments, self._decoder_signature), arguments)
         return self._decoder_forward(**arguments)
 
-    def _begin_step(self, shape: tuple[int, int] | None) -> None:
+    def _begin_step(self, shape: tuple[int, int] | None, arguments: dict[str, Any]) -> None:
         """shape: (batch, tokens); None where the model is left to refuse its arguments."""
         if shape is None:
             return
@@ -144,19 +147,22 @@ class WrappedModel:
         step = self.choose_policy(*shape)
         self._step, self._last_pass = step, None
         self._in_flight.drain()
-        self._begin_memory(*shape, step)
+        self._begin_memory(shape, step, arguments)
         self.device.set_large_bytes(step.whole_bytes)
         if self._loss is not None:
             self._loss.tile_tokens = step.loss_tile_tokens
             self._loss.observer = self._observe
 
-    def _begin_memory(self, batch: int, tokens: int, step: StepPolicy) -> None:
+    def _begin_memory(
+        self, shape: tuple[int, int], step: StepPolicy, arguments: dict[str, Any]
+    ) -> None:
         is_profiled = self.observer is not ignore or self.active_block is not None
         if torch.is_grad_enabled() and not is_profiled:
-            self.memory.begin(batch, tokens, self.how(step))
+            self.given = tuple(sorted(n for n, value in arguments.items() if value is not None))
+            self.memory.begin(*shape, self.how(step, self.given))
         else:
             self.memory.end()
-        self._in_flight.hold = self.is_recorded or self.memory.is_recording
+        self._in_flight.hold = self.memory.is_recording
 
     def _observe(self, stage: str, block: int, tile: int) -> None:
         self.observer(stage, block, tile)

@@ -93,11 +93,11 @@ def _watched(parts: ModelParts, wrapped: WrappedModel | None, observer: Observer
         with watched_blocks(parts, observer):
             yield
         return
-    before, wrapped.observer, wrapped.is_recorded = wrapped.observer, observer, True
+    before, wrapped.observer = wrapped.observer, observer
     try:
         yield
     finally:
-        wrapped.observer, wrapped.is_recorded = before, False
+        wrapped.observer = before
 
 
 def source_of(

@@ -3,16 +3,11 @@
 import numpy as np
 from numpy.typing import NDArray
 
-class Effort:
-    GLANCE: Effort
-    FIT: Effort
-    SEARCH: Effort
-
 class Packer:
     def __init__(
         self, lower: NDArray[np.int64], upper: NDArray[np.int64], size: NDArray[np.int64]
     ) -> None: ...
-    def run(self, capacity: int | None, seconds: float, effort: Effort, seed: int) -> None: ...
+    def run(self, capacity: int | None, seconds: float, seed: int) -> None: ...
     def stop(self) -> None: ...
     def offsets(self) -> NDArray[np.int64]: ...
     @property

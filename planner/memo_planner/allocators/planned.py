@@ -28,7 +28,7 @@ def planned(
 
     Raises: InvalidInput; SolverError.
     """
-    placement = lay_out_step(requests, alignment_bytes=alignment_bytes, seconds=seconds).placement
+    placement = lay_out_step(requests, alignment_bytes=alignment_bytes, seconds=seconds)
     found = faults(placement)
     assert not found, f"the layout is invalid: {found[0]}"
     refused = None if cap_bytes is None else _first_above(placement, cap_bytes)

@@ -11,20 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from memo_planner.checks import check_int
 from memo_planner.cli.app import app, clear_errors
-from memo_planner.layout.packing import DEFAULT_SECONDS, Progress, refusal
+from memo_planner.layout.packing import DEFAULT_SECONDS, Progress
 from memo_planner.layout.packing import pack as pack_problem
-from memo_planner.layout.placement import NoPlacement, Placement
-from memo_planner.layout.step import lay_out_step
+from memo_planner.layout.placement import Placement
+from memo_planner.layout.problem import PackingProblem
+from memo_planner.layout.step import step_problem
 from memo_planner.layout.table import read_problem, write_placement
 from memo_planner.layout.validate import faults
 from memo_planner.sizes import format_bytes
 from memo_planner.trace.table import is_trace, read_requests
 
 _FILE = (
-    "CSV: id,lower,upper,size; or the trace of a step (JSON, or CSV with phase, block, tile, op), "
-    "which is packed in two levels."
+    "CSV: id,lower,upper,size; or the trace of a step (JSON, or CSV with phase, block, tile, op)."
 )
 _Capacity = Annotated[
     int | None, typer.Option(help="Most bytes; without it the peak is made as low as it goes.")
@@ -42,14 +41,11 @@ def pack(
 ) -> None:
     """Find offsets so that buffers alive at the same time do not overlap."""
     with clear_errors():
-        if is_trace(path):
-            placement = _lay_out(path, capacity, alignment, seconds)
-        else:
-            problem = read_problem(path, alignment_bytes=alignment)
-            with _progress() as progress:
-                placement = pack_problem(
-                    problem, capacity_bytes=capacity, seconds=seconds, progress=progress
-                )
+        problem = _problem(path, alignment)
+        with _progress() as progress:
+            placement = pack_problem(
+                problem, capacity_bytes=capacity, seconds=seconds, progress=progress
+            )
         _check(placement, capacity)
         if out is not None:
             write_placement(out, placement)
@@ -57,15 +53,11 @@ def pack(
     typer.echo(json.dumps(summary, indent=1, allow_nan=False) if as_json else _text(summary))
 
 
-def _lay_out(path: Path, capacity: int | None, alignment: int, seconds: float) -> Placement:
-    """A step's requests in two levels. Raises: NoPlacement; InvalidInput."""
-    if capacity is not None:
-        check_int("capacity", capacity, 1)
-    requests = read_requests(path)
-    placement = lay_out_step(requests, alignment_bytes=alignment, seconds=seconds).placement
-    if capacity is not None and placement.peak_bytes > capacity:
-        raise NoPlacement(refusal(placement, capacity, seconds))
-    return placement
+def _problem(path: Path, alignment_bytes: int) -> PackingProblem:
+    """What is to be packed. Raises: InvalidInput; PlanFileError."""
+    if is_trace(path):
+        return step_problem(read_requests(path), alignment_bytes)
+    return read_problem(path, alignment_bytes=alignment_bytes)
 
 
 def _check(placement: Placement, capacity_bytes: int | None) -> None:

@@ -1,13 +1,23 @@
-"""The two levels of a step's layout: what lives inside one pass over one block, and the rest."""
+"""The layout in two levels, as the paper solves it: the reference for steps of some dozen requests.
+
+Level 1 packs the requests that live inside one pass over one block, each different pass once. Level
+2 packs the rest, with each pass as one request of its level-1 peak. Both are integer programmes.
+
+Source: MEMO §bi-level MIP.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from memo_planner.checks import check_number
+from memo_planner.layout.mip import pack_mip
+from memo_planner.layout.placement import Placement
 from memo_planner.layout.problem import Int64s, PackingProblem
+from memo_planner.layout.step import step_problem
 from memo_planner.trace.requests import Requests
 
 
@@ -47,75 +57,60 @@ def _group(requests: Requests, members: Int64s) -> Group:
     return Group(members=members, shape=shape)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SecondLevel:
-    """What the second level packs: requests on their own, and each closed group as one box.
+def lay_out_by_levels(
+    requests: Requests, *, alignment_bytes: int = 1, seconds: float = 60.0
+) -> Placement:
+    """Addresses for all requests of a step by PuLP, each programme within `seconds`.
 
-    loose: int64 indices of the requests on their own. boxes: the closed groups.
-    problem: the loose requests, then the boxes.
+    A pass takes its level-1 peak for as long as it lasts, so the peak may be above that of
+    `lay_out_step`; `gap` says how far it is above the most bytes alive at once.
+    Raises: InvalidInput if a level has too many pairs of requests; SolverError.
     """
-
-    loose: Int64s
-    boxes: tuple[Group, ...]
-    problem: PackingProblem
-
-
-def second_level(
-    step: PackingProblem, closed: list[Group], peak_of: dict[bytes, int]
-) -> SecondLevel:
-    """The second level with `closed` as boxes of their first-level peaks."""
+    check_number("seconds", seconds)
+    begun_s = time.monotonic()
+    step, groups = step_problem(requests, alignment_bytes), find_groups(requests)
+    first = {group.shape: group for group in groups}
+    solved = {shape: pack_mip(_alone(step, g), seconds=seconds) for shape, g in first.items()}
     is_loose = np.ones(len(step), np.bool_)
-    for group in closed:
+    for group in groups:
         is_loose[group.members] = False
     loose = np.flatnonzero(is_loose)
-    lower = [int(step.lower[group.members].min()) for group in closed]
-    upper = [int(step.upper[group.members].max()) for group in closed]
-    sizes = [peak_of[group.shape] for group in closed]
-    problem = PackingProblem(
-        ids=(*(f"r{i}" for i in loose.tolist()), *(f"g{k}" for k in range(len(closed)))),
-        lower=np.concatenate([step.lower[loose], np.array(lower, np.int64)]),
-        upper=np.concatenate([step.upper[loose], np.array(upper, np.int64)]),
-        size_bytes=np.concatenate([step.padded_bytes[loose], np.array(sizes, np.int64)]),
+    packed = pack_mip(_second_level(step, loose, groups, solved), seconds=seconds)
+    offsets = np.zeros(len(step), np.int64)
+    offsets[loose] = packed.offset_bytes[: len(loose)]
+    for base, group in zip(packed.offset_bytes[len(loose) :].tolist(), groups, strict=True):
+        offsets[group.members] = base + solved[group.shape].offset_bytes
+    return Placement(
+        problem=step,
+        offset_bytes=offsets,
+        lower_bound_bytes=step.lower_bound_bytes,
+        seconds=time.monotonic() - begun_s,
+        nodes=0,
+    )
+
+
+def _alone(step: PackingProblem, group: Group) -> PackingProblem:
+    members = group.members
+    return PackingProblem(
+        ids=tuple(step.ids[i] for i in members.tolist()),
+        lower=step.lower[members],
+        upper=step.upper[members],
+        size_bytes=step.size_bytes[members],
         alignment_bytes=step.alignment_bytes,
     )
-    return SecondLevel(loose=loose, boxes=tuple(closed), problem=problem)
 
 
-def open_groups(
-    step: PackingProblem, groups: list[Group], peak_of: dict[bytes, int], width: int
-) -> SecondLevel:
-    """The second level whose lower bound is the step's, with as few boxes opened as that takes.
-
-    Where a box raises the bound, it and `width - 1` groups on either side of it are opened: a few
-    more loose requests leave a packer more freedom just where memory is tightest.
-    """
-    is_open = np.zeros(len(groups), np.bool_)
-    while True:
-        closed = np.flatnonzero(~is_open)
-        level = second_level(step, [groups[k] for k in closed], peak_of)
-        if level.problem.lower_bound_bytes <= step.lower_bound_bytes:
-            return level
-        raising = _raising_boxes(level, step.lower_bound_bytes)
-        assert raising, "without a box the second level's bound is the step's"
-        for k in closed[raising].tolist():
-            is_open[max(0, k - width + 1) : k + width] = True
-
-
-def _raising_boxes(level: SecondLevel, limit_bytes: int) -> list[int]:
-    """Boxes during whose lifetime the second level has more than `limit_bytes` alive.
-
-    A box counts with its peak for all of its life. Where the rest peaks at another moment of it,
-    that is more than the step needs.
-    """
-    problem = level.problem
-    times = np.concatenate([problem.upper, problem.lower])
-    changes = np.concatenate([-problem.padded_bytes, problem.padded_bytes])
-    order = np.argsort(times, kind="stable")
-    times, live = times[order], np.cumsum(changes[order])
-    # Of several events at one time only the last one's sum is a state of memory.
-    is_last = np.append(times[1:] != times[:-1], True)
-    too_high: NDArray[np.int64] = times[is_last & (live > limit_bytes)]
-    first = len(level.loose)
-    at = np.searchsorted(too_high, problem.lower[first:])
-    inside = np.append(too_high, np.iinfo(np.int64).max)[at] < problem.upper[first:]
-    return [int(k) for k in np.flatnonzero(inside)]
+def _second_level(
+    step: PackingProblem, loose: Int64s, groups: list[Group], solved: dict[bytes, Placement]
+) -> PackingProblem:
+    """The requests on their own, then each group as one of its level-1 peak."""
+    lower = [int(step.lower[group.members].min()) for group in groups]
+    upper = [int(step.upper[group.members].max()) for group in groups]
+    sizes = [solved[group.shape].peak_bytes for group in groups]
+    return PackingProblem(
+        ids=(*(f"r{i}" for i in loose.tolist()), *(f"g{k}" for k in range(len(groups)))),
+        lower=np.concatenate([step.lower[loose], np.array(lower, np.int64)]),
+        upper=np.concatenate([step.upper[loose], np.array(upper, np.int64)]),
+        size_bytes=np.concatenate([step.size_bytes[loose], np.array(sizes, np.int64)]),
+        alignment_bytes=step.alignment_bytes,
+    )

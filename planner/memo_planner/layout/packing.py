@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -23,17 +22,6 @@ if TYPE_CHECKING:
 DEFAULT_SECONDS = 60.0
 _POLL_S = 0.1
 
-
-class Effort(Enum):
-    """How far to go: first fit by size of stacks of buffers with one lifetime; then of the buffers
-    one by one; then all that time allows.
-    """
-
-    GLANCE = "GLANCE"
-    FIT = "FIT"
-    SEARCH = "SEARCH"
-
-
 Progress = Callable[[int, int, int], None]
 """Told now and then: best peak in bytes (-1: none yet), lower bound in bytes, nodes searched."""
 
@@ -43,7 +31,6 @@ def pack(
     *,
     capacity_bytes: int | None = None,
     seconds: float = DEFAULT_SECONDS,
-    effort: Effort = Effort.SEARCH,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Placement:
@@ -62,8 +49,7 @@ def pack(
     begun_s = time.monotonic()
     native = _native()
     packer = native.Packer(problem.lower, problem.upper, problem.padded_bytes // unit)
-    native_effort = getattr(native.Effort, effort.value)
-    _run(packer, lambda: packer.run(capacity, float(seconds), native_effort, seed), unit, progress)
+    _run(packer, lambda: packer.run(capacity, float(seconds), seed), unit, progress)
     placement = Placement(
         problem=problem,
         offset_bytes=packer.offsets() * unit,
@@ -72,7 +58,7 @@ def pack(
         nodes=packer.nodes,
     )
     if capacity_bytes is not None and placement.peak_bytes > capacity_bytes:
-        raise NoPlacement(refusal(placement, capacity_bytes, float(seconds)))
+        raise NoPlacement(_refusal(placement, capacity_bytes, float(seconds)))
     return placement
 
 
@@ -118,7 +104,7 @@ def _run(packer: Packer, search: Callable[[], None], unit: int, progress: Progre
         thread.join()
 
 
-def refusal(placement: Placement, capacity_bytes: int, seconds: float) -> str:
+def _refusal(placement: Placement, capacity_bytes: int, seconds: float) -> str:
     """Why `placement`, the best that was found in `seconds`, is no answer for the capacity."""
     bound, peak = placement.lower_bound_bytes, placement.peak_bytes
     best = f"best peak {peak:,} ({format_bytes(peak)}), lower bound {bound:,}"

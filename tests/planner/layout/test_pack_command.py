@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from memo_planner.cli import app
 from memo_planner.layout import read_problem
 from memo_planner.trace import Trace, write_csv
-from tests.planner.layout.test_step import blocks
+from tests.planner.layout.test_step import swapped_step
 from tests.planner.trace.test_trace_file import SOURCE
 
 ROWS = "id,lower,upper,size\nb1,0,3,4\nb2,3,9,4\nb3,0,9,4\nb4,9,21,4\nb5,0,21,4\n"
@@ -58,8 +58,8 @@ def test_bad_rows_exit_2_on_one_line(table: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["step.json", "step.csv"])
-def test_a_trace_is_packed_in_two_levels(table: Path, name: str) -> None:
-    requests = blocks(40)
+def test_a_trace_is_packed_like_a_table(table: Path, name: str) -> None:
+    requests = swapped_step(4)
     path, out = table.with_name(name), table.with_name("out.csv")
     if name.endswith("json"):
         Trace.of(SOURCE, requests).save(path)

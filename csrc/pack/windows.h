@@ -1,0 +1,70 @@
+// First fit of a training step, one window of time after another.
+//
+// The window with the most units alive comes first, with all buffers that live in it, also those
+// that live beyond it. What is placed stays and is in the way of the windows after it. So a window
+// costs what its own buffers cost, however long the step is, and the fullest ones have most
+// freedom.
+#ifndef MEMO_PACK_WINDOWS_H_
+#define MEMO_PACK_WINDOWS_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "pack/first_fit.h"
+#include "pack/problem.h"
+
+namespace memo::pack {
+
+class WindowPacker {
+ public:
+  explicit WindowPacker(const Problem& problem);
+
+  // A placement that ends at `target`, or the lowest that is found in `most_attempts` and before
+  // `stop`; at least one. Each attempt cuts time into windows of another length.
+  Offsets Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop);
+
+ private:
+  // Sections [first, last).
+  struct Window {
+    int32_t first;
+    int32_t last;
+    int32_t urgency = 0;  // how often it ended too high in this attempt
+    int64_t load = 0;     // most units alive in it
+    // Placed buffers that live in several windows, by where they begin and where they end.
+    std::vector<int32_t> beginning = {};
+    std::vector<int32_t> ending = {};
+  };
+
+  // The buffers to be placed in a window, as a problem of its own, and what is in their way.
+  struct Task {
+    std::vector<int32_t> index;
+    Problem problem;
+    Obstacles obstacles;
+  };
+
+  void Cut(int64_t num_events);
+  void Clear();
+  bool Round(int64_t target, int64_t limit, const std::function<bool()>& stop);
+  int64_t PackWindow(size_t w, int64_t target, const std::function<bool()>& stop);
+  Task TaskOf(size_t w) const;
+  std::vector<int32_t> AliveIn(const Window& window) const;
+  Ranges Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) const;
+  void Place(int32_t i, int64_t offset);
+  void JoinFailed();
+  size_t WindowOf(int32_t section) const;
+  const Buffer& buffer(int32_t i) const { return problem_.buffers[i]; }
+
+  const Problem& problem_;
+  const std::vector<int64_t> load_;
+  const std::vector<int32_t> by_first_;
+  // Before every so many buffers of `by_first_`: the earlier ones that are still alive.
+  std::vector<std::vector<int32_t>> alive_before_;
+  std::vector<Window> windows_;
+  std::vector<char> failed_;  // per window, in the latest round
+  Offsets offsets_;           // of the latest round
+};
+
+}  // namespace memo::pack
+
+#endif  // MEMO_PACK_WINDOWS_H_
