@@ -21,11 +21,9 @@ from setuptools.command.build_py import build_py
 
 # Build backends run this file without its directory on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_build import ARCHS, CudaToolkit, nvcc_command, requested_toolkit
+from cuda_build import ARCHS, SHARED_SOURCES, CudaToolkit, nvcc_command, requested_toolkit
 
 CUDA_NAME = "memo_train._cuda"
-# What the CUDA device shares with the core; the rest of csrc/device is the CPU device.
-SHARED_SOURCES = ("copy_spec", "host_pool", "link", "transfer")
 HOOK_SOURCE = Path("csrc/torch/cpu_allocator_hook.cc")
 
 
@@ -67,7 +65,9 @@ def cuda_extension(toolkit: CudaToolkit) -> Extension:
     """The CUDA device, with a CUDA runtime of its own that nobody else sees."""
     device = sorted(str(path) for path in Path("csrc/device").glob("cuda_*.cc"))
     shared = [f"csrc/device/{name}.cc" for name in SHARED_SOURCES]
-    built = extension(CUDA_NAME, ["csrc/cuda_bindings.cc", *device, *shared])
+    for_torch = sorted(str(path) for path in Path("csrc/torch").glob("cuda_*.cc"))
+    bindings = ["csrc/cuda_bindings.cc", "csrc/cuda_allocator_bindings.cc"]
+    built = extension(CUDA_NAME, [*bindings, *device, *shared, *for_torch])
     built.depends += ["cuda_build.py", *map(str, Path("csrc/kernels").glob("*.cu"))]
     built.define_macros = [
         ("MEMO_CUDA_VERSION", f'"{toolkit.version}"'),

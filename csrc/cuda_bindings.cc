@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "cuda_allocator_bindings.h"
 #include "device/cuda_device.h"
 #include "device/transfer.h"
 
@@ -148,4 +149,5 @@ PYBIND11_MODULE(_cuda, m) {
   BindCounters(m);
   BindDevice(m);
   BindTransfer(m);
+  BindCudaAllocators(m);
 }
