@@ -21,11 +21,15 @@ from setuptools.command.build_py import build_py
 
 # Build backends run this file without its directory on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from cuda_build import CudaToolkit, architectures, nvcc_command, requested_toolkit
+from cuda_build import (
+    SHARED_SOURCES,
+    CudaToolkit,
+    architectures,
+    nvcc_command,
+    requested_toolkit,
+)
 
 KERNELS_NAME = "memo_train._kernels"
-# What the CUDA device shares with the core; the rest of csrc/device is the CPU device.
-SHARED_SOURCES = ("copy_spec", "host_pool", "link", "transfer")
 HOOK_SOURCE = Path("csrc/torch/cpu_allocator_hook.cc")
 
 
@@ -67,9 +71,11 @@ def cuda_extensions(toolkit: CudaToolkit) -> list[Extension]:
     """The CUDA device, and the kernels."""
     device = sorted(str(path) for path in Path("csrc/device").glob("cuda_*.cc"))
     shared = [f"csrc/device/{name}.cc" for name in SHARED_SOURCES]
+    for_torch = sorted(str(path) for path in Path("csrc/torch").glob("cuda_*.cc"))
+    bindings = ["csrc/cuda_bindings.cc", "csrc/cuda_allocator_bindings.cc"]
     kernels = ["csrc/kernels/bindings.cc", "csrc/device/cuda_calls.cc"]
     built = [
-        extension("memo_train._cuda", ["csrc/cuda_bindings.cc", *device, *shared]),
+        extension("memo_train._cuda", [*bindings, *device, *shared, *for_torch]),
         extension(KERNELS_NAME, kernels),
     ]
     for each in built:

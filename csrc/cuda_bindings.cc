@@ -11,6 +11,7 @@
 #include <optional>
 #include <utility>
 
+#include "cuda_allocator_bindings.h"
 #include "device/cuda_device.h"
 #include "device/transfer.h"
 #include "python_errors.h"
@@ -125,4 +126,5 @@ PYBIND11_MODULE(_cuda, m) {
   BindCounters(m);
   BindDevice(m);
   BindTransfer(m);
+  BindCudaAllocators(m);
 }

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 COMPILER: str
 CUDA_VERSION: str
 
@@ -61,3 +63,60 @@ class Transfer:
     def retire_host(self, data: int, /) -> None: ...
     def to_host(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> Event: ...
     def to_device(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> Event: ...
+
+class Departure:
+    bytes: int
+    expected_bytes: int
+    place: int
+    in_use: bool
+    op: str
+
+class ReplayCounts:
+    planned: int
+    outside: int
+    small: int
+    departed: int
+    missing: int
+    given_up: bool
+    first: Departure | None
+
+class StepLayout:
+    """requests: bytes and offset of each, uint64 [n, 2]; marks: value and first, uint64 [m, 2]."""
+
+    OUTSIDE: int
+    peak_bytes: int
+    def __init__(
+        self,
+        requests: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
+        marks: np.ndarray[tuple[int, int], np.dtype[np.uint64]],
+        smallest_bytes: int,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class CudaAllocatorCounters:
+    allocated_bytes: int
+    allocated_peak_bytes: int
+    reserved_bytes: int
+    reserved_peak_bytes: int
+    pending_bytes: int
+    pending_frees: int
+    planned_requests: int
+    unplanned_requests: int
+    frees: int
+    planned_waits: int
+    device_mallocs: int
+    device_frees: int
+    retries: int
+    refusals: int
+    cap_bytes: int | None
+
+def allocator_counters(ordinal: int, /) -> CudaAllocatorCounters: ...
+def allocator_reset_peak(ordinal: int, /) -> None: ...
+def allocator_set_cap(ordinal: int, cap_bytes: int | None) -> None: ...
+def allocator_release_idle(ordinal: int, /) -> None: ...
+def allocator_last_error() -> str:
+    """Why torch was last refused memory; empty if it never was."""
+
+def begin_step(ordinal: int, layout: StepLayout, stream: int) -> bool: ...
+def mark(ordinal: int, value: int, /) -> None: ...
+def end_step(ordinal: int, /) -> ReplayCounts | None: ...

@@ -4,44 +4,35 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <utility>
 #include <vector>
 
 #include "base/mapped_range.h"
+#include "device/address_space.h"
 #include "device/recording.h"
-#include "device/replay.h"
 
 namespace memo {
 
-// What an arena holds. Bytes are after rounding to the alignment; offsets count from its start.
-struct ArenaCounters {
-  size_t used_bytes = 0;          // in live allocations now
-  size_t peak_bytes = 0;          // largest used_bytes since ResetPeak
-  size_t high_water_bytes = 0;    // most bytes outside the largest hole since ResetPeak
-  size_t largest_hole_bytes = 0;  // the largest request that would be served now
-  size_t live_allocations = 0;
-  uint64_t allocations = 0;         // ever made
+// What an arena holds; offsets count from its start.
+struct ArenaCounters : AddressCounters {
+  size_t largest_hole_bytes = 0;    // the largest request that would be served now
   std::optional<size_t> cap_bytes;  // as set; nullopt: no cap
   size_t reserved_bytes = 0;
-  size_t planned_bytes = 0;  // the range that a step's layout occupies now
 };
 
-// A two-ended first-fit allocator over one reserved range. Any method, any thread.
+// An address space over one reserved range of memory. Any method, any thread.
 //
-// While a step with a layout runs, its requests get their planned addresses (see Replay) in a range
-// of their own. Everything else goes by size: under a cap, large requests are served from the top
-// of the capped range downward and small ones from the bottom upward, each from the first hole that
-// holds it. The tensors of all tokens are then among their like, and what a tile makes never splits
-// the room they need. Without a cap everything is small. The cap bounds addresses, not the sum of
-// sizes, so memory lost to fragmentation counts against it, as it does on a real device.
+// Under a cap large requests are served from the top of the capped range downward and small ones
+// from the bottom upward. The tensors of all tokens are then among their like, and what a tile
+// makes never splits the room they need. Without a cap everything is small. The cap bounds
+// addresses, not the sum of sizes, so memory lost to fragmentation counts against it, as it does on
+// a real device.
 class Arena {
  public:
-  static constexpr size_t kAlignment = 64;
+  static constexpr size_t kAlignment = AddressSpace::kAlignment;
 
   // Reserves `reserve_bytes` of addresses, or the largest half, quarter, ... that the system gives.
   // Physical memory is taken when a page is first touched and kept from then on.
@@ -93,38 +84,18 @@ class Arena {
   void UnlockAfterFork() { mutex_.unlock(); }
 
  private:
-  using Ranges = std::map<size_t, size_t>;  // offset -> bytes
-
   size_t LimitBytes() const;
-  size_t LargestHole() const { return hole_sizes_.empty() ? 0 : *hole_sizes_.rbegin(); }
-  bool IsLarge(size_t bytes) const {
-    return counters_.cap_bytes && bytes >= large_bytes_.value_or(large_share_bytes_);
-  }
-  size_t Place(size_t bytes);
-  size_t Take(size_t bytes);
-  size_t TakeHighest(size_t bytes);
-  size_t TakeLowest(size_t bytes);
-  size_t EndOfLive() const;
-  void DissolveRange();
-  size_t TakeFromHole(Ranges::iterator hole, size_t bytes, bool at_end);
-  Ranges::iterator FindLive(void* data);
-  void AddHole(size_t offset, size_t bytes);
-  void EraseHole(Ranges::iterator hole);
-  void MoveLimit(size_t from, size_t to);
+  void ApplyLargeBytes();
   [[noreturn]] void Refuse(size_t bytes) const;
 
   mutable std::mutex mutex_;
   MappedRange range_;
-  Ranges live_;
-  Ranges holes_;                       // all else below LimitBytes(); no two touch
-  std::multiset<size_t> hole_sizes_;   // of holes_
+  AddressSpace space_;
+  std::optional<size_t> cap_bytes_;
   std::optional<size_t> large_bytes_;  // as set
   size_t large_share_bytes_ = 0;       // what counts where nothing is set
   bool poison_ = false;
   Recording recording_;
-  std::optional<Replay> replay_;      // its range is in no hole and not in live_
-  std::optional<ReplayCounts> done_;  // of a step whose range was dissolved
-  ArenaCounters counters_;
 };
 
 }  // namespace memo

@@ -7,23 +7,22 @@
 
 namespace memo {
 
-Replay::Replay(std::shared_ptr<const StepLayout> layout, size_t base)
+Replay::Replay(std::shared_ptr<const StepLayout> layout, size_t base, ServedThreads served)
     : layout_(std::move(layout)),
       base_(base),
+      served_(served),
       thread_(pthread_self()),
       waits_(layout_->waits()),
       skipped_(layout_->size(), 0),
       live_in_(layout_->num_slots(), kNobody) {}
 
 std::optional<size_t> Replay::Alloc(size_t bytes) {
-  if (!pthread_equal(thread_, pthread_self())) return std::nullopt;
+  if (!ServesCaller()) return std::nullopt;
   if (bytes < layout_->smallest_bytes()) {
     ++counts_.small;
     return std::nullopt;
   }
-  if (lost_ || next_ == segment_end_ || layout_->request(next_).bytes != bytes) {
-    return Depart(bytes, /*in_use=*/false);
-  }
+  if (!Expects(bytes)) return Depart(bytes, /*in_use=*/false);
   const Number k = next_++;
   const uint64_t offset = layout_->request(k).offset;
   if (offset == StepLayout::kOutside) {
@@ -48,13 +47,29 @@ std::optional<size_t> Replay::Depart(size_t bytes, bool in_use) {
   return std::nullopt;
 }
 
-size_t Replay::Free(size_t address) {
-  if (!Covers(address)) return 0;
+std::optional<size_t> Replay::Next(size_t bytes) const {
+  if (!ServesCaller() || !Expects(bytes)) return std::nullopt;
+  const uint64_t offset = layout_->request(next_).offset;
+  return offset == StepLayout::kOutside ? std::nullopt : std::optional<size_t>(base_ + offset);
+}
+
+Replay::Number Replay::LiveAt(size_t address) const {
+  if (!Covers(address)) return kNobody;
   const uint32_t slot = layout_->FindSlot(address - base_);
-  if (slot == layout_->num_slots() || live_in_[slot] == kNobody) return 0;
-  const Number k = std::exchange(live_in_[slot], kNobody);
+  return slot == layout_->num_slots() ? kNobody : live_in_[slot];
+}
+
+size_t Replay::Free(size_t address) {
+  const Number k = LiveAt(address);
+  if (k == kNobody) return 0;
+  live_in_[layout_->slot(k)] = kNobody;
   Finish(k);
   return layout_->request(k).bytes;
+}
+
+size_t Replay::LiveBytes(size_t address) const {
+  const Number k = LiveAt(address);
+  return k == kNobody ? 0 : layout_->request(k).bytes;
 }
 
 void Replay::Mark(uint64_t value) {

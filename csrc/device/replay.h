@@ -35,17 +35,23 @@ struct ReplayCounts {
   std::optional<Departure> first;
 };
 
-// Decides addresses; the arena that owns it holds its lock around every call.
+// Whose requests are those of the step. On the CPU other threads' (oneDNN's workers') come in any
+// order. On a GPU the stream says whose a request is, and autograd runs backward on its own thread.
+enum class ServedThreads { kCalling, kAll };
+
+// Decides addresses; whoever owns it holds a lock around every call.
 //
-// What does not match the layout is never an error: it is left to the arena. An address is handed
+// What does not match the layout is never an error: it is left to the owner. An address is handed
 // out only if all that lay there before is over, so a step that goes another way stays right.
 class Replay {
  public:
-  // base: where the planned range starts. The calling thread is the one that is served.
-  Replay(std::shared_ptr<const StepLayout> layout, size_t base);
+  // base: where the planned range starts.
+  Replay(std::shared_ptr<const StepLayout> layout, size_t base, ServedThreads served);
 
   // The planned address of the next request, `bytes` being rounded up; nothing if it has none.
   std::optional<size_t> Alloc(size_t bytes);
+  // Where Alloc would put a request of `bytes` bytes, whether what lay there is over or not.
+  std::optional<size_t> Next(size_t bytes) const;
   // The bytes of the planned request at `address`, which is over now; 0 if none lives there.
   size_t Free(size_t address);
   // The step has come to a place; requests that were expected before it are missing.
@@ -60,6 +66,8 @@ class Replay {
   size_t base() const { return base_; }
   size_t end() const { return base_ + layout_->peak_bytes(); }
   bool Covers(size_t address) const { return address >= base_ && address < end(); }
+  // The bytes of the live planned request that starts at `address`; 0 if none does.
+  size_t LiveBytes(size_t address) const;
   // Whether [address, address + bytes) lies within one live planned request.
   bool IsLive(size_t address, size_t bytes) const;
 
@@ -67,6 +75,14 @@ class Replay {
   using Number = StepLayout::Number;
   static constexpr Number kNobody = UINT32_MAX;
 
+  bool ServesCaller() const {
+    return served_ == ServedThreads::kAll || pthread_equal(thread_, pthread_self());
+  }
+  bool Expects(size_t bytes) const {
+    return !lost_ && next_ != segment_end_ && layout_->request(next_).bytes == bytes;
+  }
+  // Who lives at `address`, or kNobody.
+  Number LiveAt(size_t address) const;
   bool Holds(Number k, size_t address, size_t bytes) const;
   std::optional<size_t> Depart(size_t bytes, bool in_use);
   void Skip(Number k);
@@ -75,6 +91,7 @@ class Replay {
 
   const std::shared_ptr<const StepLayout> layout_;
   const size_t base_;
+  const ServedThreads served_;
   const pthread_t thread_;
   std::vector<uint32_t> waits_;
   std::vector<char> skipped_;

@@ -20,7 +20,7 @@ class StepLayout {
   static constexpr uint64_t kOutside = UINT64_MAX;
 
   struct Request {
-    uint64_t bytes;   // a multiple of Arena::kAlignment
+    uint64_t bytes;   // a multiple of AddressSpace::kAlignment
     uint64_t offset;  // from the start of the planned range; kOutside: it is not in it
   };
   struct Mark {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pybind11
 
-from cuda_build import CudaToolkit
+from cuda_build import SHARED_SOURCES, CudaToolkit
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
@@ -29,17 +29,23 @@ class Compiler:
         """The program of main.cc."""
         return self._build(HERE.glob("*.cc"), SANITIZERS[sanitizer])
 
+    def allocator_checks(self, sanitizer: str) -> Path:
+        """The program of allocator/main.cc."""
+        runs = [HERE / "run.cc", HERE / "step.cc"]
+        return self._build([*runs, *HERE.glob("allocator/*.cc")], SANITIZERS[sanitizer])
+
     def extension(self) -> Path:
         """memo_train._cuda, linked to the simulated runtime and with the functions of bridge/."""
         version = '-DMEMO_CUDA_VERSION="simulated"'
         includes = (sysconfig.get_path("include"), pybind11.get_include())
         flags = ["-shared", "-fPIC", "-fvisibility=hidden", version]
         flags += [f"-isystem{include}" for include in includes]
-        return self._build([CSRC / "cuda_bindings.cc", *HERE.glob("bridge/*.cc")], flags)
+        return self._build([*CSRC.glob("cuda_*.cc"), *HERE.glob("bridge/*.cc")], flags)
 
     def _build(self, sources: Iterable[Path], flags: list[str]) -> Path:
-        device = ("copy_spec", "cuda_*", "host_pool", "link", "transfer")
+        device = [*SHARED_SOURCES, "cuda_*"]
         found = [path for name in device for path in (CSRC / "device").glob(f"{name}.cc")]
+        found += CSRC.glob("torch/cuda_*.cc")
         found += [*HERE.glob("sim/*.cc"), *sources]
         command = [
             shutil.which("c++") or shutil.which("g++") or "c++",

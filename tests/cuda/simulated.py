@@ -19,8 +19,9 @@ class Simulation:
     """`module` is memo_train._cuda for one simulated machine at a time."""
 
     def __init__(self, path: Path) -> None:
-        loader = ExtensionFileLoader("_cuda", str(path))
-        spec = importlib.util.spec_from_file_location("_cuda", path, loader=loader)
+        name = f"{path}._cuda"  # pybind11 gives the module of the same name again
+        loader = ExtensionFileLoader(name, str(path))
+        spec = importlib.util.spec_from_file_location(name, path, loader=loader)
         assert spec is not None
         self.module: ModuleType = importlib.util.module_from_spec(spec)
         loader.exec_module(self.module)

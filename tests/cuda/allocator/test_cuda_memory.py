@@ -1,0 +1,118 @@
+"""The CUDA allocator as torch and Python reach it, on the simulated runtime."""
+
+import ctypes
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memo_train.device.cuda_allocator import (
+    cuda_memory,
+    cuda_refusal,
+    install_cuda_allocator,
+    release_cuda_memory,
+    reset_cuda_peak,
+    set_cuda_cap,
+)
+from memo_train.device.errors import InvalidDeviceArgument
+from tests.cuda.compile import Compiler
+from tests.cuda.simulated import Simulation
+
+CHUNK_BYTES = 64 << 20
+PLACE = 7
+
+
+@pytest.fixture
+def own_simulation(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Simulation]:
+    """A module whose allocators, which live as long as the process, no other test has seen."""
+    simulation = Simulation(Path(shutil.copy(compiler.extension(), tmp_path / "_cuda.so")))
+    monkeypatch.setattr("memo_train.device.cuda_allocator.load_cuda", lambda: simulation.module)
+    simulation.start(0)
+    yield simulation
+    release_cuda_memory(0)
+    assert simulation.finish() in ("", "leak: 1 events\n")  # the allocator keeps its events
+
+
+def entry(simulation: Simulation) -> ctypes.CDLL:
+    assert simulation.module.__file__ is not None
+    library = ctypes.CDLL(simulation.module.__file__)
+    library.memo_cuda_alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
+    library.memo_cuda_alloc.restype = ctypes.c_void_p
+    library.memo_cuda_free.argtypes = [ctypes.c_void_p, *library.memo_cuda_alloc.argtypes]
+    return library
+
+
+def test_memory_is_counted_and_refused(own_simulation: Simulation) -> None:
+    library = entry(own_simulation)
+    address = library.memo_cuda_alloc(5000, 0, None)
+    memory = cuda_memory(0)
+    assert (memory.allocated_bytes, memory.reserved_bytes) == (5120, CHUNK_BYTES)
+    assert (memory.unplanned_requests, memory.device_mallocs) == (1, 1)
+    set_cuda_cap(0, CHUNK_BYTES)
+    assert library.memo_cuda_alloc(CHUNK_BYTES, 0, None) is None
+    assert "asked 67108864 bytes" in cuda_refusal()
+    assert "cap 67108864 bytes" in cuda_refusal()
+    assert (cuda_memory(0).refusals, cuda_memory(0).cap_bytes) == (1, CHUNK_BYTES)
+    library.memo_cuda_free(address, 5000, 0, None)
+    assert cuda_memory(0).allocated_peak_bytes == 5120
+    reset_cuda_peak(0)
+    assert (cuda_memory(0).allocated_peak_bytes, cuda_memory(0).frees) == (0, 1)
+    release_cuda_memory(0)
+    assert (cuda_memory(0).reserved_bytes, cuda_memory(0).device_frees) == (0, 1)
+    with pytest.raises(InvalidDeviceArgument, match="must be a positive whole number"):
+        set_cuda_cap(0, 0)
+    with pytest.raises(InvalidDeviceArgument, match="no CUDA device -1"):
+        cuda_memory(-1)
+
+
+def test_a_step_is_served_by_its_layout(own_simulation: Simulation) -> None:
+    library, module = entry(own_simulation), own_simulation.module
+    outside = module.StepLayout.OUTSIDE
+    requests = np.array([[1024, 1024], [1024, 0], [4096, outside], [2048, 0]], np.uint64)
+    layout = module.StepLayout(requests, np.array([[PLACE, 0]], np.uint64), 512)
+    assert (len(layout), layout.peak_bytes) == (4, 2048)
+    assert module.begin_step(0, layout, 0)
+    module.mark(0, PLACE)
+    first, second, outside = (library.memo_cuda_alloc(n, 0, None) for n in (1024, 1000, 4096))
+    assert first - second == 1024
+    for address in (first, second, outside):
+        library.memo_cuda_free(address, 0, 0, None)
+    assert library.memo_cuda_alloc(2048, 0, None) == second
+    library.memo_cuda_free(second, 2048, 0, None)
+    counts = module.end_step(0)
+    assert (counts.planned, counts.outside, counts.departed, counts.first) == (3, 1, 0, None)
+    assert module.end_step(0) is None
+    assert (cuda_memory(0).planned_requests, cuda_memory(0).unplanned_requests) == (3, 1)
+
+
+def test_torch_is_given_the_three_functions(
+    own_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    class Pluggable:
+        def __init__(self, *where: str) -> None:
+            given.extend(where)
+
+        def allocator(self) -> "Pluggable":
+            return self
+
+        def set_record_stream_fn(self, address: int) -> None:
+            given.append(address)
+
+    monkeypatch.setattr(torch.cuda.memory, "CUDAPluggableAllocator", Pluggable)
+    monkeypatch.setattr(torch.cuda.memory, "change_current_allocator", given.append)
+    install_cuda_allocator()
+    path, alloc, free, record_stream, installed = given
+    library = ctypes.CDLL(path)
+    assert hasattr(library, alloc)
+    assert hasattr(library, free)
+    expected = ctypes.cast(library.memo_cuda_record_stream, ctypes.c_void_p).value
+    assert record_stream == expected
+    assert isinstance(installed, Pluggable)
