@@ -45,7 +45,7 @@ class PlaceMarks:
 
     def start(self) -> None:
         """Mark the start of a step, in phase forward."""
-        self._mark(Place("forward", "between", NOWHERE, NOWHERE, ""))
+        self.begin("forward")
 
     def begin(self, phase: str) -> None:
         """A phase of `PHASES` begins."""
