@@ -63,12 +63,24 @@ def with_prefetch(shapes: Shapes, bytes_per_token: float) -> Shapes:
     )
 
 
-def fit_block_times(shapes: Shapes) -> BlockTimes:
-    """Seconds per token of pre and post, per token squared of attention, per tile of tiling."""
-    short, long, wide = shapes
+_TILED_STAGES = ("pre", "post", "post_backward", "pre_backward")
+_PASSES = 3
+"""Over a recomputed tile: forward, recomputation (part of post_backward), backward."""
+
+
+def fit_block_times(recomputed: Shapes, swapped: Shapes) -> BlockTimes:
+    """Seconds per token of pre and post, per token squared of attention, per tile of tiling.
+
+    recomputed, swapped: steps of the three shapes with all tiles run that way.
+    """
+    short, long, wide = recomputed
+    overhead_s = _tile_overhead_s(long, wide)
+    num_tiles = wide.tokens / wide.tile_tokens
+    tilewise_s = _tilewise_s(wide)
+    without = max(1.0 - _PASSES * num_tiles * overhead_s / tilewise_s, 0.0) if tilewise_s else 0.0
 
     def per_token(stage: str) -> float:
-        return wide.seconds.get(stage, 0.0) / wide.tokens
+        return without * wide.seconds.get(stage, 0.0) / wide.tokens
 
     def per_token2(stage: str) -> float:
         grown_s = max(long.seconds.get(stage, 0.0) - short.seconds.get(stage, 0.0), 0.0)
@@ -83,13 +95,22 @@ def fit_block_times(shapes: Shapes) -> BlockTimes:
         pre_backward_s_per_token=per_token("pre_backward"),
         post_backward_s_per_token=post_backward,
         attention_backward_s_per_token2=per_token2("attention_backward"),
-        tile_overhead_s=_tile_overhead_s(long, wide),
+        tile_overhead_s=overhead_s,
+        swap_s_per_token=_swap_s(wide, swapped[2]) / wide.tokens,
     )
+
+
+def _swap_s(recomputed: MeasuredStep, swapped: MeasuredStep) -> float:
+    """What swapping every tile adds to a forward that records nothing."""
+    forward_s = [sum(s.seconds.get(p, 0.0) for p in ("pre", "post")) for s in (recomputed, swapped)]
+    return max(forward_s[1] - forward_s[0], 0.0)
+
+
+def _tilewise_s(step: MeasuredStep) -> float:
+    return sum(step.seconds.get(stage, 0.0) for stage in _TILED_STAGES)
 
 
 def _tile_overhead_s(long: MeasuredStep, wide: MeasuredStep) -> float:
     """What one more tile adds to a pass: the same tokens in twice as many tiles."""
-    stages = ("pre", "post", "post_backward", "pre_backward")
-    more_s = sum(long.seconds.get(s, 0.0) - wide.seconds.get(s, 0.0) for s in stages)
     more_tiles = long.tokens / long.tile_tokens - wide.tokens / wide.tile_tokens
-    return max(more_s, 0.0) / more_tiles / 2
+    return max(_tilewise_s(long) - _tilewise_s(wide), 0.0) / more_tiles / _PASSES

@@ -34,7 +34,7 @@ def measure_profile(
 
     park_pre: as in `StepPolicy`.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
-    seconds the best of two runs. Where some blocks are not tiled, one of them adds its peaks.
+    seconds the best of three runs. Where some blocks are not tiled, one of them adds its peaks.
     """
     tile = min(_TILE_TOKENS, max(tokens // 16, 1))
     tiled = [i for i, v in enumerate(wrapped.verdicts) if v.how is HowToRun.TILED]
@@ -70,7 +70,7 @@ def measure_profile(
         pre_bytes_per_token=per_token["pre"],
         post_bytes_per_token=per_token["post"],
         peaks=peaks,
-        times=fit_block_times(recomputed),
+        times=fit_block_times(recomputed, swapped),
         link=measure_link(wrapped.device),
     )
 

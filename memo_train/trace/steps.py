@@ -16,7 +16,7 @@ from memo_train.runtime.shadow import installed, shadows_of, trainable_parameter
 from memo_train.runtime.wrapped import StepPolicy, WrappedModel
 from memo_train.trace.stages import StageRecorder
 
-_REPEATS = 2
+_REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,11 +142,12 @@ class Prices:
     Attributes:
         kept_bytes: whole bytes that stay on the device from forward to backward.
         swapped_bytes: whole bytes on the host in between.
-        recompute_s, forward_stall_s, backward_stall_s: seconds added to the step.
+        swap_s, recompute_s, forward_stall_s, backward_stall_s: seconds added to the step.
     """
 
     kept_bytes: Floats
     swapped_bytes: Floats
+    swap_s: Floats
     recompute_s: Floats
     forward_stall_s: Floats
     backward_stall_s: Floats
@@ -159,15 +160,15 @@ class Prices:
     @property
     def extra_s(self) -> Floats:
         """Seconds added to the step, without the overhead of tiling."""
-        return self.recompute_s + self.stall_s
+        return self.swap_s + self.recompute_s + self.stall_s
 
 
 def price(shape: BlockShape, choices: Choices) -> Prices:
     """Bytes and seconds of every entry of `choices`.
 
-    A copy is free while it fits the block's own compute time at the link's speed (for backward
-    that time includes the block's recomputation); the excess is a stall. Where o is made again,
-    attention's forward is part of the recomputation.
+    A copy is free while it fits the block's own compute time at the link's speed; forward's has
+    what swapping adds in it, and backward's the recomputation. The excess is a stall. Where o is
+    made again, attention's forward is part of the recomputation.
     Source: MEMO §alpha.
     """
     times, link = shape.profile.times, shape.profile.link
@@ -181,14 +182,16 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     kept_bytes = np.ceil((tokens - discarded) * tile_bytes) + whole
     dropped = np.where(choices.o_again, o_bytes, 0.0)
     sent_bytes = np.ceil(swapped * tile_bytes) + (x_bytes + o_bytes - whole - dropped)
+    swap_s = swapped * times.swap_s_per_token
     recompute_s = recomputed * times.tilewise_s_per_token
     recompute_s = recompute_s + choices.recompute_tiles * times.tile_overhead_s
     recompute_s = recompute_s + np.where(choices.o_again, shape.attention_s, 0.0)
-    backward_s = shape.backward_s + recompute_s
+    forward_s, backward_s = shape.forward_s + swap_s, shape.backward_s + recompute_s
     return Prices(
         kept_bytes=kept_bytes,
         swapped_bytes=sent_bytes,
+        swap_s=swap_s,
         recompute_s=recompute_s,
-        forward_stall_s=np.maximum(sent_bytes / link.d2h_bytes_per_s - shape.forward_s, 0.0),
+        forward_stall_s=np.maximum(sent_bytes / link.d2h_bytes_per_s - forward_s, 0.0),
         backward_stall_s=np.maximum(sent_bytes / link.h2d_bytes_per_s - backward_s, 0.0),
     )

@@ -18,7 +18,7 @@ from memo_planner.profile import Profile
 from memo_planner.setting import Setting
 
 FORMAT = "memo-plan"
-VERSION = 2
+VERSION = 3
 
 
 def inputs_hash(

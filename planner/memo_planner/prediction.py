@@ -22,7 +22,7 @@ class Prediction:
         device_peak_bytes, device_peak_point: most bytes in use on the device, and where.
         host_peak_bytes: bytes on the host at the end of forward.
         extra_s: seconds over a step without tiles that keeps everything:
-            recompute_s + stall_s + the overhead of tiling.
+            recompute_s + stall_s + the overhead of tiling and swapping.
         step_forward_s, step_backward_s: all blocks, with stalls and recomputation.
         binds: those of `BINDS` without which, one at a time, the plan would be faster.
     """
@@ -90,7 +90,7 @@ def predict(profile: Profile, policy: Policy, binds: tuple[str, ...] = ()) -> Pr
     shape = shape_of(profile, policy)
     prices = price(shape, Choices.of_blocks(policy.blocks))
     top = max(step_points(profile, policy), key=lambda point: point.device_bytes)
-    recompute_s = math.fsum(prices.recompute_s)
+    swap_s, recompute_s = math.fsum(prices.swap_s), math.fsum(prices.recompute_s)
     forward_stall_s = math.fsum(prices.forward_stall_s)
     backward_stall_s = math.fsum(prices.backward_stall_s)
     num_blocks = len(policy.blocks)
@@ -99,10 +99,10 @@ def predict(profile: Profile, policy: Policy, binds: tuple[str, ...] = ()) -> Pr
         device_peak_bytes=top.device_bytes,
         device_peak_point=top.name,
         host_peak_bytes=sum(int(b) for b in prices.swapped_bytes),
-        extra_s=recompute_s + stall_s + num_blocks * shape.overhead_s,
+        extra_s=swap_s + recompute_s + stall_s + num_blocks * shape.overhead_s,
         recompute_s=recompute_s,
         stall_s=stall_s,
-        step_forward_s=num_blocks * shape.forward_s + forward_stall_s,
+        step_forward_s=num_blocks * shape.forward_s + swap_s + forward_stall_s,
         step_backward_s=num_blocks * shape.backward_s + recompute_s + backward_stall_s,
         binds=binds,
     )

@@ -45,7 +45,8 @@ class BlockTimes:
 
     Forward of S tokens in n tiles takes (pre + post) * S + attention * S**2 + n * tile_overhead_s;
     backward likewise with its own figures. Recomputing a tile costs its pre, its post and one
-    more tile_overhead_s; attention is never recomputed.
+    more tile_overhead_s; attention is never recomputed. Swapping a token adds swap_s_per_token to
+    forward, its copies' own time aside: it is recorded, and memory is shared with the copies.
     """
 
     pre_s_per_token: float
@@ -55,6 +56,7 @@ class BlockTimes:
     post_backward_s_per_token: float
     attention_backward_s_per_token2: float
     tile_overhead_s: float
+    swap_s_per_token: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, tuple(self.__dataclass_fields__))

@@ -102,7 +102,8 @@ def total_lines(plan: Plan) -> list[str]:
         f"{told.step_backward_s:.3g} s backward",
         *_job_lines(plan),
         f"predicted extra time: {told.extra_s:.3g} s{share}: {told.recompute_s:.3g} s recomputing, "
-        f"{told.stall_s:.3g} s stalls, {overhead_s:.3g} s tiling",
+        f"{told.stall_s:.3g} s stalls, {overhead_s:.3g} s tiling "
+        "and swapping",
         f"binds: {', '.join(told.binds) or 'nothing'}",
     ]
 

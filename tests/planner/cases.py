@@ -105,6 +105,7 @@ def small_cases(draw: st.DrawFn) -> tuple[Profile, int, int, Limits]:
         times=times(
             pre_s_per_token=draw(st.floats(0.0, 2.0)),
             tile_overhead_s=draw(st.sampled_from([0.0, 0.1, 1.0])),
+            swap_s_per_token=draw(st.sampled_from([0.0, 0.5, 3.0])),
         ),
         link=Link(d2h_bytes_per_s=draw(speed), h2d_bytes_per_s=draw(speed)),
     )

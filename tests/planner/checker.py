@@ -61,12 +61,13 @@ def tally(profile: Profile, policy: Policy) -> Tally:
         recompute_s += block.recompute_tiles * times.tile_overhead_s
         if block.o is Place.RECOMPUTE:
             recompute_s += times.attention_s_per_token2 * size**2
-        forward_s = tilewise * size + times.attention_s_per_token2 * size**2 + passes
+        swap_s = block_tokens(policy, block)[TilePlace.SWAP] * times.swap_s_per_token
+        forward_s = swap_s + tilewise * size + times.attention_s_per_token2 * size**2 + passes
         backward_s = backward * size + times.attention_backward_s_per_token2 * size**2 + passes
         sent_s = moved[Place.SWAP] / profile.link.d2h_bytes_per_s
         fetched_s = moved[Place.SWAP] / profile.link.h2d_bytes_per_s
         stall_s = max(0.0, sent_s - forward_s) + max(0.0, fetched_s - backward_s - recompute_s)
-        total.extra_s += recompute_s + stall_s + 2 * passes
+        total.extra_s += swap_s + recompute_s + stall_s + 2 * passes
     highest = max(
         math.ceil(
             line.base_bytes

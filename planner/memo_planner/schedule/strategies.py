@@ -48,18 +48,18 @@ def strategy_schedule(
     )
 
 
-def _costs(shape: BlockShape, **saved: float) -> LayerCosts:
-    """One block's costs; `saved` are fields of `LayerCosts`."""
+def _costs(shape: BlockShape, **other: float) -> LayerCosts:
+    """One block's costs; `other` are fields of `LayerCosts`."""
     x_o = shape.x_bytes + shape.o_bytes
     profile, tokens = shape.profile, shape.tokens
     forward, backward = (profile.peak_bytes(p, tokens, tokens) for p in ("forward", "backward"))
-    return LayerCosts(
-        forward_s=shape.forward_s,
-        backward_s=shape.backward_s,
-        forward_scratch_bytes=max(forward - x_o, 0),
-        backward_scratch_bytes=max(backward - x_o, 0),
-        **saved,  # type: ignore[arg-type]
-    )
+    costs: dict[str, float] = {
+        "forward_s": shape.forward_s,
+        "backward_s": shape.backward_s,
+        "forward_scratch_bytes": max(forward - x_o, 0),
+        "backward_scratch_bytes": max(backward - x_o, 0),
+    }
+    return LayerCosts(**(costs | other))  # type: ignore[arg-type]
 
 
 def _step(
@@ -113,6 +113,7 @@ def _memo_paper(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
     recompute_s = (1.0 - alpha) * shape.profile.times.tilewise_s_per_token * shape.tokens
     costs = _costs(
         shape,
+        forward_s=shape.forward_s + alpha * shape.profile.times.swap_s_per_token * shape.tokens,
         swapped_bytes=shape.x_bytes + shape.o_bytes + swapped,
         recompute_s=recompute_s,
         recomputed_bytes=_tile_bytes(shape) - swapped,

@@ -46,10 +46,11 @@ class TileForward:
         build, scratch = self._build, self._sizes.forward_scratch_bytes
         place = self._policy.tile_place(index)
         saved = 0 if place is TilePlace.RECOMPUTE else tile.qkv_bytes + tile.pre_bytes
+        swap_s = tile.swap_pre_s if place is TilePlace.SWAP else 0.0
         gathered = self._sizes.qkv_bytes if index == 0 else 0
         build.compute(
             "pre",
-            tile.pre_s + self._sizes.overhead_s / 2,
+            tile.pre_s + swap_s + self._sizes.overhead_s / 2,
             alloc_bytes=scratch + saved + gathered,
             free_bytes=scratch,
         )
@@ -84,12 +85,13 @@ class TileForward:
         build, scratch = self._build, self._sizes.forward_scratch_bytes
         place = self._policy.tile_place(index)
         saved = 0 if place is TilePlace.RECOMPUTE else tile.post_bytes
+        swap_s = tile.swap_post_s if place is TilePlace.SWAP else 0.0
         y_bytes = self._sizes.x_bytes if index == 0 else 0
         is_last = index == len(self._sizes.tiles) - 1
         drops_o = is_last and self._policy.o is Place.RECOMPUTE
         build.compute(
             "post",
-            tile.post_s + self._sizes.overhead_s / 2,
+            tile.post_s + swap_s + self._sizes.overhead_s / 2,
             alloc_bytes=scratch + saved + y_bytes,
             free_bytes=scratch + (self._sizes.o_bytes if drops_o else 0),
         )

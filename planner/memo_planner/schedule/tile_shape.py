@@ -12,7 +12,10 @@ from memo_planner.profile import Profile
 
 @dataclass(frozen=True, kw_only=True)
 class TileShape:
-    """One tile: bytes of its saved classes, seconds of its stretches without tile overhead."""
+    """One tile: bytes of its saved classes, seconds of its stretches without tile overhead.
+
+    swap_pre_s, swap_post_s: what swapping the tile adds to its stretches of forward.
+    """
 
     qkv_bytes: int
     pre_bytes: int
@@ -21,6 +24,8 @@ class TileShape:
     post_s: float
     pre_backward_s: float
     post_backward_s: float
+    swap_pre_s: float
+    swap_post_s: float
 
     @property
     def saved_bytes(self) -> int:
@@ -98,6 +103,7 @@ def tile_shapes(profile: Profile, policy: Policy) -> tuple[TileShape, ...]:
         saved, before = up_to - before, up_to
         qkv = min(round(tokens * profile.qkv_bytes_per_token), saved)
         pre = min(round(tokens * profile.pre_bytes_per_token), saved - qkv)
+        swap_s, of_pre = times.swap_s_per_token * tokens, (qkv + pre) / max(saved, 1)
         tiles.append(
             TileShape(
                 qkv_bytes=qkv,
@@ -107,6 +113,8 @@ def tile_shapes(profile: Profile, policy: Policy) -> tuple[TileShape, ...]:
                 post_s=times.post_s_per_token * tokens,
                 pre_backward_s=times.pre_backward_s_per_token * tokens,
                 post_backward_s=times.post_backward_s_per_token * tokens,
+                swap_pre_s=swap_s * of_pre,
+                swap_post_s=swap_s * (1 - of_pre),
             )
         )
     return tuple(tiles)
