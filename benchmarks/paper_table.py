@@ -178,10 +178,13 @@ def _staged(model: str, parallel: Parallel) -> Parallel:
     )
 
 
-def worst_error(tables: dict[str, Any]) -> dict[str, float]:
-    """Largest error in MFU points over the printed cells of each table."""
+def worst_error(tables: dict[str, Any]) -> dict[str, float | None]:
+    """Largest error in MFU points over the printed cells of each table; None if none is printed."""
     return {
-        name: max((abs(c["error"]) for r in rows for c in r["cells"] if c["error"]), default=0.0)
+        name: max(
+            (abs(c["error"]) for r in rows for c in r["cells"] if c["error"] is not None),
+            default=None,
+        )
         for name, rows in tables.items()
     }
 
@@ -231,7 +234,10 @@ def _print(result: dict[str, Any]) -> None:
         for r in result["tables"]["alpha"]
     ]
     print_table("alpha", ["length", *(f"{i / 8:g}" for i in range(9)), "best"], rows)
-    print(f"\nworst error, points: {result['worst_error_points']}")
+    print()
+    for name, points in result["worst_error_points"].items():
+        told = "no cells are printed" if points is None else f"{points:.2f} points"
+        print(f"worst error, {name}: {told}")
     for title in ("wrong_borders", "assumptions", "contradictions"):
         print(f"\n{title.replace('_', ' ')}:", *result[title] or ["none"], sep="\n  - ")
 

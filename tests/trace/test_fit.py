@@ -62,7 +62,7 @@ def test_rates_add_up_to_the_seconds_they_were_fitted_to() -> None:
 
 def test_noise_never_makes_a_rate_negative() -> None:
     short, long, wide = shapes(swapped=False)
-    quick = replace(long, seconds={stage: s / 2 for stage, s in long.seconds.items()})
+    quick = replace(long, seconds={stage: s / 4 for stage, s in long.seconds.items()})
     times = fit_block_times((short, quick, wide), (short, quick, quick))
     assert times.tile_overhead_s == 0
     assert times.swap_s_per_token == 0
