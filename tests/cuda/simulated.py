@@ -69,6 +69,10 @@ class CpuTensorsOnCuda(Transfers, CpuDevice):
         self._cuda = self._simulation.module.CudaDevice(0, lambda: stream)
         self._transfer = self._simulation.module.Transfer(self._cuda)
 
+    def synchronize(self) -> None:
+        """Block until all copies are done."""
+        self._cuda.synchronize()
+
     def finish(self) -> tuple[int, str]:
         """Copies made in both directions, and what the machine has found; destroys the device.
 

@@ -11,9 +11,11 @@ import torch
 
 import memo_train
 from memo_train.device import get_cpu_device
-from memo_train.selftest.copies import bytes_come_back
-from memo_train.selftest.gradients import swapped_by_hooks
-from memo_train.selftest.place import Place
+from memo_train.selftest.copies import COPY_SCENARIOS
+from memo_train.selftest.gradients import by_hooks
+from memo_train.selftest.place import Place, cpu_place
+from memo_train.selftest.scenario import ScenarioFailed
+from memo_train.selftest.side_by_side import side_by_side
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.cuda.simulated import CpuTensorsOnCuda, Simulation
 from tests.runtime.causal_lms import own_llama
@@ -24,6 +26,7 @@ torch.set_num_threads(1)
 TOKENS = 40
 TILE_TOKENS = 16
 NUM_SEEDS = 25
+BACKLOG_BYTES = 1 << 16
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,14 +94,34 @@ def test_a_missing_wait_shows(device: CpuTensorsOnCuda, monkeypatch: pytest.Monk
     assert caught == 10
 
 
+def late_copies(place: Place) -> None:
+    for scenario in COPY_SCENARIOS:
+        if scenario.name.endswith("late copies"):
+            assert scenario.run(place)["late_rounds"] > 0, scenario.name
+
+
 def test_scenarios_of_the_self_test(device: CpuTensorsOnCuda) -> None:
-    place = Place(device=device, torch_device=torch.device("cpu"))
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
     device.finish()
     for seed in range(5):
         device.start(seed)
-        assert bytes_come_back(place), f"seed {seed}"
-        assert swapped_by_hooks(place)["bitwise_equal"], f"seed {seed}"
+        late_copies(place)
+        assert side_by_side([cpu_place(), place])["devices"] == 2
+        assert by_hooks(place)["swapped_tensors"] > 20, f"seed {seed}"
         gc.collect()
         num_copies, found = device.finish()
-        assert num_copies > 100
+        assert num_copies > 400
         assert not found, f"seed {seed}: {found}"
+
+
+def test_scenarios_of_the_self_test_see_a_missing_wait(
+    device: CpuTensorsOnCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
+    device.finish()
+    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self: None)
+    for seed in range(5):
+        device.start(seed)
+        with pytest.raises(ScenarioFailed, match="values are not what was sent"):
+            late_copies(place)
+        device.finish()
