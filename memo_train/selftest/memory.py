@@ -6,7 +6,6 @@ import threading
 
 import torch
 
-import memo_train
 from memo_train.selftest.place import Place
 
 _SAMPLE_S = 0.001
@@ -15,8 +14,8 @@ _SAMPLE_S = 0.001
 class MemoryWatch:
     """`peaks` after the `with`: three readings in bytes, None for those that the device has not.
 
-    stats: `memo_train.stats`. torch: `torch.cuda.max_memory_allocated`. driver: the most that
-    `cudaMemGetInfo` said was in use, by every process of the GPU, looked at each millisecond.
+    device: the device's own counters. torch: `torch.cuda.max_memory_allocated`. driver: the most
+    that `cudaMemGetInfo` said was in use, by all processes of the GPU, looked at each millisecond.
     """
 
     def __init__(self, place: Place) -> None:
@@ -28,7 +27,7 @@ class MemoryWatch:
 
     def __enter__(self) -> MemoryWatch:
         self._place.finish()
-        memo_train.reset_stats()
+        self._place.device.reset_peak()
         if self._place.on_gpu:
             _reset_torch_peak(self._place.torch_device)
             self._sampler.start()
@@ -41,7 +40,7 @@ class MemoryWatch:
         if on_gpu:
             self._sampler.join()
         self.peaks = {
-            "stats": memo_train.stats().device_peak_bytes,
+            "device": self._place.device.counters().device_peak_bytes,
             "torch": _torch_peak_bytes(device) if on_gpu else None,
             "driver": self._driver_bytes if on_gpu else None,
         }
@@ -54,7 +53,7 @@ class MemoryWatch:
 def used_bytes(place: Place) -> dict[str, int | None]:
     """What is in use now, by the names of `MemoryWatch`, with torch's free memory given back."""
     place.finish()
-    used: dict[str, int | None] = {"stats": memo_train.stats().device_used_bytes}
+    used: dict[str, int | None] = {"device": place.device.counters().device_used_bytes}
     if not place.on_gpu:
         return used | {"torch": None, "driver": None}
     torch.cuda.empty_cache()

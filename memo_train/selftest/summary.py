@@ -21,8 +21,8 @@ _NONE = "-"
 def print_summary(result: dict[str, Any], path: Path) -> None:
     """Machine, outcomes, figures and reasons of a `run_selftest`, to standard output."""
     console = Console(highlight=False)
-    for rank in result["ranks"]:
-        _print_line(console, _machine_line(rank))
+    for line in _machine_lines(result["ranks"]):
+        _print_line(console, line)
     tables = (_outcome_table, _link_table, _step_table, _peak_table)
     for table in tables:
         console.print()
@@ -34,15 +34,25 @@ def print_summary(result: dict[str, Any], path: Path) -> None:
     _print_line(console, f"{word.upper()}: {counts}; written to {path}", style=_STYLES[word])
 
 
-def _machine_line(rank: dict[str, Any]) -> str:
-    machine, cuda = rank["machine"], rank["machine"]["cuda"]
+def _machine_lines(ranks: list[dict[str, Any]]) -> list[str]:
+    """A line for each kind of machine, with the ranks on it if there are several."""
+    ranks_of: dict[str, list[str]] = {}
+    for rank in ranks:
+        ranks_of.setdefault(_described(rank["machine"]), []).append(str(rank["rank"]))
+    if len(ranks) == 1:
+        return list(ranks_of)
+    return [f"ranks {', '.join(numbers)}: {text}" for text, numbers in ranks_of.items()]
+
+
+def _described(machine: dict[str, Any]) -> str:
+    cuda = machine["cuda"]
     parts = [
         f"{machine['system']}, {machine['processors']} processors",
         f"{format_bytes(machine['memory_bytes'])} memory",
         f"torch {machine['torch']}",
         f"GPUs: {', '.join(cuda['names'])}" if "names" in cuda else f"no GPU used: {cuda['why']}",
     ]
-    return f"rank {rank['rank']}: " + "; ".join(parts)
+    return "; ".join(parts)
 
 
 def _table(title: str, left: list[str], right: list[str]) -> Table:
@@ -97,7 +107,7 @@ def _peak_table(ranks: list[dict[str, Any]]) -> Table:
     names = {
         "planned_peak": "planned",
         "limit": "limit",
-        "stats_peak": "used",
+        "device_peak": "used",
         "torch_peak": "torch says",
         "driver_peak": "driver says",
     }

@@ -16,8 +16,8 @@ from memo_train.device.transfers import CopyEvent
 from memo_train.trace.copy_buffers import CopyBuffers
 
 _CPU_COPY_BYTES = 2 * 2**20
-_CUDA_COPY_BYTES = 32 * 2**20
-"""So large that asking for a copy takes no time beside it."""
+_CUDA_COPY_BYTES = 8 * 2**20
+"""Large enough that asking for a copy takes little time beside it."""
 _REPEATS = 3
 _LOADED_COPIES = 12
 """Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
@@ -26,7 +26,7 @@ _LOADED_COPIES = 12
 def measure_link(device: CpuDevice | CudaDevice) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
-    A copy is 2 MiB on the CPU device, 32 MiB on a GPU. Concerns this process alone: other ranks
+    A copy is 2 MiB on the CPU device, 8 MiB on a GPU. Concerns this process alone: other ranks
     need not call it.
     """
     with _buffers(device) as buffers:

@@ -78,11 +78,11 @@ def test_modes_do_what_they_say(sound) -> None:
     assert tiles["recompute"]["swap_tiles"] == 0 < tiles["recompute"]["recompute_tiles"]
     peaks = scenarios["planned peak"]["modes"]
     for each in peaks.values():
-        assert 0.5 * each["planned_peak_bytes"] < each["stats_peak_bytes"]
-        assert each["stats_peak_bytes"] <= each["limit_bytes"]
+        assert 0.5 * each["planned_peak_bytes"] < each["device_peak_bytes"]
+        assert each["device_peak_bytes"] <= each["limit_bytes"]
         assert each["limit_bytes"] == int(1.15 * each["planned_peak_bytes"])
         assert each["torch_peak_bytes"] is each["driver_peak_bytes"] is None
-    assert peaks["recompute"]["stats_peak_bytes"] < peaks["keep"]["stats_peak_bytes"]
+    assert peaks["recompute"]["device_peak_bytes"] < peaks["keep"]["device_peak_bytes"]
     steps = scenarios["step"]["modes"]
     assert list(steps) == ["plain", "keep", "swap", "recompute"]
     assert steps["plain"]["over_plain"] == 1
