@@ -1,4 +1,4 @@
-"""A tensor of numbers, whole or a tile of it, on its way to the host and back."""
+"""Tensors of numbers, whole or a tile of them, on their way to the host and back."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from memo_train.device.transfers import CopyEvent
 from memo_train.selftest.place import Place
 from memo_train.selftest.scenario import ScenarioFailed
 
-SHAPE = (3, 40, 64)
+_SHAPE = (3, 40, 64)
 _TILE = slice(10, 20)
 
 
 class Piece(NamedTuple):
-    """A tensor and the part of it that is copied: all of it, or a tile."""
+    """A tensor [batch, tokens, hidden] int64, and the part of it that is copied: all, or a tile."""
 
     whole: torch.Tensor
     part: torch.Tensor
@@ -35,38 +35,67 @@ class Piece(NamedTuple):
         )
 
 
-def piece_of(whole: torch.Tensor, index: int) -> Piece:
-    """`whole` [batch, tokens, hidden] in even rounds, a tile of it in odd ones."""
-    return Piece(whole, whole[:, _TILE] if index % 2 else whole)
+class Round:
+    """Round `index` of a scenario on a place: whole tensors if it is even, tiles if it is odd.
 
+    Use as a context manager: whatever happens, its host memory is given back in the end.
+    """
 
-def numbered(place: Place, index: int) -> Piece:
-    """Values that no other index has, int64."""
-    numel = torch.Size(SHAPE).numel()
-    values = torch.arange(index * numel, (index + 1) * numel, device=place.torch_device)
-    return piece_of(values.reshape(SHAPE), index)
+    def __init__(self, place: Place, index: int) -> None:
+        self.place = place
+        self.index = index
+        self._hosts: set[int] = set()
 
+    def __enter__(self) -> Round:
+        return self
 
-def zeros(place: Place, index: int) -> Piece:
-    """Room for what comes back."""
-    return piece_of(torch.zeros(SHAPE, dtype=torch.int64, device=place.torch_device), index)
+    def __exit__(self, *error: object) -> None:
+        if self._hosts:
+            self.place.finish()
+        for host in tuple(self._hosts):
+            self.free(host)
 
+    def numbered(self, number: int = 0) -> Piece:
+        """Values that no other round has and no other `number`, which is below 1,000."""
+        first = (1000 * self.index + number) * torch.Size(_SHAPE).numel()
+        values = torch.arange(torch.Size(_SHAPE).numel(), device=self.place.torch_device)
+        return self._piece((values + first).reshape(_SHAPE))
 
-def send(place: Place, piece: Piece) -> tuple[int, CopyEvent]:
-    """Start a copy to a new host range: its address, and the event."""
-    device, rows = place.device, piece.rows()
-    host = device.host_alloc(piece.part.nbytes)
-    return host, device.copy_rows_to_host(host, piece.part.data_ptr(), rows)
+    def filled(self, value: int) -> Piece:
+        """One value everywhere."""
+        device = self.place.torch_device
+        return self._piece(torch.full(_SHAPE, value, dtype=torch.int64, device=device))
 
+    def empty(self) -> Piece:
+        """Memory as it was left."""
+        device = self.place.torch_device
+        return self._piece(torch.empty(_SHAPE, dtype=torch.int64, device=device))
 
-def fetch(place: Place, piece: Piece, host: int) -> CopyEvent:
-    """Start the copy of a host range to where `piece` is."""
-    return place.device.copy_rows_to_device(piece.part.data_ptr(), host, piece.rows())
+    def send(self, piece: Piece) -> tuple[int, CopyEvent]:
+        """Start a copy to a new host range: its address, and the event."""
+        device = self.place.device
+        host = device.host_alloc(piece.part.nbytes)
+        self._hosts.add(host)
+        return host, device.copy_rows_to_host(host, piece.part.data_ptr(), piece.rows())
 
+    def fetch(self, piece: Piece, host: int) -> CopyEvent:
+        """Start the copy of a host range to where `piece` is."""
+        return self.place.device.copy_rows_to_device(piece.part.data_ptr(), host, piece.rows())
 
-def check(piece: Piece, expected: torch.Tensor, what: str) -> None:
-    """Raises: ScenarioFailed, with `what`, unless the part that was copied is `expected`."""
-    if torch.equal(piece.part, expected):
-        return
-    num_wrong = int((piece.part != expected).sum())
-    raise ScenarioFailed(f"{what}: {num_wrong} of {expected.numel()} values are not what was sent")
+    def free(self, host: int) -> None:
+        """Give a host range back."""
+        self.place.device.host_free(host)
+        self._hosts.discard(host)
+
+    def check(self, piece: Piece, expected: torch.Tensor, what: str = "") -> None:
+        """Raises: ScenarioFailed, with the round and `what`, unless the part is `expected`."""
+        if torch.equal(piece.part, expected):
+            return
+        num_wrong = int((piece.part != expected).sum())
+        raise ScenarioFailed(
+            f"round {self.index}{what}: {num_wrong} of {expected.numel()} values are not what was "
+            "sent"
+        )
+
+    def _piece(self, whole: torch.Tensor) -> Piece:
+        return Piece(whole, whole[:, _TILE] if self.index % 2 else whole)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
-from memo_train.selftest.pieces import check, fetch, numbered, send, zeros
+import torch
+
+from memo_train.device.transfers import CopyEvent
+from memo_train.selftest.pieces import Piece, Round
 from memo_train.selftest.place import Place
 from memo_train.selftest.scenario import Figures, NotSupported
 
 _NUM_ROUNDS = 10
-_STEP = 1000
-"""Between the numbers of two devices' tensors: more than there are rounds."""
 
 
 def side_by_side(places: Sequence[Place]) -> Figures:
@@ -21,26 +23,27 @@ def side_by_side(places: Sequence[Place]) -> Figures:
     if len(places) == 1:
         raise NotSupported("this process has one device only")
     for index in range(_NUM_ROUNDS):
-        _round(places, index)
+        _swap_on_all(places, index)
     return {"rounds": _NUM_ROUNDS, "devices": len(places)}
 
 
-def _round(places: Sequence[Place], index: int) -> None:
-    under_way = []
-    for number, place in enumerate(places):
-        with place.here():
-            place.delay_compute()
-            source = numbered(place, index + _STEP * number)
-            expected, target = source.part.clone(), zeros(place, index)
-            under_way.append((source, expected, target, *send(place, source)))
-    for place, (source, _, target, host, sent) in zip(places, under_way, strict=True):
-        with place.here():
-            sent.wait()
-            source.whole.fill_(-1)
-            fetch(place, target, host).wait()
-            place.device.host_free(host)
-    for number, (place, (_, expected, target, *_rest)) in enumerate(
-        zip(places, under_way, strict=True)
-    ):
-        with place.here():
-            check(target, expected, f"round {index}, device {number}")
+def _swap_on_all(places: Sequence[Place], index: int) -> None:
+    with ExitStack() as stack:
+        rounds = [stack.enter_context(Round(place, index)) for place in places]
+        under_way = [_send(rnd, number) for number, rnd in enumerate(rounds)]
+        for rnd, (source, _, target, host, sent) in zip(rounds, under_way, strict=True):
+            with rnd.place.here():
+                sent.wait()
+                source.whole.fill_(-1)
+                rnd.fetch(target, host).wait()
+        for number, (_, expected, target, _, _) in enumerate(under_way):
+            with places[number].here():
+                rounds[number].check(target, expected, f", device {number}")
+
+
+def _send(rnd: Round, number: int) -> tuple[Piece, torch.Tensor, Piece, int, CopyEvent]:
+    """Source, its values, room for them, host range, and the copy to it."""
+    with rnd.place.here():
+        rnd.place.delay_compute()
+        source = rnd.numbered(number)
+        return source, source.part.clone(), rnd.filled(0), *rnd.send(source)
