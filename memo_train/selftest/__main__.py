@@ -26,6 +26,8 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, default=Path("memo-selftest.json"), metavar="PATH")
     path: Path = parser.parse_args().json
+    if not path.parent.is_dir():
+        parser.error(f"--json {path}: there is no directory {path.parent}; make it first")
     # cuBLAS gives the same bits each time only with a work space of a set size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     ranks = Ranks.join()

@@ -46,7 +46,9 @@ class MemoryWatch:
         }
 
     def _sample(self) -> None:
-        while not self._over.wait(_SAMPLE_S):
+        over = False
+        while not over:
+            over = self._over.wait(_SAMPLE_S)
             self._driver_bytes = max(self._driver_bytes, driver_used_bytes(self._place))
 
 
