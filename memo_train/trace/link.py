@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from memo_planner.profile import Link
 from memo_planner.trace.profile_file import LinkRates
-from memo_train.device.cpu import CpuDevice, Event
+from memo_train.device.device import CopyEvent, Device
 
 _COPY_BYTES = 2 * 2**20
 _REPEATS = 3
@@ -18,7 +18,7 @@ _LOADED_COPIES = 12
 """Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
 
 
-def measure_link(device: CpuDevice) -> Link:
+def measure_link(device: Device) -> Link:
     """Bytes per second of a 2 MiB copy each way, the best of three; one direction at a time.
 
     Concerns this process alone: other ranks need not call it.
@@ -30,7 +30,7 @@ def measure_link(device: CpuDevice) -> Link:
         )
 
 
-def measure_link_rates(device: CpuDevice) -> LinkRates:
+def measure_link_rates(device: Device) -> LinkRates:
     """The link alone, both directions at once, and with every rank copying both ways at once.
 
     With torch.distributed initialised this is a collective call: every rank of the default group
@@ -65,9 +65,12 @@ def measure_link_rates(device: CpuDevice) -> LinkRates:
 class _Buffers:
     """Memory on both sides for one copy each way, of its own for each direction."""
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
-        self._tensors = [torch.zeros(_COPY_BYTES, dtype=torch.uint8) for _ in range(2)]
+        self._tensors = [
+            torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device.torch_device)
+            for _ in range(2)
+        ]
         self._hosts: list[int] = []
 
     def __enter__(self) -> _Buffers:
@@ -79,18 +82,18 @@ class _Buffers:
         for host in self._hosts:
             self._device.host_free(host)
 
-    def to_host(self) -> Event:
+    def to_host(self) -> CopyEvent:
         return self._device.copy_to_host(self._hosts[0], self._tensors[0].data_ptr(), _COPY_BYTES)
 
-    def to_device(self) -> Event:
+    def to_device(self) -> CopyEvent:
         return self._device.copy_to_device(self._tensors[1].data_ptr(), self._hosts[1], _COPY_BYTES)
 
     @property
-    def both(self) -> list[Callable[[], Event]]:
+    def both(self) -> list[Callable[[], CopyEvent]]:
         return [self.to_host, self.to_device]
 
 
-def _best(device: CpuDevice, copy: Callable[[], Event]) -> float:
+def _best(device: Device, copy: Callable[[], CopyEvent]) -> float:
     best_s = float("inf")
     for _ in range(_REPEATS):
         start = device.now()
@@ -99,7 +102,7 @@ def _best(device: CpuDevice, copy: Callable[[], Event]) -> float:
     return _COPY_BYTES / best_s
 
 
-def _rates(device: CpuDevice, copies: Sequence[Callable[[], Event]]) -> list[float]:
+def _rates(device: Device, copies: Sequence[Callable[[], CopyEvent]]) -> list[float]:
     """Bytes per second to the host and to the device while `copies` run: medians of three runs.
 
     0 for a direction without a copy.
@@ -108,7 +111,7 @@ def _rates(device: CpuDevice, copies: Sequence[Callable[[], Event]]) -> list[flo
     return [statistics.median(rates) for rates in zip(*runs, strict=True)]
 
 
-def _run_together(device: CpuDevice, copies: Sequence[Callable[[], Event]]) -> tuple[float, float]:
+def _run_together(device: Device, copies: Sequence[Callable[[], CopyEvent]]) -> tuple[float, float]:
     """Queue several copies each way at once; the device itself knows how long each way was busy."""
     before = device.counters()
     for _ in range(_LOADED_COPIES):

@@ -15,6 +15,7 @@ from memo_train.selftest.copies import bytes_come_back
 from memo_train.selftest.gradients import swapped_by_hooks
 from memo_train.selftest.place import Place
 from memo_train.testing import Step, assert_same_bits, run_step
+from tests.cuda.conftest import use_simulation
 from tests.cuda.simulated import CpuTensorsOnCuda, Simulation
 from tests.runtime.causal_lms import own_llama
 from tests.runtime.policies import force, wrapped_of
@@ -36,10 +37,11 @@ def quick_garbage_collection() -> None:
 
 @pytest.fixture
 def device(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuTensorsOnCuda]:
-    """What `wrap` takes for the CPU device, with freed memory poisoned."""
+    """What `wrap` takes for the device of its model, with freed memory poisoned."""
+    use_simulation(monkeypatch, simulation)
     made = CpuTensorsOnCuda(simulation)
     made.start(0)
-    monkeypatch.setattr(sys.modules["memo_train.wrap"], "get_cpu_device", lambda: made)
+    monkeypatch.setattr(sys.modules["memo_train.wrap"], "device_of", lambda parameters: made)
     get_cpu_device().poison(True)
     yield made
     get_cpu_device().poison(False)
