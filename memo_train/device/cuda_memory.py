@@ -102,7 +102,7 @@ class TorchMemory(TensorMemory):
             reserved_peak_bytes=stats.get("reserved_bytes.all.peak", 0),
             live_allocations=stats.get("allocation.all.current", 0),
             allocations=stats.get("allocation.all.allocated", 0),
-            cap_bytes=None if fraction >= 1 else int(fraction * self._total_bytes),
+            cap_bytes=None if fraction >= 1 else round(fraction * self._total_bytes),
         )
 
     def reset_peak(self) -> None:

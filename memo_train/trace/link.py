@@ -50,7 +50,7 @@ def measure_link_rates(device: Device) -> LinkRates:
         _meet()
         loaded = _rates(device, buffers.both)
         _meet()
-    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded])
+    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded], device)
     return LinkRates(
         num_ranks=num_ranks,
         d2h_alone_bytes_per_s=d2h,
@@ -130,9 +130,9 @@ def _meet() -> None:
         dist.barrier()
 
 
-def _slowest(rates: Sequence[float]) -> list[float]:
+def _slowest(rates: Sequence[float], device: Device) -> list[float]:
     """Each rate on the rank where it is least."""
-    least = torch.tensor(rates, dtype=torch.float64)
+    least = torch.tensor(rates, dtype=torch.float64, device=device.torch_device)
     if dist.is_initialized():
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     values: list[float] = least.tolist()
