@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from memo_train.device.device import CopyEvent
 from memo_train.device.rows import Rows
-from memo_train.device.transfers import CopyEvent
 from memo_train.selftest.place import Place
 from memo_train.selftest.scenario import ScenarioFailed
 

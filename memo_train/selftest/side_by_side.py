@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import torch
 
-from memo_train.device.transfers import CopyEvent
+from memo_train.device.device import CopyEvent
 from memo_train.selftest.pieces import Piece, Round
 from memo_train.selftest.place import Place
 from memo_train.selftest.scenario import Figures, NotSupported

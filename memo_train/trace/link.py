@@ -10,9 +10,8 @@ import torch.distributed as dist
 
 from memo_planner.profile import Link
 from memo_planner.trace.profile_file import LinkRates
-from memo_train.device.cpu import CpuDevice
 from memo_train.device.cuda import CudaDevice
-from memo_train.device.transfers import CopyEvent
+from memo_train.device.device import CopyEvent, Device
 from memo_train.trace.copy_buffers import CopyBuffers
 
 _CPU_COPY_BYTES = 2 * 2**20
@@ -23,7 +22,7 @@ _LOADED_COPIES = 12
 """Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
 
 
-def measure_link(device: CpuDevice | CudaDevice) -> Link:
+def measure_link(device: Device) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
     A copy is 2 MiB on the CPU device, 8 MiB on a GPU. Concerns this process alone: other ranks
@@ -36,7 +35,7 @@ def measure_link(device: CpuDevice | CudaDevice) -> Link:
         )
 
 
-def measure_link_rates(device: CpuDevice | CudaDevice) -> LinkRates:
+def measure_link_rates(device: Device) -> LinkRates:
     """The link alone, both directions at once, and with every rank copying both ways at once.
 
     With torch.distributed initialised this is a collective call: every rank of the default group
@@ -56,7 +55,7 @@ def measure_link_rates(device: CpuDevice | CudaDevice) -> LinkRates:
         _meet()
         loaded = _rates(device, buffers, ["d2h", "h2d"])
         _meet()
-    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded])
+    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded], device)
     return LinkRates(
         num_ranks=num_ranks,
         d2h_alone_bytes_per_s=d2h,
@@ -68,12 +67,12 @@ def measure_link_rates(device: CpuDevice | CudaDevice) -> LinkRates:
     )
 
 
-def _buffers(device: CpuDevice | CudaDevice) -> CopyBuffers:
+def _buffers(device: Device) -> CopyBuffers:
     on_gpu = isinstance(device, CudaDevice)
     return CopyBuffers(device, _CUDA_COPY_BYTES if on_gpu else _CPU_COPY_BYTES)
 
 
-def _best_s(device: CpuDevice | CudaDevice, copy: Callable[[], CopyEvent]) -> float:
+def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:
     best_s = float("inf")
     for _ in range(_REPEATS):
         start_s = device.now()
@@ -83,9 +82,7 @@ def _best_s(device: CpuDevice | CudaDevice, copy: Callable[[], CopyEvent]) -> fl
     return best_s
 
 
-def _rates(
-    device: CpuDevice | CudaDevice, buffers: CopyBuffers, ways: Sequence[str]
-) -> list[float]:
+def _rates(device: Device, buffers: CopyBuffers, ways: Sequence[str]) -> list[float]:
     """Bytes per second of each of `ways`, all at once: medians of three runs."""
     start = {"d2h": buffers.to_host, "h2d": buffers.to_device}
     copies = {way: start[way] for way in ways}
@@ -94,29 +91,15 @@ def _rates(
     return [num_bytes / max(statistics.median(run[way] for run in runs), 1e-9) for way in ways]
 
 
-def _busy_s(
-    device: CpuDevice | CudaDevice, copies: Mapping[str, Callable[[], CopyEvent]]
-) -> dict[str, float]:
+def _busy_s(device: Device, copies: Mapping[str, Callable[[], CopyEvent]]) -> dict[str, float]:
     """Queue several copies each way at once; seconds in which each way had any under way."""
-    before, start_s = device.counters(), device.now()
-    ends: dict[str, CopyEvent] = {}
+    before = device.counters()
     for _ in range(_LOADED_COPIES):
-        ends = {way: copy() for way, copy in copies.items()}
-    if isinstance(device, CudaDevice):  # a GPU does not say how long it was busy
-        return {way: end_s - start_s for way, end_s in _ends_s(device, ends).items()}
+        for copy in copies.values():
+            copy()
     device.synchronize()
     after = device.counters()
     return {w: getattr(after, f"{w}_busy_s") - getattr(before, f"{w}_busy_s") for w in copies}
-
-
-def _ends_s(device: CudaDevice, events: Mapping[str, CopyEvent]) -> dict[str, float]:
-    """When each event was seen to be done, on the device's clock; looks all the time."""
-    ends_s: dict[str, float] = {}
-    while len(ends_s) < len(events):
-        for way in events.keys() - ends_s.keys():
-            if events[way].done():
-                ends_s[way] = device.now()
-    return ends_s
 
 
 def _meet() -> None:
@@ -124,10 +107,12 @@ def _meet() -> None:
         dist.barrier()
 
 
-def _slowest(rates: Sequence[float]) -> list[float]:
+def _slowest(rates: Sequence[float], device: Device) -> list[float]:
     """Each rate on the rank where it is least."""
     least = torch.tensor(rates, dtype=torch.float64)
     if dist.is_initialized():
+        if dist.get_backend() == "nccl":
+            least = least.to(device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     values: list[float] = least.tolist()
     return values

@@ -3,19 +3,18 @@
 import mmap
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from memo_train.device import Rows
 from memo_train.device.cuda import CudaDevice, get_cuda_device, load_cuda
+from memo_train.device.cuda_memory import MemoMemory
 from memo_train.device.errors import (
     CudaUnavailable,
     HostMemoryExceeded,
     InvalidDeviceArgument,
 )
-from memo_train.trace import link
 from tests.cuda.simulated import Simulation
 from tests.device.conftest import view  # noqa: F401
 
@@ -27,7 +26,7 @@ NBYTES = 3000
 def device(on_simulation: Simulation) -> Iterator[CudaDevice]:
     """Device 0, destroyed after the test; kernels are this thread's work."""
     stream = on_simulation.host_stream()
-    made = CudaDevice(0, current_stream=lambda: stream)
+    made = CudaDevice(0, current_stream=lambda: stream, memory=MemoMemory(0, lambda: stream))
     yield made
     vars(made).clear()
 
@@ -111,15 +110,6 @@ def test_two_devices_keep_their_memory_apart(on_simulation: Simulation) -> None:
         devices[0].copy_to_host(host, blocks[1], NBYTES)
     for device, block in zip(devices, blocks, strict=True):
         device.device_free(block)
-
-
-def test_link_is_measured(device: CudaDevice, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "_CUDA_COPY_BYTES", 4 * PAGE)
-    rates = asdict(link.measure_link_rates(device))
-    assert rates.pop("num_ranks") == 1
-    assert all(rate > 1 for rate in rates.values())
-    assert link.measure_link(device).h2d_bytes_per_s > 1
-    assert device.counters().device_used_bytes == 0
 
 
 def test_wrong_arguments_are_refused(device: CudaDevice) -> None:
