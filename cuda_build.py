@@ -98,6 +98,7 @@ SHARED_SOURCES = (
     "copy_spec",
     "host_pool",
     "link",
+    "recording",
     "replay",
     "step_layout",
     "transfer",

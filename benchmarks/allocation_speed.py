@@ -27,7 +27,7 @@ from benchmarks.results import ResultRow, append_csv, print_table
 from memo_train import _core
 from memo_train.device.cpu import get_cpu_device
 from memo_train.device.events import EventKind, Events
-from memo_train.layout.recorded import SMALLEST_BYTES, RecordedStep, recorded_step
+from memo_train.layout.recorded import RecordedStep, recorded_step
 from memo_train.layout.solved import SolvedStep, solve_step
 from memo_train.runtime.observe import NOWHERE
 from memo_train.trace.places import Place
@@ -56,13 +56,15 @@ def record(job: Job, tokens: int) -> Requests:
         model(input_ids=ids, labels=ids).loss.backward()
         events = device.stop_recording()
     memo_train.unwrap(model)
-    recorded = recorded_step(events, (Place("forward", "between", NOWHERE, NOWHERE, ""),))
-    return _requests(events, recorded)
+    places = (Place("forward", "between", NOWHERE, NOWHERE, ""),)
+    return _requests(events, recorded_step(events, places, device.smallest_planned_bytes))
 
 
 def _requests(events: Events, recorded: RecordedStep) -> Requests:
-    solved = solve_step(recorded)
-    is_ours = (events["bytes"] >= SMALLEST_BYTES) & (events["thread"] == events["thread"][0])
+    device = get_cpu_device()
+    solved = solve_step(recorded, device.alignment_bytes)
+    is_large = events["bytes"] >= device.smallest_planned_bytes
+    is_ours = is_large & (events["source"] == events["source"][0])
     living: dict[int, int] = {}
     order, asked = [], 0
     for event in events[is_ours]:
@@ -101,7 +103,9 @@ def _modes(library: ctypes.CDLL) -> dict[str, Callable[[Requests], float]]:
         return seconds
 
     def replay(requests: Requests) -> float:
-        assert planned.begin_step(requests.solved.native)
+        layout = get_cpu_device().make_layout(requests.solved)
+        assert isinstance(layout, _core.StepLayout)
+        assert planned.begin_step(layout)
         planned.mark(0)
         seconds = run(planned.hook_entry(), requests)
         counts = planned.end_step()

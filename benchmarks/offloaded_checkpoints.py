@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from memo_train.device.cpu import CpuDevice, Event
+from memo_train.device import CopyEvent, CpuDevice
 
 
 class HostInput:
@@ -25,7 +25,7 @@ class HostInput:
         self._returned: Tensor | None = None
         self._shape, self._dtype, self._num_bytes = source.shape, source.dtype, source.nbytes
         self._host = device.host_alloc(self._num_bytes)
-        self._copy: Event = device.copy_to_host(self._host, source.data_ptr(), self._num_bytes)
+        self._copy: CopyEvent = device.copy_to_host(self._host, source.data_ptr(), self._num_bytes)
 
     def leave(self) -> None:
         """Wait for the copy to the host and give the device's memory back."""

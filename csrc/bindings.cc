@@ -119,7 +119,8 @@ void BindReplay(py::module_& m) {
   py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout")
       .def(py::init([](const py::array_t<StepLayout::Request>& requests,
                        const py::array_t<StepLayout::Mark>& marks, size_t smallest_bytes) {
-             return std::make_shared<StepLayout>(Rows(requests), Rows(marks), smallest_bytes);
+             return std::make_shared<StepLayout>(Rows(requests), Rows(marks), smallest_bytes,
+                                                 Arena::kAlignment);
            }),
            py::arg("requests"), py::arg("marks"), py::arg("smallest_bytes"))
       .def_property_readonly("peak_bytes", &StepLayout::peak_bytes)
@@ -128,7 +129,7 @@ void BindReplay(py::module_& m) {
 }
 
 void BindMemory(py::module_& m) {
-  PYBIND11_NUMPY_DTYPE(memo::ArenaEvent, kind, thread, offset, bytes);
+  PYBIND11_NUMPY_DTYPE(memo::MemoryEvent, kind, source, offset, bytes);
   py::class_<Arena>(m, "Arena")
       .def(py::init<size_t>(), py::arg("reserve_bytes"))
       .def(
@@ -148,7 +149,7 @@ void BindMemory(py::module_& m) {
       .def("stop_recording",
            [](Arena& self) {
              const auto events = self.StopRecording();
-             return py::array_t<memo::ArenaEvent>(events.size(), events.data());
+             return py::array_t<memo::MemoryEvent>(events.size(), events.data());
            })
       .def("begin_step", &Arena::BeginStep, py::arg("layout"))
       .def("end_step", &Arena::EndStep)

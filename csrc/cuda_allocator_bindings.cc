@@ -35,6 +35,20 @@ std::vector<T> Pairs(const py::array_t<uint64_t, py::array::c_style>& array) {
   return found;
 }
 
+// An array [events, 4] of kind, source, offset and bytes.
+py::array_t<uint64_t> Columns(const std::vector<memo::MemoryEvent>& events) {
+  py::array_t<uint64_t> array({static_cast<py::ssize_t>(events.size()), py::ssize_t{4}});
+  auto rows = array.mutable_unchecked<2>();
+  for (py::ssize_t i = 0; i < rows.shape(0); ++i) {
+    const auto& [kind, source, offset, bytes] = events[static_cast<size_t>(i)];
+    rows(i, 0) = kind;
+    rows(i, 1) = source;
+    rows(i, 2) = offset;
+    rows(i, 3) = bytes;
+  }
+  return array;
+}
+
 // Local to the module: memo_train._core has classes of the same types.
 void BindSteps(py::module_& m) {
   const py::module_local local;
@@ -56,12 +70,14 @@ void BindSteps(py::module_& m) {
   py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout", local)
       .def(py::init([](const Array& requests, const Array& marks, size_t smallest_bytes) {
              return std::make_shared<StepLayout>(Pairs<StepLayout::Request>(requests),
-                                                 Pairs<StepLayout::Mark>(marks), smallest_bytes);
+                                                 Pairs<StepLayout::Mark>(marks), smallest_bytes,
+                                                 CudaAllocator::kBlockBytes);
            }),
            py::arg("requests"), py::arg("marks"), py::arg("smallest_bytes"))
       .def_property_readonly("peak_bytes", &StepLayout::peak_bytes)
       .def("__len__", &StepLayout::size)
       .def_readonly_static("OUTSIDE", &StepLayout::kOutside);
+  m.attr("ALIGNMENT_BYTES") = CudaAllocator::kBlockBytes;
 }
 
 void BindAllocatorCounters(py::module_& m) {
@@ -98,6 +114,11 @@ void BindAllocators(py::module_& m) {
         return Of(ordinal).BeginStep(std::move(layout), Stream(stream));
       },
       py::arg("ordinal"), py::arg("layout"), py::arg("stream"), Released());
+  m.def(
+      "start_recording",
+      [](int ordinal, uintptr_t stream) { Of(ordinal).StartRecording(Stream(stream)); },
+      py::arg("ordinal"), py::arg("stream"));
+  m.def("stop_recording", [](int ordinal) { return Columns(Of(ordinal).StopRecording()); });
   m.def("mark", [](int ordinal, uint64_t value) { Of(ordinal).Mark(value); });
   m.def("end_step", [](int ordinal) { return Of(ordinal).EndStep(); });
 }

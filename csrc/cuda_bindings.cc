@@ -42,6 +42,7 @@ void BindCounters(py::module_& m) {
   py::class_<memo::CudaMemoryCounters>(m, "CudaMemoryCounters", local)
       .def_readonly("used_bytes", &memo::CudaMemoryCounters::used_bytes)
       .def_readonly("peak_bytes", &memo::CudaMemoryCounters::peak_bytes)
+      .def_readonly("live_allocations", &memo::CudaMemoryCounters::live_allocations)
       .def_readonly("allocations", &memo::CudaMemoryCounters::allocations);
   py::class_<memo::HostPoolCounters>(m, "HostPoolCounters", local)
       .def_readonly("used_bytes", &memo::HostPoolCounters::used_bytes)
@@ -50,13 +51,15 @@ void BindCounters(py::module_& m) {
       .def_readonly("cap_bytes", &memo::HostPoolCounters::cap_bytes);
   py::class_<memo::LinkCounters>(m, "LinkCounters", local)
       .def_readonly("copies", &memo::LinkCounters::copies)
-      .def_readonly("bytes", &memo::LinkCounters::bytes);
+      .def_readonly("bytes", &memo::LinkCounters::bytes)
+      .def_readonly("busy_s", &memo::LinkCounters::busy_s);
   py::class_<memo::CudaCounters>(m, "CudaCounters", local)
       .def_readonly("device", &memo::CudaCounters::device)
       .def_readonly("host", &memo::CudaCounters::host)
       .def_readonly("to_host", &memo::CudaCounters::to_host)
       .def_readonly("to_device", &memo::CudaCounters::to_device)
-      .def_readonly("stalls", &memo::CudaCounters::stalls);
+      .def_readonly("stalls", &memo::CudaCounters::stalls)
+      .def_readonly("stall_s", &memo::CudaCounters::stall_s);
 }
 
 void BindDevice(py::module_& m) {
@@ -77,12 +80,14 @@ void BindDevice(py::module_& m) {
           [](CudaDevice& self, std::optional<size_t> bytes) { self.host_pool().SetCap(bytes); },
           Released())
       .def("synchronize", &CudaDevice::Synchronize, Released())
+      .def("synchronize_compute", &CudaDevice::SynchronizeCompute, Released())
       .def("now", &CudaDevice::Now)
       .def("counters", &CudaDevice::Counters)
       .def("reset_peak", &CudaDevice::ResetPeak)
       .def("reset_counters", &CudaDevice::ResetCounters)
       .def("keep_forever", [](py::object self) { self.release(); })
       .def_property_readonly("ordinal", &CudaDevice::ordinal)
+      .def_property_readonly("memory_bytes", &CudaDevice::MemoryBytes)
       .def_property_readonly("numa_node", &CudaDevice::numa_node);
 }
 

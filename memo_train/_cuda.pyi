@@ -13,6 +13,7 @@ def device_count() -> int:
 class CudaMemoryCounters:
     used_bytes: int
     peak_bytes: int
+    live_allocations: int
     allocations: int
 
 class HostPoolCounters:
@@ -24,6 +25,7 @@ class HostPoolCounters:
 class LinkCounters:
     copies: int
     bytes: int
+    busy_s: float
 
 class CudaCounters:
     device: CudaMemoryCounters
@@ -31,9 +33,11 @@ class CudaCounters:
     to_host: LinkCounters
     to_device: LinkCounters
     stalls: int
+    stall_s: float
 
 class CudaDevice:
     ordinal: int
+    memory_bytes: int
     numa_node: int
     def __init__(self, ordinal: int, current_stream: Callable[[], int]) -> None: ...
     def check_usable(self) -> None: ...
@@ -42,6 +46,7 @@ class CudaDevice:
     def owns(self, data: int, /) -> bool: ...
     def set_host_cap(self, bytes: int | None, /) -> None: ...
     def synchronize(self) -> None: ...
+    def synchronize_compute(self) -> None: ...
     def now(self) -> float: ...
     def counters(self) -> CudaCounters: ...
     def reset_peak(self) -> None: ...
@@ -116,6 +121,12 @@ def allocator_set_cap(ordinal: int, cap_bytes: int | None) -> None: ...
 def allocator_release_idle(ordinal: int, /) -> None: ...
 def allocator_last_error() -> str:
     """Why torch was last refused memory; empty if it never was."""
+
+ALIGNMENT_BYTES: int
+
+def start_recording(ordinal: int, stream: int) -> None: ...
+def stop_recording(ordinal: int, /) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:
+    """Kind, source, offset (an address) and bytes of each event: [events, 4]."""
 
 def begin_step(ordinal: int, layout: StepLayout, stream: int) -> bool: ...
 def mark(ordinal: int, value: int, /) -> None: ...

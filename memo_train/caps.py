@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.runtime.parts import ModelParts
 
 
 class Caps:
     """Remembers the device's caps as it is made; `set` changes some, `restore` puts those back."""
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: Device) -> None:
         counters = device.counters()
         self._device = device
         self._before = (counters.device_cap_bytes, counters.host_cap_bytes)
@@ -19,11 +19,13 @@ class Caps:
         """Set the caps that are given.
 
         The model's tensors that are older than the device count against its cap, though not in it.
-        Raises: InvalidDeviceArgument if more is in use already.
+        Raises: InvalidDeviceArgument if more is in use already, where the device knows of it.
         """
         if device_bytes is not None:
+            where = self._device.torch_device
             tensors = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
-            older = sum(t.nbytes for t in tensors if not self._device.owns(t.data_ptr()))
+            here = [tensor for tensor in tensors if tensor.device == where]
+            older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
             self._device.set_device_cap(max(device_bytes - older, 1))
             self._is_set[0] = True
         if host_bytes is not None:

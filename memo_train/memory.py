@@ -10,10 +10,9 @@ from torch import nn
 from memo_planner import Plan
 from memo_planner.errors import PlanFileError
 from memo_planner.sizes import format_bytes
-from memo_train.device.cpu import get_cpu_device
+from memo_train.device.choose import devices_in_use
 from memo_train.layout import Shape, ShapeReport, StepLayouts
 from memo_train.layout.file import PlanLayout
-from memo_train.runtime.ambient import precision
 from memo_train.stats import counted
 from memo_train.trace.profile import model_hash
 from memo_train.wrap import planned_step_of, planner_of
@@ -24,14 +23,16 @@ class MemoryReport:
     """How a model's steps used the device's memory; `print` it.
 
     shapes: a report for each shape of step. device_used_bytes, device_peak_bytes: of everything in
-    the process, as in `stats`. high_water_bytes: most bytes outside the largest hole, which is what
-    a cap limits; what it has above the peak is lost to holes and to the planned range's own rest.
+    the process, as in `stats`, or on the model's device. high_water_bytes: what a cap limits: most
+    bytes outside the largest hole, on a GPU most bytes reserved; what it has above the peak is lost
+    to holes and to the planned range's own rest. why_no_layouts: as in `Device`.
     """
 
     shapes: tuple[ShapeReport, ...]
     device_used_bytes: int
     device_peak_bytes: int
     high_water_bytes: int
+    why_no_layouts: str
 
     def __str__(self) -> str:
         lines = [
@@ -39,6 +40,8 @@ class MemoryReport:
             f"{format_bytes(self.device_peak_bytes)}, highest end "
             f"{format_bytes(self.high_water_bytes)}"
         ]
+        if self.why_no_layouts:
+            lines.append(f"no planned addresses: {self.why_no_layouts}")
         return "\n".join([*lines, *map(str, self.shapes)])
 
 
@@ -48,16 +51,18 @@ def memory_report(model: nn.Module | None = None) -> MemoryReport:
     Without a model: of all that were wrapped in this process and still live. Waits for layouts that
     are being solved. Raises: UnsupportedModel if the model is not wrapped.
     """
-    memories = [w.memory for w in counted()] if model is None else [planner_of(model).layouts]
-    layouts = [memory for memory in memories if isinstance(memory, StepLayouts)]
+    wrapped = counted() if model is None else (planner_of(model).wrapped,)
+    layouts = [w.memory for w in wrapped if isinstance(w.memory, StepLayouts)]
     for each in layouts:
         each.wait()
-    counters = get_cpu_device().counters()
+    devices = devices_in_use() if model is None else tuple(w.device for w in wrapped)
+    counters = [device.counters() for device in devices]
     return MemoryReport(
         shapes=tuple(report for each in layouts for report in each.reports()),
-        device_used_bytes=counters.device_used_bytes,
-        device_peak_bytes=counters.device_peak_bytes,
-        high_water_bytes=counters.device_high_water_bytes,
+        device_used_bytes=sum(c.device_used_bytes for c in counters),
+        device_peak_bytes=sum(c.device_peak_bytes for c in counters),
+        high_water_bytes=sum(c.device_high_water_bytes for c in counters),
+        why_no_layouts="; ".join(dict.fromkeys(filter(None, (d.why_no_layouts for d in devices)))),
     )
 
 
@@ -98,14 +103,14 @@ def load_plan(model: nn.Module, path: str | Path) -> Plan:
         or are for another model or precision, with both values named.
     """
     planner = planner_of(model)
-    plan = Plan.load(path)
-    found = PlanLayout.load(_beside(Path(path)), plan_hash=plan.inputs_hash)
+    plan, device = Plan.load(path), planner.wrapped.device
+    found = PlanLayout.load(_beside(Path(path)), plan_hash=plan.inputs_hash, device=device)
     causal_lm = planner.wrapped.parts.causal_lm
     wanted = {
         "model_hash": (plan.profile.model_hash, model_hash(causal_lm)),
-        "device": (plan.profile.device, "cpu"),
+        "device": (plan.profile.device, device.torch_device.type),
         "num_blocks": (plan.profile.num_blocks, len(planner.wrapped.parts.blocks)),
-        "precision": (found.precision, precision()),
+        "precision": (found.precision, planner.precision),
         "training": (found.training, causal_lm.training),
     }
     for name, (given, here) in wanted.items():

@@ -73,9 +73,14 @@ class StepPlanner:
         """Whether the model has anything to train; without it there is nothing to profile."""
         return any(p.requires_grad for p in self.wrapped.parts.causal_lm.parameters())
 
+    @property
+    def precision(self) -> str:
+        """What a step would compute in now."""
+        return precision(self.wrapped.device.torch_device.type)
+
     def plan(self, batch: int, tokens: int) -> PlannedStep:
         """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
-        shape = Shape(batch=batch, tokens=tokens, precision=precision())
+        shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
         if shape not in self._planned:
             try:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
@@ -108,7 +113,7 @@ class StepPlanner:
         )
 
     def _profile(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
-        key = (batch, min(tokens, 2048), park_pre, precision())
+        key = (batch, min(tokens, 2048), park_pre, self.precision)
         if key not in self._profiles:
             self._profiles[key] = measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
         return self._profiles[key]

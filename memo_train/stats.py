@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from memo_planner.policy import TilePlace
-from memo_train.device.cpu import get_cpu_device
+from memo_train.device.choose import devices_in_use
 from memo_train.runtime.wrapped import WrappedModel
 
 _counted: weakref.WeakSet[WrappedModel] = weakref.WeakSet()
@@ -16,9 +16,10 @@ _counted: weakref.WeakSet[WrappedModel] = weakref.WeakSet()
 class Stats:
     """Bytes now and at peak, and since `reset_stats`: copies, stalls, tiles by policy.
 
-    device_used_bytes and device_peak_bytes count allocations of the CPU device's arena; host_* the
-    host pool. d2h_* and h2d_* are copies to and from the host; stall_s the seconds compute waited
-    for copies. keep_tiles, swap_tiles and recompute_tiles add up over blocks and steps.
+    All devices that the process has used count together. device_used_bytes and device_peak_bytes
+    are allocations of device memory; host_* the host pools. d2h_* and h2d_* are copies to and from
+    the host; stall_s the seconds compute waited for copies (see `DeviceCounters`). keep_tiles,
+    swap_tiles and recompute_tiles add up over blocks and steps.
     """
 
     device_used_bytes: int
@@ -36,21 +37,16 @@ class Stats:
     recompute_tiles: int
 
 
+_OF_DEVICES = [field.name for field in fields(Stats) if not field.name.endswith("_tiles")]
+
+
 def stats() -> Stats:
     """The figures at this moment."""
-    counters = get_cpu_device().counters()
+    counters = [device.counters() for device in devices_in_use()]
+    of_devices = {name: sum(getattr(c, name) for c in counters) for name in _OF_DEVICES}
     tiles = {place: sum(w.tile_counts[place] for w in _counted) for place in TilePlace}
     return Stats(
-        device_used_bytes=counters.device_used_bytes,
-        device_peak_bytes=counters.device_peak_bytes,
-        host_used_bytes=counters.host_used_bytes,
-        host_peak_bytes=counters.host_peak_bytes,
-        d2h_copies=counters.d2h_copies,
-        d2h_bytes=counters.d2h_bytes,
-        h2d_copies=counters.h2d_copies,
-        h2d_bytes=counters.h2d_bytes,
-        stalls=counters.stalls,
-        stall_s=counters.stall_s,
+        **of_devices,
         keep_tiles=tiles[TilePlace.KEEP],
         swap_tiles=tiles[TilePlace.SWAP],
         recompute_tiles=tiles[TilePlace.RECOMPUTE],
@@ -59,9 +55,9 @@ def stats() -> Stats:
 
 def reset_stats() -> None:
     """Start peaks again from what is in use, and all else from zero."""
-    device = get_cpu_device()
-    device.reset_peak()
-    device.reset_counters()
+    for device in devices_in_use():
+        device.reset_peak()
+        device.reset_counters()
     for wrapped in _counted:
         wrapped.tile_counts.clear()
 

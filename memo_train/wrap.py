@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 
 from torch import nn
 
 from memo_planner import Limits, Plan
 from memo_train.caps import Caps
-from memo_train.device.cpu import get_cpu_device
+from memo_train.device.choose import device_of
+from memo_train.device.device import Device, physical_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
 from memo_train.planning import Choices, PlannedStep, StepPlanner
@@ -43,22 +43,27 @@ def wrap(
     seq_len: tokens per sequence to plan for now (batch 1); other shapes are planned when they
         first come. With it, a plan that does not fit is refused here and not in the first step.
     device_gib, host_gib: GiB of this process's device memory (everything: parameters, gradients,
-        AdamW's moments, activations) and of its host pool. On the CPU device a `device_gib` is
-        enforced: beyond it torch.OutOfMemoryError. Both default to half of the physical memory.
+        AdamW's moments, activations) and of its host pool. A `device_gib` is enforced: on the CPU
+        device and where torch's own allocator serves the GPU, beyond it torch.OutOfMemoryError
+        (memo-train's allocator: see `memo_train.device.cuda_memory`). host_gib defaults to half of
+        the physical memory, device_gib to the same, on a GPU to nine tenths of the GPU's.
     alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
         o are swapped. None lets the planner choose what to keep, swap and recompute.
     tile_tokens: tokens per tile; None lets the planner choose.
 
+    The model is trained where its parameters lie: on the CPU or on one GPU.
     Blocks that are not token-wise outside attention are checkpointed whole, with a warning.
-    Raises: UnsupportedModel, InvalidInput, PlanInfeasible; the model is then as it was.
+    Raises: UnsupportedModel, UnsupportedDevice, CudaUnavailable, InvalidInput, PlanInfeasible; the
+        model is then as it was.
     """
-    choices = _choices(device_gib, host_gib, alpha, tile_tokens)
-    _check_count("seq_len", seq_len)
+    _check_options(alpha, tile_tokens, seq_len)
+    caps_bytes = _cap_bytes("device_gib", device_gib), _cap_bytes("host_gib", host_gib)
     parts = find_parts(model)
     if hasattr(parts.causal_lm, _ATTRIBUTE):
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
-    device = get_cpu_device()
-    verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts)
+    device = device_of(parts.causal_lm.parameters())
+    choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
+    verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
     _report(parts, verdicts, whole_loss)
     wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
     wrapped.memory = layouts = StepLayouts(device)
@@ -67,7 +72,7 @@ def wrap(
     wrapped.install(planner.step_policy)
     try:
         _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
-        caps.set(_cap_bytes("device_gib", device_gib), _cap_bytes("host_gib", host_gib), parts)
+        caps.set(*caps_bytes, parts)
     except BaseException:
         wrapped.restore()
         caps.restore()
@@ -112,18 +117,18 @@ def planned_step_of(planner: StepPlanner) -> PlannedStep:
     return planner.last
 
 
-def _choices(
-    device_gib: float | None, host_gib: float | None, alpha: float | None, tile_tokens: int | None
-) -> Choices:
+def _check_options(alpha: float | None, tile_tokens: int | None, seq_len: int | None) -> None:
     if alpha is not None and not (_is_number(alpha) and 0 <= alpha <= 1):
         raise InvalidInput(f"alpha must be a number between 0 and 1, got {alpha!r}")
     _check_count("tile_tokens", tile_tokens)
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = Limits(
-        device_bytes=_cap_bytes("device_gib", device_gib) or physical // 2,
-        host_bytes=_cap_bytes("host_gib", host_gib) or physical // 2,
+    _check_count("seq_len", seq_len)
+
+
+def _limits(device: Device, device_bytes: int | None, host_bytes: int | None) -> Limits:
+    return Limits(
+        device_bytes=device_bytes or device.default_limit_bytes,
+        host_bytes=host_bytes or physical_bytes() // 2,
     )
-    return Choices(limits=limits, alpha=alpha, tile_tokens=tile_tokens)
 
 
 def _cap_bytes(name: str, gib: float | None) -> int | None:

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <thread>
 #include <utility>
 
 #include "base/bytes.h"
@@ -41,7 +43,7 @@ void* Arena::Alloc(size_t bytes) {
   const size_t rounded = RoundUp(bytes, kAlignment);
   const std::optional<size_t> offset = space_.Take(rounded);
   if (!offset) Refuse(rounded);
-  recording_.Add(ArenaEventKind::kAlloc, *offset, rounded);
+  Record(MemoryEventKind::kAlloc, *offset, rounded);
   char* data = range_.data() + *offset;
   if (poison_) Poison(data, rounded);
   return data;
@@ -56,7 +58,12 @@ void Arena::Free(void* data) {
       << "free of " << data << ": no live allocation starts there; it was freed before, or the "
       << "address points into the middle of one";
   if (poison_) Poison(static_cast<char*>(data), bytes);
-  recording_.Add(ArenaEventKind::kFree, offset, bytes);
+  Record(MemoryEventKind::kFree, offset, bytes);
+}
+
+void Arena::Record(MemoryEventKind kind, uint64_t offset, uint64_t bytes) {
+  if (!recording_.on()) return;
+  recording_.Add(kind, offset, bytes, std::hash<std::thread::id>()(std::this_thread::get_id()));
 }
 
 bool Arena::BeginStep(std::shared_ptr<const StepLayout> layout) {
@@ -132,11 +139,11 @@ void Arena::StartRecording() {
 
 void Arena::Mark(uint64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
-  recording_.Add(ArenaEventKind::kMark, value, 0);
+  Record(MemoryEventKind::kMark, value, 0);
   space_.Mark(value);
 }
 
-std::vector<ArenaEvent> Arena::StopRecording() {
+std::vector<MemoryEvent> Arena::StopRecording() {
   std::lock_guard<std::mutex> lock(mutex_);
   return recording_.Stop();
 }

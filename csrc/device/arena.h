@@ -70,7 +70,7 @@ class Arena {
   // allocation in the record. Mark adds a mark of the caller's to it, and tells the step under way.
   void StartRecording();
   void Mark(uint64_t value);
-  std::vector<ArenaEvent> StopRecording();
+  std::vector<MemoryEvent> StopRecording();
 
   // Serves the calling thread's next step by `layout`, in a range taken for it, until EndStep.
   // False, and nothing is planned, if no hole is large enough. A step under way ends.
@@ -86,6 +86,7 @@ class Arena {
  private:
   size_t LimitBytes() const;
   void ApplyLargeBytes();
+  void Record(MemoryEventKind kind, uint64_t offset, uint64_t bytes);
   [[noreturn]] void Refuse(size_t bytes) const;
 
   mutable std::mutex mutex_;

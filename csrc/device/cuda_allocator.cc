@@ -40,14 +40,14 @@ void* CudaAllocator::Alloc(size_t bytes, cudaStream_t stream) {
 char* CudaAllocator::TakePlanned(size_t bytes, cudaStream_t stream) {
   if (planned_ == nullptr || planned_->stream() != stream) return nullptr;
   AddressSpace& space = planned_->space();
-  const size_t rounded = RoundUp(bytes, AddressSpace::kAlignment);
+  const size_t rounded = RoundUp(bytes, kBlockBytes);
   if (!pending_.empty()) {
     const std::optional<size_t> next = space.NextPlanned(rounded);
     if (next) SettleBehind(stream, planned_->data() + *next, rounded);
   }
   const std::optional<size_t> offset = space.TakePlanned(rounded);
   if (!offset) return nullptr;
-  return CountTaken(planned_->data() + *offset, rounded, &counters_.planned_requests);
+  return CountTaken(planned_->data() + *offset, rounded, stream, &counters_.planned_requests);
 }
 
 // Chunks at higher addresses are used last, so that they are the first to become idle.
@@ -57,12 +57,13 @@ char* CudaAllocator::TakeBySize(size_t bytes, cudaStream_t stream) {
     if (chunk.get() == planned_ || chunk->stream() != stream) continue;
     const std::optional<size_t> offset = chunk->space().Take(rounded);
     if (!offset) continue;
-    return CountTaken(chunk->data() + *offset, rounded, &counters_.unplanned_requests);
+    return CountTaken(chunk->data() + *offset, rounded, stream, &counters_.unplanned_requests);
   }
   return nullptr;
 }
 
-char* CudaAllocator::CountTaken(char* data, size_t bytes, uint64_t* requests) {
+char* CudaAllocator::CountTaken(char* data, size_t bytes, cudaStream_t stream, uint64_t* requests) {
+  Record(MemoryEventKind::kAlloc, data, bytes, stream);
   ++*requests;
   counters_.allocated_bytes += bytes;
   counters_.allocated_peak_bytes =
@@ -70,10 +71,28 @@ char* CudaAllocator::CountTaken(char* data, size_t bytes, uint64_t* requests) {
   return data;
 }
 
+void CudaAllocator::Record(MemoryEventKind kind, const void* data, size_t bytes,
+                           cudaStream_t stream) {
+  recording_.Add(kind, reinterpret_cast<uintptr_t>(data), bytes,
+                 reinterpret_cast<uintptr_t>(stream));
+}
+
+void CudaAllocator::StartRecording(cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  recording_.Start();
+  recorded_ = stream;
+}
+
+std::vector<MemoryEvent> CudaAllocator::StopRecording() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return recording_.Stop();
+}
+
 void CudaAllocator::Free(void* data, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
   CudaChunk* const chunk = FindChunk(data);
   const CudaPendingFrees::Block block{static_cast<char*>(data), LiveBytes(chunk, data)};
+  Record(MemoryEventKind::kFree, data, block.bytes, chunk->stream());
   AddUser(data, stream);
   const auto found = users_.find(data);
   if (found == users_.end()) {

@@ -18,6 +18,7 @@
 #include "device/cuda_chunk.h"
 #include "device/cuda_events.h"
 #include "device/cuda_pending_frees.h"
+#include "device/recording.h"
 #include "device/step_layout.h"
 
 namespace memo {
@@ -57,6 +58,7 @@ struct CudaAllocatorCounters {
 // ForkedProcess.
 class CudaAllocator {
  public:
+  static constexpr size_t kBlockBytes = 512;  // as tensor libraries expect of addresses on a GPU
   static constexpr size_t kSmallestChunkBytes = size_t{64} << 20;
 
   explicit CudaAllocator(int ordinal, size_t smallest_chunk_bytes = kSmallestChunkBytes);
@@ -74,10 +76,16 @@ class CudaAllocator {
   // `stream` works on the block as well, up to what it has been given when the block is freed.
   void RecordStream(void* data, cudaStream_t stream);
 
+  // Records every allocation, free and mark from now on. Sources are streams: `stream` is number 0,
+  // which marks belong to; offsets are addresses.
+  void StartRecording(cudaStream_t stream);
+  std::vector<MemoryEvent> StopRecording();
+
   // Serves the next step of `stream` by `layout`, whichever thread asks, until EndStep. False, and
-  // nothing is planned, if the device has no room. A step under way ends.
+  // nothing is planned, if the device has no room. A step under way ends. Throws InvalidArgument
+  // for a layout that is not aligned to kBlockBytes.
   bool BeginStep(std::shared_ptr<const StepLayout> layout, cudaStream_t stream);
-  // The step under way has come to a place.
+  // The step under way, recorded or served, has come to a place.
   void Mark(uint64_t value);
   // Ends the step under way; what it did, or nothing if none has begun.
   std::optional<ReplayCounts> EndStep();
@@ -92,13 +100,13 @@ class CudaAllocator {
   void ResetPeak();
 
  private:
-  static constexpr size_t kBlockBytes = 512;  // as tensor libraries expect of addresses on a GPU
   using Chunks = std::map<const char*, std::unique_ptr<CudaChunk>>;  // by address
 
   // With the lock held.
   char* TakePlanned(size_t bytes, cudaStream_t stream);
   char* TakeBySize(size_t bytes, cudaStream_t stream);
-  char* CountTaken(char* data, size_t bytes, uint64_t* requests);
+  char* CountTaken(char* data, size_t bytes, cudaStream_t stream, uint64_t* requests);
+  void Record(MemoryEventKind kind, const void* data, size_t bytes, cudaStream_t stream);
   CudaChunk* FindChunk(const void* data) const;
   size_t LiveBytes(CudaChunk* chunk, const void* data) const;
   void AddUser(const void* data, cudaStream_t stream);
@@ -129,6 +137,8 @@ class CudaAllocator {
   std::optional<ReplayCounts> given_up_;  // of a step that lost its chunk
   std::unordered_map<const void*, std::vector<cudaStream_t>> users_;  // of live blocks
   CudaPendingFrees pending_;
+  Recording recording_;
+  cudaStream_t recorded_ = nullptr;  // the stream that StartRecording was given
   CudaAllocatorCounters counters_;
 };
 

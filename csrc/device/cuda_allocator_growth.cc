@@ -162,6 +162,9 @@ void CudaAllocator::Refuse(size_t bytes) {
 
 bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStream_t stream) {
   calls_->CheckUsable();
+  MEMO_REQUIRE(InvalidArgument, layout->alignment() % kBlockBytes == 0)
+      << "a layout aligned to " << layout->alignment() << " bytes cannot serve a GPU, whose "
+      << "addresses are multiples of " << kBlockBytes;
   std::vector<std::unique_ptr<CudaChunk>> outgrown;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -199,6 +202,7 @@ bool CudaAllocator::ReadyForStep(cudaStream_t stream) {
 
 void CudaAllocator::Mark(uint64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
+  recording_.Add(MemoryEventKind::kMark, value, 0, reinterpret_cast<uintptr_t>(recorded_));
   if (planned_ != nullptr) planned_->space().Mark(value);
 }
 

@@ -51,6 +51,7 @@ CudaDevice::CudaDevice(int ordinal, CurrentStream current_stream)
   pages_ = std::make_unique<CudaPages>(calls_.get());
   host_pool_ = std::make_unique<HostPool>(pages_.get());
   events_ = std::make_unique<CudaEventPool>(calls_.get());
+  timed_events_ = std::make_unique<CudaEventPool>(calls_.get(), CudaTiming::kOn);
 }
 
 CudaDevice::~CudaDevice() {
@@ -60,6 +61,7 @@ CudaDevice::~CudaDevice() {
   }
   // In a fork CUDA cannot be called, and the pinned pages are not mapped.
   static_cast<void>(events_.release());
+  static_cast<void>(timed_events_.release());
   static_cast<void>(host_pool_.release());
 }
 
@@ -82,6 +84,7 @@ void* CudaDevice::AllocDevice(size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   live_.emplace(data, bytes);
   ++memory_.allocations;
+  ++memory_.live_allocations;
   memory_.used_bytes += bytes;
   memory_.peak_bytes = std::max(memory_.peak_bytes, memory_.used_bytes);
   return data;
@@ -106,6 +109,7 @@ void CudaDevice::FreeDevice(void* data) {
         << "device_free of " << data << ": CUDA device " << ordinal() << " did not hand out this "
         << "address, or it was freed before";
     memory_.used_bytes -= found->second;
+    --memory_.live_allocations;
     live_.erase(found);
   }
   const CudaGuard guard(calls_.get());
@@ -145,9 +149,12 @@ void CudaDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
   MEMO_REQUIRE(InvalidArgument, Owns(data) && Owns(data + bytes - 1))
       << "copy " << (to_host ? "from" : "to") << " device: " << FormatBytes(bytes) << " at "
       << static_cast<const void*>(data) << " are not memory of CUDA device " << ordinal();
+  const auto direction = static_cast<size_t>(found.direction);
   const CudaGuard guard(calls_.get());
+  CudaStopwatch::EventRef begin = timed_events_->Record(found.handle);
   CopyRows(copy.Joined(), found);
-  links_[static_cast<size_t>(found.direction)].CountCopy(copy.Bytes());
+  copying_[direction].Add(std::move(begin), timed_events_->Record(found.handle));
+  links_[direction].CountCopy(copy.Bytes());
 }
 
 void CudaDevice::CopyRows(const CopySpec& copy, const Stream& stream) const {
@@ -184,8 +191,10 @@ void CudaDevice::StreamWait(StreamId stream, const EventPtr& event) {
   if (waited.Done()) return;
   const cudaStream_t handle = Handle(stream);
   const CudaGuard guard(calls_.get());
+  if (stream != kCompute) return waited.Block(handle);
+  CudaStopwatch::EventRef begin = timed_events_->Record(handle);
   waited.Block(handle);
-  if (stream != kCompute) return;
+  stalled_.Add(std::move(begin), timed_events_->Record(handle));
   std::lock_guard<std::mutex> lock(mutex_);
   ++stalls_;
 }
@@ -208,6 +217,21 @@ void CudaDevice::Synchronize() {
   }
 }
 
+void CudaDevice::SynchronizeCompute() {
+  CheckUsable();
+  const cudaStream_t handle = Handle(kCompute);
+  const CudaGuard guard(calls_.get());
+  calls_->Check(cudaStreamSynchronize(handle), "cudaStreamSynchronize");
+}
+
+size_t CudaDevice::MemoryBytes() const {
+  const CudaGuard guard(calls_.get());
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  calls_->Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  return total_bytes;
+}
+
 bool CudaDevice::Owns(const void* data) const {
   if (data == nullptr) return false;
   const CudaGuard guard(calls_.get());
@@ -217,9 +241,18 @@ bool CudaDevice::Owns(const void* data) const {
 }
 
 CudaCounters CudaDevice::Counters() const {
+  CheckUsable();
+  CudaCounters counters;
+  counters.to_host = links_[0].Counters();
+  counters.to_host.busy_s = copying_[0].Seconds();
+  counters.to_device = links_[1].Counters();
+  counters.to_device.busy_s = copying_[1].Seconds();
+  counters.stall_s = stalled_.Seconds();
+  counters.host = host_pool_->Counters();
   std::lock_guard<std::mutex> lock(mutex_);
-  return CudaCounters{memory_, host_pool_->Counters(), links_[0].Counters(), links_[1].Counters(),
-                      stalls_};
+  counters.device = memory_;
+  counters.stalls = stalls_;
+  return counters;
 }
 
 void CudaDevice::ResetPeak() {
@@ -230,6 +263,8 @@ void CudaDevice::ResetPeak() {
 
 void CudaDevice::ResetCounters() {
   for (Link& link : links_) link.ResetCounters(Now());
+  for (CudaStopwatch& watch : copying_) watch.Reset();
+  stalled_.Reset();
   std::lock_guard<std::mutex> lock(mutex_);
   stalls_ = 0;
 }

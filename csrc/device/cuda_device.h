@@ -16,6 +16,7 @@
 #include "device/cuda_calls.h"
 #include "device/cuda_events.h"
 #include "device/cuda_pages.h"
+#include "device/cuda_stopwatch.h"
 #include "device/device.h"
 #include "device/host_pool.h"
 #include "device/link.h"
@@ -26,15 +27,17 @@ namespace memo {
 struct CudaMemoryCounters {
   size_t used_bytes = 0;
   size_t peak_bytes = 0;  // largest used_bytes since ResetPeak
-  uint64_t allocations = 0;
+  uint64_t live_allocations = 0;
+  uint64_t allocations = 0;  // ever made
 };
 
 struct CudaCounters {
   CudaMemoryCounters device;
   HostPoolCounters host;
-  LinkCounters to_host;  // busy_s stays 0: CUDA does not say when a copy began
+  LinkCounters to_host;  // busy_s: of copies that are over, by the device's own clock
   LinkCounters to_device;
   uint64_t stalls = 0;  // kCompute was told to wait for an event that was not done
+  double stall_s = 0;   // it stood still for, in waits that are over, by the device's own clock
 };
 
 // One GPU as device.h describes it. kCompute is the tensor library's current stream.
@@ -75,7 +78,11 @@ class CudaDevice : public Device {
 
   // Blocks until every copy stream is idle.
   void Synchronize();
+  // Blocks until kCompute is.
+  void SynchronizeCompute();
 
+  // The device's memory, whoever uses it.
+  size_t MemoryBytes() const;
   // Whether `data` is memory of this device, whoever allocated it.
   bool Owns(const void* data) const;
 
@@ -86,7 +93,7 @@ class CudaDevice : public Device {
   CudaCounters Counters() const;
   // Sets peaks to what is in use now.
   void ResetPeak();
-  // Sets copies, bytes and stalls to zero.
+  // Sets copies, bytes, stalls and seconds to zero.
   void ResetCounters();
 
  private:
@@ -107,8 +114,11 @@ class CudaDevice : public Device {
   std::unique_ptr<CudaPages> pages_;
   std::unique_ptr<HostPool> host_pool_;
   std::unique_ptr<CudaEventPool> events_;
+  std::unique_ptr<CudaEventPool> timed_events_;
   size_t max_pitch_bytes_ = 0;
-  std::array<Link, 2> links_;    // by Direction
+  std::array<Link, 2> links_;             // by Direction
+  std::array<CudaStopwatch, 2> copying_;  // by Direction
+  CudaStopwatch stalled_;
   mutable std::mutex mutex_;     // guards what follows
   std::vector<Stream> streams_;  // StreamId - 1
   std::unordered_map<void*, size_t> live_;

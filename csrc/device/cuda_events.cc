@@ -29,6 +29,13 @@ void CudaEvent::Block(cudaStream_t stream) const {
   pool_->calls()->Check(cudaStreamWaitEvent(stream, event_, 0), "cudaStreamWaitEvent");
 }
 
+double CudaEvent::SecondsSince(const CudaEvent& begin) const {
+  float milliseconds = 0;
+  pool_->calls()->Check(cudaEventElapsedTime(&milliseconds, begin.event_, event_),
+                        "cudaEventElapsedTime");
+  return milliseconds / 1e3;
+}
+
 CudaEventPool::~CudaEventPool() {
   const CudaGuard guard(calls_, std::nothrow);
   for (const cudaEvent_t event : free_) calls_->Keep(cudaEventDestroy(event), "cudaEventDestroy");
@@ -54,7 +61,7 @@ cudaEvent_t CudaEventPool::Take() {
   }
   free_.reserve(num_made_ + 1);
   cudaEvent_t event = nullptr;
-  calls_->Check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming),
+  calls_->Check(cudaEventCreateWithFlags(&event, static_cast<unsigned int>(timing_)),
                 "cudaEventCreateWithFlags");
   ++num_made_;
   return event;

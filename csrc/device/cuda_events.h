@@ -32,6 +32,8 @@ class CudaEvent : public Event {
   void Wait() const;
   // Blocks what `stream` is given from now on. Needs a guard. Throws CudaError.
   void Block(cudaStream_t stream) const;
+  // Seconds from `begin` to this event; both are done, and of a pool that times. Throws CudaError.
+  double SecondsSince(const CudaEvent& begin) const;
 
  private:
   friend class CudaEventPool;
@@ -41,10 +43,14 @@ class CudaEvent : public Event {
   mutable std::atomic<bool> done_{false};  // once done, CUDA need not be asked again
 };
 
+// Whether the events of a pool say when they were done. Those that do not are cheaper to wait for.
+enum class CudaTiming : unsigned int { kOff = cudaEventDisableTiming, kOn = cudaEventDefault };
+
 // The events of one device. Any thread may call any method. Must outlive its events.
 class CudaEventPool {
  public:
-  explicit CudaEventPool(CudaCalls* calls) : calls_(calls) {}
+  explicit CudaEventPool(CudaCalls* calls, CudaTiming timing = CudaTiming::kOff)
+      : calls_(calls), timing_(timing) {}
   ~CudaEventPool();
   CudaEventPool(const CudaEventPool&) = delete;
   CudaEventPool& operator=(const CudaEventPool&) = delete;
@@ -64,6 +70,7 @@ class CudaEventPool {
   void GiveBack(cudaEvent_t event) noexcept;
 
   CudaCalls* const calls_;
+  const CudaTiming timing_;
   mutable std::mutex mutex_;
   size_t num_made_ = 0;
   std::vector<cudaEvent_t> free_;  // has room for all that were made

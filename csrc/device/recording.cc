@@ -1,29 +1,28 @@
 #include "device/recording.h"
 
 #include <algorithm>
-#include <functional>
-#include <thread>
 #include <utility>
 
 namespace memo {
 
-void Recording::Add(ArenaEventKind kind, uint64_t offset, uint64_t bytes) {
+void Recording::Start() {
+  events_.emplace();
+  sources_.clear();
+}
+
+void Recording::Add(MemoryEventKind kind, uint64_t offset, uint64_t bytes, uint64_t source) {
   if (!on()) return;
-  events_->push_back(ArenaEvent{static_cast<uint32_t>(kind), Thread(), offset, bytes});
+  auto place = std::find(sources_.begin(), sources_.end(), source);
+  if (place == sources_.end()) place = sources_.insert(place, source);
+  const auto number = static_cast<uint32_t>(place - sources_.begin());
+  events_->push_back(MemoryEvent{static_cast<uint32_t>(kind), number, offset, bytes});
 }
 
-std::vector<ArenaEvent> Recording::Stop() {
-  std::vector<ArenaEvent> events = std::move(events_).value_or(std::vector<ArenaEvent>());
+std::vector<MemoryEvent> Recording::Stop() {
+  std::vector<MemoryEvent> events = std::move(events_).value_or(std::vector<MemoryEvent>());
   events_.reset();
-  threads_.clear();
+  sources_.clear();
   return events;
-}
-
-uint32_t Recording::Thread() {
-  const uint64_t self = std::hash<std::thread::id>()(std::this_thread::get_id());
-  auto place = std::find(threads_.begin(), threads_.end(), self);
-  if (place == threads_.end()) place = threads_.insert(place, self);
-  return static_cast<uint32_t>(place - threads_.begin());
 }
 
 }  // namespace memo

@@ -1,4 +1,4 @@
-// What an arena was asked, in order.
+// What device memory was asked, in order.
 #ifndef MEMO_DEVICE_RECORDING_H_
 #define MEMO_DEVICE_RECORDING_H_
 
@@ -9,32 +9,31 @@
 
 namespace memo {
 
-enum class ArenaEventKind : uint32_t { kAlloc = 0, kFree = 1, kMark = 2 };
+enum class MemoryEventKind : uint32_t { kAlloc = 0, kFree = 1, kMark = 2 };
 
-struct ArenaEvent {
-  uint32_t kind;    // an ArenaEventKind
-  uint32_t thread;  // 0 is the thread that recorded first, 1 the next, ...
+struct MemoryEvent {
+  uint32_t kind;    // a MemoryEventKind
+  uint32_t source;  // 0 is the source that recorded first, 1 the next, ...
   uint64_t offset;  // of the allocation; of a mark: its value
   uint64_t bytes;   // after rounding to the alignment; of a mark: 0
 };
 
-// Events while it is on. The arena calls it under its lock.
+// Events while it is on. Whoever owns it holds a lock around every call.
 class Recording {
  public:
   // Forgets what there is and starts anew.
-  void Start() { events_.emplace(); }
+  void Start();
   bool on() const { return events_.has_value(); }
 
-  void Add(ArenaEventKind kind, uint64_t offset, uint64_t bytes);
+  // source: identity of whose event it is: of a thread on the CPU, of a stream on a GPU.
+  void Add(MemoryEventKind kind, uint64_t offset, uint64_t bytes, uint64_t source);
 
   // Ends recording; empty if it was off.
-  std::vector<ArenaEvent> Stop();
+  std::vector<MemoryEvent> Stop();
 
  private:
-  uint32_t Thread();
-
-  std::optional<std::vector<ArenaEvent>> events_;
-  std::vector<uint64_t> threads_;  // identities, in the order of their first event
+  std::optional<std::vector<MemoryEvent>> events_;
+  std::vector<uint64_t> sources_;  // identities, in the order of their first event
 };
 
 }  // namespace memo

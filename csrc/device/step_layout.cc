@@ -10,7 +10,6 @@
 namespace memo {
 namespace {
 
-constexpr uint64_t kAlignment = 64;
 constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // 2^64 over the golden ratio
 
 // Addresses and who had them last; no two ranges overlap.
@@ -44,8 +43,11 @@ class LastOwners {
 }  // namespace
 
 StepLayout::StepLayout(std::vector<Request> requests, std::vector<Mark> marks,
-                       size_t smallest_bytes)
-    : requests_(std::move(requests)), marks_(std::move(marks)), smallest_bytes_(smallest_bytes) {
+                       size_t smallest_bytes, size_t alignment)
+    : requests_(std::move(requests)),
+      marks_(std::move(marks)),
+      smallest_bytes_(smallest_bytes),
+      alignment_(alignment) {
   Check();
   FindWaits();
   NumberSlots();
@@ -57,10 +59,10 @@ void StepLayout::Check() const {
   for (size_t k = 0; k < requests_.size(); ++k) {
     const auto [bytes, offset] = requests_[k];
     const bool aligned =
-        bytes % kAlignment == 0 && (offset == kOutside || offset % kAlignment == 0);
+        bytes % alignment_ == 0 && (offset == kOutside || offset % alignment_ == 0);
     MEMO_REQUIRE(InvalidArgument, bytes > 0 && aligned)
         << "request " << k << " has " << bytes << " bytes at offset " << offset
-        << "; both must be multiples of " << kAlignment;
+        << "; both must be multiples of " << alignment_;
     MEMO_REQUIRE(InvalidArgument, offset == kOutside || offset <= UINT64_MAX / 2 - bytes)
         << "request " << k << " ends beyond 2^63: " << bytes << " bytes at offset " << offset;
   }
@@ -110,7 +112,7 @@ void StepLayout::NumberSlots() {
 
 // The bucket that holds `offset`, or the empty one where it would go.
 size_t StepLayout::Bucket(uint64_t offset) const {
-  size_t bucket = (offset / kAlignment * kGoldenRatio) >> shift_;
+  size_t bucket = (offset / alignment_ * kGoldenRatio) >> shift_;
   while (table_[bucket].offset != offset && table_[bucket].offset != kOutside) {
     bucket = (bucket + 1) & (table_.size() - 1);
   }

@@ -20,7 +20,7 @@ class StepLayout {
   static constexpr uint64_t kOutside = UINT64_MAX;
 
   struct Request {
-    uint64_t bytes;   // a multiple of AddressSpace::kAlignment
+    uint64_t bytes;   // a multiple of the alignment
     uint64_t offset;  // from the start of the planned range; kOutside: it is not in it
   };
   struct Mark {
@@ -35,13 +35,15 @@ class StepLayout {
   };
 
   // Requests of fewer than `smallest_bytes` are no part of the step. Throws InvalidArgument for
-  // marks out of order, bytes or offsets that are not aligned, or 2^32 requests.
-  StepLayout(std::vector<Request> requests, std::vector<Mark> marks, size_t smallest_bytes);
+  // marks out of order, bytes or offsets that are not multiples of `alignment`, or 2^32 requests.
+  StepLayout(std::vector<Request> requests, std::vector<Mark> marks, size_t smallest_bytes,
+             size_t alignment);
 
   Number size() const { return static_cast<Number>(requests_.size()); }
   const Request& request(Number k) const { return requests_[k]; }
   const std::vector<Mark>& marks() const { return marks_; }
   size_t smallest_bytes() const { return smallest_bytes_; }
+  size_t alignment() const { return alignment_; }
   // End of the highest planned request.
   size_t peak_bytes() const { return peak_bytes_; }
 
@@ -72,6 +74,7 @@ class StepLayout {
   std::vector<Request> requests_;
   std::vector<Mark> marks_;
   size_t smallest_bytes_;
+  size_t alignment_;
   size_t peak_bytes_ = 0;
   std::vector<uint32_t> waits_;
   std::vector<size_t> start_;

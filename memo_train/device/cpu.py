@@ -1,47 +1,60 @@
-"""The CPU device as the runtime calls it: capped device memory, a host pool, asynchronous copies.
+"""The CPU device: torch's CPU tensors in an arena with a cap, a host pool, copies on threads.
 
-    device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
-    device.set_device_cap(2 << 30)
-    host = device.host_alloc(nbytes)
-    sent = device.copy_to_host(host, tensor.data_ptr(), nbytes)
-    ...                                    # compute; do not write or free the tensor yet
-    sent.wait()                            # now its memory may be freed
-
-Order. On one host range the device keeps the order of the calls between the two directions. On one
-*device* range the caller keeps it, with `Event.wait`: before the source of a copy to the host is
-written or freed, and before the target of a copy to the device is read, written or freed.
+device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
+device.set_device_cap(2 << 30)
 """
 
 import os
 import threading
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 
 from memo_train import _core
-from memo_train._core import Event, ReplayCounts, StepLayout
 from memo_train.device.arguments import bytes_per_s, cap_bytes, positive
-from memo_train.device.counters import DeviceCounters, read_counters
+from memo_train.device.counters import CpuCounters, read_counters
+from memo_train.device.device import Device, physical_bytes
 from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
 from memo_train.device.events import Events
-from memo_train.device.rows import Rows
+from memo_train.device.steps import ReplayCounts, StepAddresses, StepLayout
 
-__all__ = ["CpuDevice", "Event", "Rows", "get_cpu_device"]
+__all__ = ["CpuDevice", "cpu_device_if_made", "get_cpu_device"]
 
 # Address space is free: fragmentation without a cap must not exhaust it, nor a step that is only
 # traced, whose memory is never touched. Where the system gives less, the arena takes what it gets.
 _RESERVE_BYTES = 64 << 40
+_REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
+_MARK = np.dtype([("value", "<u8"), ("first", "<u8")])
 
 
-class CpuDevice:
+class CpuDevice(Device):
     """Device memory, host pool and copies of this process.
 
     Use `get_cpu_device` instead of the constructor, unless torch is not to allocate from it.
     Methods may be called from any thread.
     """
 
+    torch_device = torch.device("cpu")
+    alignment_bytes = 64
+    smallest_planned_bytes = 512
+    why_no_layouts = ""
+
     def __init__(self, *, reserve_bytes: int | None = None) -> None:
         """Reserve addresses for device memory: `reserve_bytes`, or 64 TiB, or what there is."""
         reserve_bytes = _RESERVE_BYTES if reserve_bytes is None else reserve_bytes
         self.core = _core.CpuDevice(positive("reserve_bytes", reserve_bytes))
-        self._transfer = _core.Transfer(self.core)
+        self._transfer: _core.Transfer = _core.Transfer(self.core)
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """torch's own generator of the CPU."""
+        return (torch.default_generator,)
+
+    @property
+    def default_limit_bytes(self) -> int:
+        """Half of the machine's memory: the other half is the host pool's."""
+        return physical_bytes() // 2
 
     def set_device_cap(self, nbytes: int | None) -> None:
         """Limit the highest address of device memory, so that fragmentation counts; None: no cap.
@@ -81,15 +94,6 @@ class CpuDevice:
             bytes_per_s("d2h", d2h_bytes_per_s), bytes_per_s("h2d", h2d_bytes_per_s)
         )
 
-    def host_alloc(self, nbytes: int) -> int:
-        """Address of `nbytes` bytes of host memory, page-aligned, rounded up to whole pages.
-
-        Raises:
-            HostMemoryExceeded: over the host cap, or refused by the system.
-            InvalidDeviceArgument: `nbytes` is not positive.
-        """
-        return self._transfer.alloc_host(positive("nbytes", nbytes))
-
     def host_free(self, address: int) -> None:
         """Give back what `host_alloc` returned.
 
@@ -115,34 +119,6 @@ class CpuDevice:
         """
         self.core.arena.free(positive("device address", address))
 
-    def copy_to_host(self, host: int, device_ptr: int, nbytes: int) -> Event:
-        """Start copying `nbytes` bytes at `device_ptr` to `host`, after compute's work so far.
-
-        Raises:
-            InvalidDeviceArgument: the bytes are not in one live allocation on either side.
-        """
-        return self.copy_rows_to_host(host, device_ptr, Rows.one(nbytes))
-
-    def copy_to_device(self, device_ptr: int, host: int, nbytes: int) -> Event:
-        """Start copying `nbytes` bytes at `host` to `device_ptr`, after compute's work so far.
-
-        Raises:
-            InvalidDeviceArgument: the bytes are not in one live allocation on either side.
-        """
-        return self.copy_rows_to_device(device_ptr, host, Rows.one(nbytes))
-
-    def copy_rows_to_host(self, host: int, device_ptr: int, rows: Rows) -> Event:
-        """`copy_to_host` of equally spaced rows. Raises as it does."""
-        shape = (rows.rows, rows.row_bytes, rows.host_pitch_bytes, rows.device_pitch_bytes)
-        host, device_ptr = positive("host", host), positive("device_ptr", device_ptr)
-        return self._transfer.to_host(host, device_ptr, shape)
-
-    def copy_rows_to_device(self, device_ptr: int, host: int, rows: Rows) -> Event:
-        """`copy_to_device` of equally spaced rows. Raises as it does."""
-        shape = (rows.rows, rows.row_bytes, rows.device_pitch_bytes, rows.host_pitch_bytes)
-        host, device_ptr = positive("host", host), positive("device_ptr", device_ptr)
-        return self._transfer.to_device(device_ptr, host, shape)
-
     def synchronize(self) -> None:
         """Block until all copies are done. Not counted as a stall."""
         self.core.synchronize()
@@ -155,7 +131,7 @@ class CpuDevice:
         """Whether the address `ptr` is device memory: in the arena's range of addresses."""
         return ptr > 0 and self.core.arena.owns(ptr)
 
-    def counters(self) -> DeviceCounters:
+    def counters(self) -> CpuCounters:
         """All counters at this moment."""
         return read_counters(self.core)
 
@@ -175,11 +151,19 @@ class CpuDevice:
         """The events since `start_recording`, in order; empty if it was not called."""
         return self.core.arena.stop_recording()
 
+    def make_layout(self, addresses: StepAddresses) -> StepLayout:
+        """`addresses` as the arena takes them. Raises: InvalidDeviceArgument."""
+        requests, marks = addresses.pairs(_core.StepLayout.OUTSIDE)
+        return _core.StepLayout(
+            requests.view(_REQUEST)[:, 0], marks.view(_MARK)[:, 0], self.smallest_planned_bytes
+        )
+
     def begin_step(self, layout: StepLayout) -> bool:
         """Serve this thread's requests at their planned addresses until `end_step`.
 
         False if no hole is large enough for the layout's peak: the step is then like any other.
         """
+        assert isinstance(layout, _core.StepLayout)
         return self.core.arena.begin_step(layout)
 
     def end_step(self) -> ReplayCounts | None:
@@ -232,9 +216,12 @@ def get_cpu_device() -> CpuDevice:
     return _device
 
 
-def _make_process_device() -> CpuDevice:
-    import torch
+def cpu_device_if_made() -> CpuDevice | None:
+    """The CPU device of this process if `get_cpu_device` has made it."""
+    return _device
 
+
+def _make_process_device() -> CpuDevice:
     from memo_train.device.hook import install_hook
 
     device = CpuDevice()

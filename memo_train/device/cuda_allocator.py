@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from memo_train.device.arguments import cap_bytes
-from memo_train.device.cuda import load_cuda
+from memo_train.device.cuda_module import load_cuda
+
+_installed = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,13 @@ def install_cuda_allocator() -> None:
     record_stream = ctypes.cast(ctypes.CDLL(path).memo_cuda_record_stream, ctypes.c_void_p)
     allocator.allocator().set_record_stream_fn(record_stream.value)
     memory.change_current_allocator(allocator)
+    global _installed
+    _installed = True
+
+
+def allocator_installed() -> bool:
+    """Whether this process's CUDA tensors come from memo-train."""
+    return _installed
 
 
 def cuda_memory(ordinal: int) -> CudaMemory:

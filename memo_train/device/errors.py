@@ -11,6 +11,8 @@ __all__ = [
     "HookUnavailable",
     "HostMemoryExceeded",
     "InvalidDeviceArgument",
+    "NoPlannedAddresses",
+    "UnsupportedDevice",
 ]
 
 
@@ -50,3 +52,11 @@ class ForkedProcess(DeviceError):
 
 class HookUnavailable(DeviceError):
     """Torch cannot be made to allocate from the arena: no compiler, or another allocator rules."""
+
+
+class UnsupportedDevice(DeviceError):
+    """Tensors lie where memo-train cannot copy from: on several devices, or on another kind."""
+
+
+class NoPlannedAddresses(DeviceError):
+    """A step was to be recorded on a GPU whose memory torch's own allocator serves."""

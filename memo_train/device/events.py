@@ -9,9 +9,11 @@ Events: TypeAlias = np.ndarray[tuple[int], np.dtype[np.void]]
 """Fields of an event [events]:
 
 kind: an `EventKind`.
-thread: 0 for the thread that recorded first, 1 for the next, and so on.
-offset: where the allocation starts in device memory, in bytes; of a mark: its value.
-bytes: its size, rounded up to 64; of a mark: 0.
+source: 0 for whoever recorded first, 1 for the next, and so on: threads on the CPU, streams on a
+    GPU. Marks are always compute's.
+offset: where the allocation starts: in bytes from the start of the CPU's arena, the address on a
+    GPU; of a mark: its value.
+bytes: its size, rounded up to the device's alignment; of a mark: 0.
 """
 
 

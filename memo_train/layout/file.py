@@ -14,7 +14,9 @@ from memo_planner.codec import read_document
 from memo_planner.errors import InvalidInput, MemoError, PlanFileError
 from memo_planner.trace.columns import int_column
 from memo_planner.trace.requests import PHASES
-from memo_train.layout.solved import OUTSIDE, SolvedStep
+from memo_train.device.device import Device
+from memo_train.device.steps import OUTSIDE
+from memo_train.layout.solved import SolvedStep
 from memo_train.trace.places import Place
 
 FORMAT = "memo-layout"
@@ -67,8 +69,8 @@ class PlanLayout:
         path.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path, *, plan_hash: str) -> PlanLayout:
-        """Read and check it. plan_hash: of the plan that it is to go with.
+    def load(cls, path: Path, *, plan_hash: str, device: Device) -> PlanLayout:
+        """Read and check it. plan_hash: of the plan that it is to go with; `device` would serve it.
 
         Raises: PlanFileError naming the file, what is wrong, and both values where two disagree.
         """
@@ -81,9 +83,12 @@ class PlanLayout:
         if given != found:
             raise PlanFileError(f"{path}: hash is {given!r}, what it is of gives {found!r}")
         try:
-            return cls._of(document)
+            layout = cls._of(document)
+            if layout.solved is not None and not device.why_no_layouts:
+                device.make_layout(layout.solved)
         except MemoError as error:
             raise PlanFileError(f"{path}: {error}") from error
+        return layout
 
     @classmethod
     def _of(cls, document: dict[str, Any]) -> PlanLayout:

@@ -1,4 +1,4 @@
-"""What of a recorded step is planned: the requests of the compute thread, and where they came."""
+"""What of a recorded step is planned: the requests of compute, and where they came."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from memo_planner.trace.requests import Requests
 from memo_train.device.events import EventKind, Events
 from memo_train.trace.places import Place, requests_at
 
-SMALLEST_BYTES = 512
-"""Smaller requests are scalars and shapes, which come and go with every line of Python."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecordedStep:
-    """One step's requests of `SMALLEST_BYTES` and more from the thread that computes.
+    """One step's requests from compute's thread or stream, but for those too small to be planned.
 
     Attributes:
         requests: those that begin and end within the step.
@@ -36,11 +33,14 @@ class RecordedStep:
     places: tuple[Place, ...]
 
 
-def recorded_step(events: Events, places: tuple[Place, ...]) -> RecordedStep:
-    """The part of a recording that a layout can plan. The first event is compute's first mark."""
+def recorded_step(events: Events, places: tuple[Place, ...], smallest_bytes: int) -> RecordedStep:
+    """The part of a recording that a layout can plan. The first event is compute's first mark.
+
+    smallest_bytes: as `Device.smallest_planned_bytes`.
+    """
     kinds = events["kind"]
     made = events[kinds == EventKind.ALLOC]
-    is_ours = (made["thread"] == events["thread"][0]) & (made["bytes"] >= SMALLEST_BYTES)
+    is_ours = (made["source"] == events["source"][0]) & (made["bytes"] >= smallest_bytes)
     everything = requests_at(events, places)
     num_old = len(everything) - len(made)
     is_planned = is_ours & ~everything.outlive[num_old:]

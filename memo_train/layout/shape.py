@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from memo_planner.errors import MemoError
 from memo_planner.sizes import format_bytes
-from memo_train._core import Departure, ReplayCounts
+from memo_train.device.device import Device
+from memo_train.device.steps import Departure, ReplayCounts, StepLayout
 from memo_train.layout.recorded import RecordedStep
 from memo_train.layout.report import ShapeReport
 from memo_train.layout.solved import BackgroundSolve, SolvedStep
@@ -40,10 +41,16 @@ class _Totals:
 
 @dataclass(kw_only=True)
 class ShapeSteps:
-    """The state of one shape. wants_recording: whether its next step is to be recorded."""
+    """The state of one shape of steps on `device`.
+
+    solved, layout: the addresses, and as the device takes them; None if there are none yet.
+    wants_recording: whether its next step is to be recorded.
+    """
 
     shape: Shape
+    device: Device
     solved: SolvedStep | None = None
+    layout: StepLayout | None = None
     num_recordings: int = 0
     wants_recording: bool = True
     first_departure: str = ""
@@ -53,7 +60,12 @@ class ShapeSteps:
     def solve(self, recorded: RecordedStep) -> None:
         """Start to look for the layout of a step that was recorded."""
         self.wants_recording = False
-        self._solving = BackgroundSolve(recorded)
+        self._solving = BackgroundSolve(recorded, self.device.alignment_bytes)
+
+    def serve(self, solved: SolvedStep) -> None:
+        """Let later steps go by `solved`. Raises: InvalidDeviceArgument."""
+        self.layout = self.device.make_layout(solved)
+        self.solved = solved
 
     def take_solved(self, *, wait: bool = False) -> None:
         """Put a layout in force that has been found since; `wait` for one that is under way."""
@@ -61,7 +73,7 @@ class ShapeSteps:
             return
         solving, self._solving = self._solving, None
         try:
-            self.solved = solving.result()
+            self.serve(solving.result())
         except MemoError as error:
             warnings.warn(f"{self._name()} has no layout: {error}", stacklevel=2)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.layout.report import ShapeReport
 from memo_train.layout.shape import Shape, ShapeSteps
 from memo_train.layout.solved import SolvedStep
@@ -21,10 +21,10 @@ from memo_train.runtime.step_memory import StepMemory
 class StepLayouts(StepMemory):
     """Records, solves and serves the layouts of one model's steps on `device`.
 
-    on: whether steps are recorded and served at all.
+    on: whether steps are recorded and served at all, where the device can.
     """
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: Device) -> None:
         self.on = True
         self._device = device
         self._shapes: dict[tuple[Shape, Hashable], ShapeSteps] = {}
@@ -38,10 +38,12 @@ class StepLayouts(StepMemory):
     def begin(self, batch: int, tokens: int, how: Hashable) -> None:
         """A training step of that shape begins, carried out as `how` says."""
         self.end()
-        if not self.on:
+        if not self.on or self._device.why_no_layouts:
             return
-        shape = Shape(batch=batch, tokens=tokens, precision=precision())
-        steps = self._shapes.setdefault((shape, how), ShapeSteps(shape=shape))
+        shape = Shape(
+            batch=batch, tokens=tokens, precision=precision(self._device.torch_device.type)
+        )
+        steps = self._shapes.setdefault((shape, how), ShapeSteps(shape=shape, device=self._device))
         steps.take_solved()
         self._under_way = StepUnderWay.begin(self._device, steps)
 
@@ -67,8 +69,15 @@ class StepLayouts(StepMemory):
         return None if steps is None else steps.solved
 
     def adopt(self, shape: Shape, how: Hashable, solved: SolvedStep) -> None:
-        """Take a layout that was found before."""
-        self._shapes[shape, how] = ShapeSteps(shape=shape, solved=solved, wants_recording=False)
+        """Take a layout that was found before; nothing where the device serves none.
+
+        Raises: InvalidDeviceArgument if it is of a device with another alignment.
+        """
+        if self._device.why_no_layouts:
+            return
+        steps = ShapeSteps(shape=shape, device=self._device, wants_recording=False)
+        steps.serve(solved)
+        self._shapes[shape, how] = steps
 
     def reports(self) -> tuple[ShapeReport, ...]:
         """What became of each shape's steps, in the order of their first."""

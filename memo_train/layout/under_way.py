@@ -6,7 +6,7 @@ import threading
 
 import torch
 
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.layout.recorded import recorded_step
 from memo_train.layout.shape import ShapeSteps
 from memo_train.trace.places import PlaceMarks, PlaceRecorder
@@ -18,12 +18,12 @@ _now: StepUnderWay | None = None
 class StepUnderWay:
     """From a model's forward to the end of its backward; another step's begin ends it early."""
 
-    def __init__(self, device: CpuDevice, steps: ShapeSteps, marks: PlaceMarks) -> None:
+    def __init__(self, device: Device, steps: ShapeSteps, marks: PlaceMarks) -> None:
         self._device, self._steps, self._marks = device, steps, marks
         self._in_backward = self._is_complete = False
 
     @classmethod
-    def begin(cls, device: CpuDevice, steps: ShapeSteps) -> StepUnderWay | None:
+    def begin(cls, device: Device, steps: ShapeSteps) -> StepUnderWay | None:
         """Let the device record the step or serve it by its layout; None where it does neither."""
         global _now
         with _lock:
@@ -68,18 +68,19 @@ class StepUnderWay:
                 self._steps.went_by_size()
                 events = self._device.stop_recording()
                 if self._is_complete:
-                    self._steps.solve(recorded_step(events, self._marks.places))
+                    smallest_bytes = self._device.smallest_planned_bytes
+                    self._steps.solve(recorded_step(events, self._marks.places, smallest_bytes))
                 return
             counts = self._device.end_step()
             if counts is not None and self._is_complete:
                 self._steps.went(counts)
 
 
-def _marks_of(device: CpuDevice, steps: ShapeSteps) -> PlaceMarks | None:
+def _marks_of(device: Device, steps: ShapeSteps) -> PlaceMarks | None:
     if steps.wants_recording:
         steps.num_recordings += 1
         return PlaceRecorder(device)
-    solved = steps.solved
-    if solved is None or not device.begin_step(solved.native):
+    solved, layout = steps.solved, steps.layout
+    if solved is None or layout is None or not device.begin_step(layout):
         return None
     return PlaceMarks(device, solved.places)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from memo_train.runtime.ambient import Ambient
 from memo_train.runtime.frame import Cut, in_frame, wait_for_attention
 
 
@@ -108,9 +109,7 @@ def _torch_call(
     if not in_frame():
         return plain(query, key, value, *args, **options)
     options |= dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args, strict=False))
-    return wait_for_attention(
-        Cut(q=query, k=key, v=value, call=plain, options=options, o_token_dim=2)
-    )
+    return wait_for_attention(_cut((query, key, value), plain, options, o_token_dim=2))
 
 
 def _get_interface(
@@ -139,5 +138,16 @@ def _transformers_call(
         o: torch.Tensor = plain(module, q, k, v, attention_mask, **whole)[0]
         return o
 
-    cut = Cut(q=query, k=key, v=value, call=call, options=options, o_token_dim=1)
-    return wait_for_attention(cut), None
+    return wait_for_attention(_cut((query, key, value), call, options, o_token_dim=1)), None
+
+
+def _cut(
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    call: Callable[..., torch.Tensor],
+    options: dict[str, Any],
+    *,
+    o_token_dim: int,
+) -> Cut:
+    q, k, v = qkv
+    ambient = Ambient.current(q.device.type)
+    return Cut(q=q, k=k, v=v, call=call, options=options, o_token_dim=o_token_dim, ambient=ambient)

@@ -51,7 +51,7 @@ class BlockPass:
             args=args,
             kwargs=kwargs,
             record=record,
-            ambient=Ambient.current(),
+            ambient=Ambient.current(spec.device.torch_device.type),
         )
 
     def forward(self, x: torch.Tensor, *, x_needs_grad: bool) -> torch.Tensor:

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 
 import torch
 
-from memo_train.runtime.ambient import preserved_rng
 from memo_train.runtime.attend import QKV_TOKEN_DIM, Gathered
 from memo_train.runtime.block_state import BlockState, TileRecord
 from memo_train.runtime.observe import NOWHERE
+from memo_train.runtime.rng import preserved_rng, set_rng
 from memo_train.runtime.saved import SavedTensors
 from memo_train.runtime.shadow import GradientSum
 from memo_train.runtime.tile import TileGraph, TileRun
@@ -48,7 +48,7 @@ class BlockBackward:
         assert attention is not None
         gathered = Gathered(self._x.shape[1], attention.ambient)
         with ExitStack() as stack:
-            stack.enter_context(preserved_rng())
+            stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.saved.prefetch()
@@ -103,15 +103,16 @@ class BlockBackward:
             tile.post_saved.bind(x=self._x, o=o)
             return tile.take_qkv()
         state = self._state
-        run = TileRun(state.spec.forward, tile.span)
-        torch.set_rng_state(tile.pre_rng)
+        run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
+        generators = state.spec.device.generators
+        set_rng(generators, tile.pre_rng)
         x_tile = state.leaf(self._x, tile.span)
         saved = tile.pre_saved if state.spec.park_pre else None
         cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
         if saved is not None:
             state.settle(saved, {"x": self._x}, self._arguments, swap=True)
             saved.bind(x=self._x)
-        torch.set_rng_state(tile.post_rng)
+        set_rng(generators, tile.post_rng)
         run.post(o_tile, record=True)
         tile.graph = run.graph
         return cut.q, cut.k, cut.v

@@ -11,10 +11,10 @@ import torch
 
 from memo_planner.policy import Place, TilePlace
 from memo_train.errors import InPlaceModified
-from memo_train.runtime.ambient import RngStates
 from memo_train.runtime.attend import AttentionRun, Gathered
 from memo_train.runtime.block_state import AtCut, BlockState, TileRecord
 from memo_train.runtime.observe import NOWHERE
+from memo_train.runtime.rng import RngStates
 from memo_train.runtime.saved import storage_key
 from memo_train.runtime.swap import WholeTensor
 from memo_train.runtime.tile import TileRun, release_data
@@ -28,14 +28,14 @@ class BlockForward:
         self.rest: tuple[Any, ...] | None = None
         self._state = state
         self._runs: list[TileRun] = []
-        self._rng = RngStates()
+        self._rng = RngStates(state.spec.device.generators)
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """x: [batch, tokens, hidden] -> y, the same shape, without a graph."""
         state, spec, version = self._state, self._state.spec, _version(x)
         spans = tile_spans(x.shape[1], spec.tile_tokens)
         state.tiles = [TileRecord(span, self._place(i)) for i, span in enumerate(spans)]
-        self._runs = [TileRun(spec.forward, span) for span in spans]
+        self._runs = [TileRun(spec.forward, span, x.device.type) for span in spans]
         arguments = state.arguments(x.shape[1])
         with ExitStack() as stack:
             state.enter(stack)
@@ -143,6 +143,6 @@ def _leave_at_cut(
         if at_cut is AtCut.RELEASE:
             storage.resize_(0)
         else:
-            whole = torch.empty(0, dtype=tensor.dtype)
+            whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             elements = storage.nbytes() // tensor.element_size()
             whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from memo_planner.policy import BlockPolicy, TilePlace
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.runtime.ambient import Ambient
 from memo_train.runtime.attend import AttentionRun
 from memo_train.runtime.attention import intercept
 from memo_train.runtime.observe import NOWHERE, Observer, ignore
+from memo_train.runtime.rng import RngState
 from memo_train.runtime.saved import SavedTensor, SavedTensors
 from memo_train.runtime.shadow import installed
 from memo_train.runtime.swap import CopiesInFlight, SwapTarget, WholeTensor
@@ -47,7 +48,7 @@ class BlockSpec:
     forward: Callable[..., Any]
     policy: BlockPolicy
     tile_tokens: int
-    device: CpuDevice
+    device: Device
     in_flight: CopiesInFlight
     at_cut: AtCut
     token_dims: TokenDims
@@ -76,8 +77,8 @@ class TileRecord:
     def __init__(self, span: range, place: TilePlace) -> None:
         self.span = span
         self.place = place
-        self.pre_rng = torch.empty(0)
-        self.post_rng = torch.empty(0)
+        self.pre_rng: RngState = ()
+        self.post_rng: RngState = ()
         self.graph: TileGraph | None = None
         self.pre_saved = SavedTensors()
         self.post_saved = SavedTensors()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Cut:
     call: Callable[..., torch.Tensor]
     options: dict[str, Any]
     o_token_dim: int
-    ambient: Ambient = field(default_factory=Ambient.current)
+    ambient: Ambient
 
 
 class SecondCut(NotTokenWise):
@@ -65,14 +65,16 @@ class Frame:
     the thread, which all frames share: each frame takes its own along and leaves the driver's.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
+    def __init__(self, forward: Callable[..., Any], device_type: str) -> None:
+        """device_type: of the tensors that `forward` computes on."""
+        self._device_type = device_type
         self._greenlet = _FrameGreenlet(forward)
         self._greenlet.gr_context = contextvars.copy_context()
         self._ambient: Ambient | None = None
 
     def run_to_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cut:
         """Run until the attention call. Raises: NotTokenWise when there is none."""
-        cut = self._switch(Ambient.current(), *args, **kwargs)
+        cut = self._switch(Ambient.current(self._device_type), *args, **kwargs)
         if not isinstance(cut, Cut):
             raise NotTokenWise("the block made no attention call that memo-train can see")
         self._ambient = cut.ambient
@@ -93,16 +95,16 @@ class Frame:
     def close(self) -> None:
         """End a frame that is still suspended; its locals are released."""
         if not self._greenlet.dead:
-            outside = Ambient.current()
+            outside = Ambient.current(self._device_type)
             self._greenlet.throw(GreenletExit)
             outside.put_in_force()
 
     def _switch(self, inside: Ambient, *args: Any, **kwargs: Any) -> Any:
-        outside = Ambient.current()
+        outside = Ambient.current(self._device_type)
         if inside != outside:
             inside.put_in_force()
         try:
             return self._greenlet.switch(*args, **kwargs)
         finally:
-            if Ambient.current() != outside:
+            if Ambient.current(self._device_type) != outside:
                 outside.put_in_force()

@@ -75,9 +75,9 @@ class TiledLoss:
             return self._forward(**(arguments | {"labels": labels, "shift_labels": labels}))
 
     @contextmanager
-    def surroundings(self, shadows: Sequence[torch.Tensor]) -> Iterator[None]:
+    def surroundings(self, shadows: Sequence[torch.Tensor], device_type: str) -> Iterator[None]:
         """The state in which tiles run: shadow parameters, recorded graphs."""
-        ambient = Ambient.current().restored(grad=True)
+        ambient = Ambient.current(device_type).restored(grad=True)
         with ambient, installed(self._model, self.parameters(), shadows):
             yield
 
@@ -116,7 +116,7 @@ class _LossPass:
         shadows, sums = shadows_of(self.parameters), GradientSum(self.parameters)
         dhidden = torch.empty_like(hidden) if hidden_needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with self._tiled.surroundings(shadows):
+        with self._tiled.surroundings(shadows, hidden.device.type):
             for index, span in enumerate(tile_spans(hidden.shape[1], self._tiled.tile_tokens)):
                 self._tiled.observer("loss", NOWHERE, index)
                 leaf = tile_of(hidden, span).detach().requires_grad_(hidden_needs_grad)

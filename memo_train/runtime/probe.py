@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from memo_planner.policy import BlockPolicy, Place
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.errors import MemoError, UnsupportedModel
-from memo_train.runtime.ambient import preserved_rng
 from memo_train.runtime.attention import intercept
 from memo_train.runtime.block import BlockPass
 from memo_train.runtime.block_state import AtCut, BlockSpec
 from memo_train.runtime.frame import Frame, SecondCut
 from memo_train.runtime.parts import ModelParts
 from memo_train.runtime.probe_calls import BlockCall, evaluating, kept_buffers, record_calls
+from memo_train.runtime.rng import preserved_rng
 from memo_train.runtime.shadow import trainable_parameters
 from memo_train.runtime.swap import CopiesInFlight
 from memo_train.runtime.tile import split_output
@@ -37,14 +37,14 @@ _NUM_TILES = 3
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
-def probe_blocks(parts: ModelParts, device: CpuDevice) -> tuple[BlockVerdict, ...]:
+def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     """Find out how each block may be run; the model is left as it was.
 
     Raises: UnsupportedModel when a block attends twice, has cross-attention or is never called.
     """
     tokens = parts.probe_tokens()
-    with evaluating(parts.causal_lm), preserved_rng():
-        shorter, calls = record_calls(parts, tokens - 1), record_calls(parts, tokens)
+    with evaluating(parts.causal_lm), preserved_rng(device.generators):
+        shorter, calls = (record_calls(parts, n, device) for n in (tokens - 1, tokens))
         return tuple(
             _probe_block(block, call, learn_token_dims(short.arguments, call.arguments), device)
             for block, short, call in zip(parts.blocks, shorter, calls, strict=True)
@@ -52,7 +52,7 @@ def probe_blocks(parts: ModelParts, device: CpuDevice) -> tuple[BlockVerdict, ..
 
 
 def _probe_block(
-    block: nn.Module, call: BlockCall, dims: TokenDims, device: CpuDevice
+    block: nn.Module, call: BlockCall, dims: TokenDims, device: Device
 ) -> BlockVerdict:
     how, why = judge_plain_run(block, call)
     if how is not HowToRun.TILED:
@@ -109,9 +109,7 @@ def _leaves(y: torch.Tensor) -> Iterator[torch.Tensor]:
 class _TileProbe:
     """Runs one block by tiles on its recorded call, without gradients."""
 
-    def __init__(
-        self, block: nn.Module, call: BlockCall, dims: TokenDims, device: CpuDevice
-    ) -> None:
+    def __init__(self, block: nn.Module, call: BlockCall, dims: TokenDims, device: Device) -> None:
         self._block, self._call = block, call
         self._tokens = call.x.shape[1]
         self._spec = BlockSpec(
@@ -160,7 +158,7 @@ class _TileProbe:
         return f"its tiled and whole runs differ by {worst:.2g} of its output"
 
     def _is_untouched(self, span: range) -> bool:
-        frame = Frame(self._block.forward)
+        frame = Frame(self._block.forward, self._call.x.device.type)
         try:
             cut = frame.run_to_cut(
                 (_only(self._call.x, span, 1), *self._call.args), self._call.kwargs

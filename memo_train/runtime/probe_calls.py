@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from memo_train.device.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime.parts import ModelParts
 
@@ -28,8 +29,8 @@ class BlockCall:
         return self.args, self.kwargs
 
 
-def record_calls(parts: ModelParts, tokens: int) -> list[BlockCall]:
-    """The arguments with which the model calls each block, on `tokens` tokens.
+def record_calls(parts: ModelParts, tokens: int, device: Device) -> list[BlockCall]:
+    """The arguments with which the model, on `device`, calls each block, on `tokens` tokens.
 
     Raises: UnsupportedModel when a block is never called, or called with cross-attention.
     """
@@ -48,7 +49,7 @@ def record_calls(parts: ModelParts, tokens: int) -> list[BlockCall]:
     ]
     try:
         with torch.enable_grad():
-            parts.run(probe_ids(parts, tokens))
+            parts.run(probe_ids(parts, tokens, device))
     finally:
         for handle in handles:
             handle.remove()
@@ -59,9 +60,9 @@ def record_calls(parts: ModelParts, tokens: int) -> list[BlockCall]:
     return [calls[index] for index in range(len(parts.blocks))]
 
 
-def probe_ids(parts: ModelParts, tokens: int) -> torch.Tensor:
-    """Token ids [1, tokens] that vary."""
-    return torch.arange(tokens)[None] * 7 % parts.vocab_size
+def probe_ids(parts: ModelParts, tokens: int, device: Device) -> torch.Tensor:
+    """Token ids [1, tokens] on `device` that vary."""
+    return torch.arange(tokens, device=device.torch_device)[None] * 7 % parts.vocab_size
 
 
 def split_input(

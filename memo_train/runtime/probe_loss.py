@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from memo_train.runtime.ambient import preserved_rng
+from memo_train.device.device import Device
 from memo_train.runtime.loss import IGNORE_INDEX, TiledLoss
 from memo_train.runtime.parts import ModelParts
 from memo_train.runtime.probe import NOT_RUNNABLE
 from memo_train.runtime.probe_calls import evaluating, probe_ids
+from memo_train.runtime.rng import preserved_rng
 
 _TOLERANCE = 1e-3
 
 
-def why_loss_is_whole(parts: ModelParts) -> str | None:
+def why_loss_is_whole(parts: ModelParts, device: Device) -> str | None:
     """Why the loss cannot be computed by tiles, or None if it can. The model is left as it was."""
     tokens = parts.probe_tokens()
     tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
     tiled.tile_tokens = max(tokens // 3, 1)
-    ids = probe_ids(parts, tokens)
+    ids = probe_ids(parts, tokens, device)
     labels = ids.clone()
     labels[:, 3:6] = IGNORE_INDEX
-    with evaluating(parts.causal_lm), preserved_rng():
+    with evaluating(parts.causal_lm), preserved_rng(device.generators):
         with torch.no_grad():
             whole = float(parts.run(ids, labels).loss)
         try:

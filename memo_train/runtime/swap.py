@@ -6,7 +6,7 @@ from collections import deque
 
 import torch
 
-from memo_train.device.cpu import CpuDevice, Event
+from memo_train.device.device import CopyEvent, Device
 from memo_train.errors import InPlaceModified
 
 
@@ -20,10 +20,10 @@ class CopiesInFlight:
     def __init__(self, limit_bytes: int) -> None:
         self.hold = False
         self._limit_bytes = limit_bytes
-        self._copies: deque[tuple[Event, torch.Tensor, int]] = deque()
+        self._copies: deque[tuple[CopyEvent, torch.Tensor, int]] = deque()
         self._bytes = 0
 
-    def add(self, event: Event, source: torch.Tensor) -> None:
+    def add(self, event: CopyEvent, source: torch.Tensor) -> None:
         """Keep `source` until `event`; waits for older copies beyond the limit."""
         self._copies.append((event, source, source._version))
         self._bytes += source.untyped_storage().nbytes()
@@ -58,7 +58,7 @@ class CopiesInFlight:
             )
 
 
-SwapTarget = tuple[CpuDevice, CopiesInFlight]
+SwapTarget = tuple[Device, CopiesInFlight]
 
 
 class SwappedStorage:
@@ -68,14 +68,14 @@ class SwappedStorage:
     device again, or when the object is dropped.
     """
 
-    def __init__(self, source: torch.Tensor, device: CpuDevice, in_flight: CopiesInFlight) -> None:
+    def __init__(self, source: torch.Tensor, device: Device, in_flight: CopiesInFlight) -> None:
         """Start the copy of all of `source`'s storage. Raises: HostMemoryExceeded."""
         storage = source.untyped_storage()
         self.num_bytes = storage.nbytes()
         self._device = device
         self._host = device.host_alloc(self.num_bytes)
         self._sent = device.copy_to_host(self._host, storage.data_ptr(), self.num_bytes)
-        self._returned: tuple[torch.UntypedStorage, Event] | None = None
+        self._returned: tuple[torch.UntypedStorage, CopyEvent] | None = None
         in_flight.add(self._sent, source.detach())
 
     def prefetch(self) -> None:
@@ -83,7 +83,9 @@ class SwappedStorage:
         if self._returned is not None:
             return
         self._sent.wait()
-        storage = torch.empty(self.num_bytes, dtype=torch.uint8).untyped_storage()
+        storage = torch.empty(
+            self.num_bytes, dtype=torch.uint8, device=self._device.torch_device
+        ).untyped_storage()
         event = self._device.copy_to_device(storage.data_ptr(), self._host, self.num_bytes)
         self._returned = (storage, event)
 
@@ -116,7 +118,7 @@ class WholeTensor:
     """
 
     def __init__(
-        self, tensor: torch.Tensor, device: CpuDevice, in_flight: CopiesInFlight, *, swap: bool
+        self, tensor: torch.Tensor, device: Device, in_flight: CopiesInFlight, *, swap: bool
     ) -> None:
         self.num_bytes = tensor.nbytes
         self._shape, self._stride = tensor.shape, tensor.stride()
@@ -140,7 +142,7 @@ class WholeTensor:
         """The tensor, once: the reference is given away."""
         if self._swapped is not None:
             storage, self._swapped = self._swapped.take(), None
-            return torch.empty(0, dtype=self._dtype).set_(
+            return torch.empty(0, dtype=self._dtype, device=storage.device).set_(
                 storage, self._offset, self._shape, self._stride
             )
         tensor, self._kept = self._kept, None

@@ -71,9 +71,10 @@ def differentiate(
 class TileRun:
     """The forward of one tile; records a graph or not, through saved-tensor hooks or not."""
 
-    def __init__(self, forward: Callable[..., Any], span: range) -> None:
+    def __init__(self, forward: Callable[..., Any], span: range, device_type: str) -> None:
+        """device_type: of the tensors that `forward` computes on."""
         self.span = span
-        self._frame = Frame(forward)
+        self._frame = Frame(forward, device_type)
         self.graph: TileGraph | None = None
 
     def pre(

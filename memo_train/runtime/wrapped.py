@@ -14,7 +14,7 @@ from torch import nn
 
 from memo_planner.copy_budget import CopyBudget
 from memo_planner.policy import Policy, TilePlace
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime.block import BlockPass
 from memo_train.runtime.block_state import BlockSpec
@@ -63,7 +63,7 @@ class WrappedModel:
         self,
         parts: ModelParts,
         verdicts: tuple[BlockVerdict, ...],
-        device: CpuDevice,
+        device: Device,
         *,
         tile_loss: bool,
     ) -> None:

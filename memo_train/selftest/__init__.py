@@ -1,10 +1,13 @@
 """Says what a machine has and proves that memo-train works on it: `python -m memo_train.selftest`.
 
-Every device of the machine goes through the same scenarios: bytes and rows that go to the host and
-come back while compute is late, copy speed each way, and gradients of a small Llama whose saved
-tensors are swapped, bit for bit against the same step without. On the CPU device the runtime also
-runs its own policies, and the planned peak stands beside the measured one. The result is one JSON
-object, to be attached to a report of a problem.
+Every device goes through the same scenarios: tensors and tiles that go to the host and come back
+while compute or other copies are late; a small Llama's gradients, bit for bit, with its saved
+tensors swapped by hooks and by `wrap`; the planned peak of device memory beside the measured one;
+the speed of copies; a step's seconds plain and wrapped. The result is one JSON object, to be
+attached to a report of a problem (docs/formats.md).
+
+    python -m memo_train.selftest                                  all devices, one after the other
+    torchrun --nproc-per-node 2 -m memo_train.selftest             each rank its own GPU, or the CPU
 """
 
 from memo_train.selftest.report import run_selftest

@@ -1,88 +1,108 @@
-"""Copies of a device: that bytes come back, also when compute is late, and how fast they travel."""
+"""Copies of a device while compute or other copies are late: no byte may be another.
+
+Compute is late behind a kernel that spins; copies are late behind large copies of both directions.
+In turn a round copies a whole tensor or a tile of it, on the current stream or on a new one.
+"""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
+from functools import partial
 
-import torch
-
-from memo_train.device.rows import Rows
+from memo_train.selftest.pieces import Round
 from memo_train.selftest.place import Place
+from memo_train.selftest.scenario import Figures, NotSupported, Scenario, ScenarioFailed
 
 _NUM_ROUNDS = 20
-_TILE_SHAPE = (3, 40, 64)
-_SPEED_BYTES = 32 * 2**20
-_SPEED_COPIES = 4
-_SPEED_REPEATS = 5
+_NUM_PREFETCHED = 3
+
+Delay = Callable[[], object]
 
 
-def bytes_come_back(place: Place) -> bool:
-    """Whether a tensor, and a tile of one, survive the way to the host and back in every round.
+def swap(rnd: Round, delay: Delay) -> bool:
+    """To the host and back; compute overwrites the source as soon as it may.
 
-    The source is overwritten as soon as compute may, and compute is made late before each copy.
+    Whether the copy to the host was late.
     """
-    return all(_whole(place, i) and _tile(place, i) for i in range(_NUM_ROUNDS))
+    delay()
+    source, target = rnd.numbered(), rnd.filled(0)
+    expected = source.part.clone()
+    host, sent = rnd.send(source)
+    late = not sent.done()
+    sent.wait()
+    source.whole.fill_(-1)
+    rnd.fetch(target, host).wait()
+    rnd.free(host)
+    rnd.check(target, expected)
+    return late
 
 
-def _numbered(place: Place, shape: tuple[int, ...], index: int) -> torch.Tensor:
-    place.delay_compute()
-    numel = torch.Size(shape).numel()
-    return torch.arange(index, index + numel, device=place.torch_device).reshape(shape)
+def prefetch(rnd: Round, delay: Delay) -> bool:
+    """Several come back ahead of their use, the first into memory that compute has just left.
+
+    Whether the copies to the device were late.
+    """
+    sources = [rnd.numbered(number) for number in range(_NUM_PREFETCHED)]
+    expected = [source.part.clone() for source in sources]
+    hosts = [rnd.send(source) for source in sources]
+    rnd.place.finish()
+    delay()
+    left = rnd.numbered(_NUM_PREFETCHED)
+    left.whole.mul_(-3)
+    del left
+    targets = [rnd.empty() for _ in sources]
+    backs = [rnd.fetch(t, host) for t, (host, _) in zip(targets, hosts, strict=True)]
+    late = not backs[-1].done()
+    for number, (target, back) in enumerate(zip(targets, backs, strict=True)):
+        sources[number].whole.mul_(2)
+        back.wait()
+        rnd.check(target, expected[number], f", tensor {number}")
+        rnd.free(hosts[number][0])
+    return late
 
 
-def _whole(place: Place, index: int) -> bool:
-    device, source = place.device, _numbered(place, (4096,), index)
-    expected, target = source.clone(), torch.zeros_like(source)
-    host = device.host_alloc(source.nbytes)
-    device.copy_to_host(host, source.data_ptr(), source.nbytes).wait()
-    source.fill_(-1)
-    device.copy_to_device(target.data_ptr(), host, target.nbytes).wait()
-    device.host_free(host)
-    return torch.equal(target, expected)
+def release(rnd: Round, delay: Delay) -> bool:
+    """Device and host memory go to the next tensor as soon as compute has been told to wait.
+
+    Whether the copy to the host was late.
+    """
+    target = rnd.filled(0)
+    delay()
+    source = rnd.numbered()
+    expected = source.part.clone()
+    host, sent = rnd.send(source)
+    late = not sent.done()
+    sent.wait()
+    del source
+    other = rnd.filled(-2)
+    rnd.fetch(target, host).wait()
+    rnd.free(host)
+    _, next_sent = rnd.send(other)
+    rnd.check(target, expected)
+    next_sent.wait()
+    return late
 
 
-def _tile(place: Place, index: int) -> bool:
-    """Tokens [10, 20) of a [batch, tokens, hidden] tensor."""
-    device, whole = place.device, _numbered(place, _TILE_SHAPE, index)
-    expected, tile = whole.clone(), whole[:, 10:20]
-    row_bytes, pitch = tile[0].nbytes, whole[0].nbytes
-    rows = Rows(
-        rows=len(tile), row_bytes=row_bytes, device_pitch_bytes=pitch, host_pitch_bytes=row_bytes
-    )
-    host = device.host_alloc(tile.nbytes)
-    device.copy_rows_to_host(host, tile.data_ptr(), rows).wait()
-    tile.fill_(-1)
-    device.copy_rows_to_device(tile.data_ptr(), host, rows).wait()
-    device.host_free(host)
-    return torch.equal(whole, expected)
+def _rounds(way: Callable[[Round, Delay], bool], place: Place, late: str) -> Figures:
+    if late == "compute" and not place.on_gpu:
+        raise NotSupported("the CPU computes on the calling thread, which cannot be late")
+    num_late = 0
+    with place.backlog() as backlog:
+        delays: dict[str, Delay] = {
+            "compute": place.delay_compute,
+            "copies": lambda: (backlog.to_host(), backlog.to_device()),
+        }
+        for index in range(_NUM_ROUNDS):
+            with place.here(own_stream=index % 4 > 1), Round(place, index) as rnd:
+                num_late += way(rnd, delays[late])
+    figures = {"rounds": _NUM_ROUNDS, "late_rounds": num_late}
+    if num_late == 0:
+        raise ScenarioFailed(f"{late} was never late, so nothing is shown", figures)
+    return figures
 
 
-def speeds(place: Place) -> dict[str, float]:
-    """Bytes per second each way alone and both together, medians; wall time of whole runs."""
-    alone = {
-        "d2h_bytes_per_s": _speed(place, to_host=True, to_device=False),
-        "h2d_bytes_per_s": _speed(place, to_host=False, to_device=True),
-    }
-    return alone | {"both_ways_bytes_per_s": _speed(place, to_host=True, to_device=True)}
-
-
-def _speed(place: Place, *, to_host: bool, to_device: bool) -> float:
-    device = place.device
-    tensors = [
-        torch.zeros(_SPEED_BYTES, dtype=torch.uint8, device=place.torch_device) for _ in range(2)
-    ]
-    hosts = [device.host_alloc(_SPEED_BYTES) for _ in range(2)]
-    seconds = []
-    for _ in range(_SPEED_REPEATS):
-        place.finish()
-        start = device.now()
-        for _ in range(_SPEED_COPIES):
-            if to_host:
-                device.copy_to_host(hosts[0], tensors[0].data_ptr(), _SPEED_BYTES)
-            if to_device:
-                device.copy_to_device(tensors[1].data_ptr(), hosts[1], _SPEED_BYTES)
-        place.finish()
-        seconds.append(device.now() - start)
-    for host in hosts:
-        device.host_free(host)
-    return _SPEED_BYTES * _SPEED_COPIES * (to_host + to_device) / statistics.median(seconds)
+COPY_SCENARIOS = tuple(
+    Scenario(f"{way.__name__} behind late {late}", partial(_rounds, way, late=late))
+    for way in (swap, prefetch, release)
+    for late in ("compute", "copies")
+)

@@ -1,23 +1,23 @@
-"""Gradients of a small Llama with its saved tensors swapped, bit for bit against without.
+"""Gradients of a small Llama, bit for bit, with its saved tensors swapped or computed again.
 
 Numerics level 3: where a saved tensor waits for backward changes no bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import memo_train
-from memo_train.model.config import LlamaConfig
-from memo_train.model.llama import Llama
+from memo_train.selftest.modes import MODES, check_mode, llama_step, wrapped
 from memo_train.selftest.place import Place
+from memo_train.selftest.scenario import Figures, NotSupported, Scenario, ScenarioFailed
 from memo_train.testing import Step, run_step
 
-_TOKENS = 512
-_TILE_TOKENS = 128
 _MIN_SWAP_BYTES = 4096
 
 
@@ -61,55 +61,103 @@ class _SwapHooks:
         return tensor
 
 
-def _model(place: Place) -> tuple[nn.Module, dict[str, Any]]:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=64, ffn_size=160, num_blocks=2, num_heads=4, num_kv_heads=2
-    )
-    model = Llama(config).to(place.torch_device)
-    ids = torch.randint(0, 256, (1, _TOKENS), generator=torch.Generator().manual_seed(1))
-    ids = ids.to(place.torch_device)
-    return model, {"input_ids": ids, "labels": ids}
+def by_hooks(place: Place) -> Figures:
+    """A plain step whose saved tensors are swapped one by one, against a plain step.
 
-
-def swapped_by_hooks(place: Place) -> dict[str, Any]:
-    """A plain step whose saved tensors are swapped one by one, against a plain step."""
-    model, batch = _model(place)
-    plain = run_step(model, **batch)
-    stay = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    hooks = _SwapHooks(place, stay)
-    with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
-        swapped = run_step(model, **batch)
-    place.finish()
-    return {
-        "bitwise_equal": _same_bits(swapped, plain) and hooks.num_swapped > 0,
-        "swapped_tensors": hooks.num_swapped,
-    }
-
-
-def by_runtime(place: Place) -> dict[str, Any]:
-    """The runtime's swap and recompute against its keep, and its planned peak against the real one.
-
-    For the CPU device only: the runtime takes CPU tensors.
+    Raises: ScenarioFailed; NotSupported if even two plain steps differ.
     """
-    steps: dict[str, Step] = {}
-    peaks: dict[str, dict[str, int]] = {}
-    for name, alpha in (("keep", None), ("swap", 1.0), ("recompute", 0.0)):
-        others_bytes = memo_train.stats().device_used_bytes
-        model, batch = _model(place)
-        memo_train.wrap(model, seq_len=_TOKENS, alpha=alpha, tile_tokens=_TILE_TOKENS)
-        run_step(model, **batch)
-        memo_train.reset_stats()
-        steps[name] = run_step(model, **batch)
-        peaks[name] = {
-            "planned_peak_bytes": memo_train.plan(model).prediction.device_peak_bytes,
-            "actual_peak_bytes": memo_train.stats().device_peak_bytes - others_bytes,
-        }
-        memo_train.unwrap(model)
-    same = all(_same_bits(steps[name], steps["keep"]) for name in steps)
-    return {"bitwise_equal": same, "peaks": peaks}
+    with place.here(), _deterministic(place):
+        model, batch = llama_step(place)
+        plain = _repeatable_step(model, batch)
+        stay = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        hooks = _SwapHooks(place, stay)
+        with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
+            swapped = run_step(model, **batch)
+        place.finish()
+    figures = {"swapped_tensors": hooks.num_swapped}
+    if hooks.num_swapped == 0:
+        raise ScenarioFailed("nothing was swapped", figures)
+    _check_same(swapped, plain, "with saved tensors swapped", figures)
+    return figures
 
 
-def _same_bits(step: Step, other: Step) -> bool:
+def by_wrap(place: Place) -> Figures:
+    """Steps of `wrap` that swap or recompute everything, against one that keeps everything.
+
+    Of each kind the first step, one at planned addresses, one behind late compute (on a GPU) and
+    one behind late copies. Raises: ScenarioFailed; NotSupported.
+    """
+    figures: Figures = {"modes": {}, "steps_each": 0}
+    with place.here(), _deterministic(place):
+        keep: Step | None = None
+        for mode in MODES:
+            model, batch = llama_step(place)
+            with wrapped(model, mode):
+                memo_train.reset_stats()
+                steps = _undisturbed(model, batch)
+                figures["modes"][mode] = check_mode(mode)
+                steps |= _late(place, model, batch)
+            figures["steps_each"] = len(steps)
+            keep = steps["first"] if keep is None else keep
+            for name, step in steps.items():
+                _check_same(step, keep, f"{mode}, {name} step", figures)
+    return figures
+
+
+def _undisturbed(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Step]:
+    first = run_step(model, **batch)
+    memo_train.memory_report(model)  # waits for the layout
+    return {"first": first, "planned": run_step(model, **batch)}
+
+
+def _late(place: Place, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Step]:
+    steps = {}
+    if place.on_gpu:
+        place.delay_compute()
+        steps["late compute"] = run_step(model, **batch)
+    with place.backlog() as backlog:
+        backlog.to_host()
+        backlog.to_device()
+        steps["late copies"] = run_step(model, **batch)
+        place.finish()
+    return steps
+
+
+def _repeatable_step(model: nn.Module, batch: Mapping[str, Any]) -> Step:
+    first, second = run_step(model, **batch), run_step(model, **batch)
+    if _num_wrong(first, second):
+        raise NotSupported("two plain steps differ here, so bits cannot be compared")
+    return first
+
+
+@contextmanager
+def _deterministic(place: Place) -> Iterator[None]:
+    """Kernels of a GPU whose results are the same each time; those of the CPU are."""
+    if not place.on_gpu:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _check_same(step: Step, other: Step, what: str, figures: Figures) -> None:
+    num_wrong = _num_wrong(step, other)
+    if num_wrong:
+        numel = sum(gradient.numel() for gradient in other.gradients.values())
+        raise ScenarioFailed(f"{what}: {num_wrong} of {numel} gradients differ", figures)
+
+
+def _num_wrong(step: Step, other: Step) -> int:
+    """Gradients that are not equal, a loss that is not counted as one."""
     pairs = ((step.gradients[name], other.gradients[name]) for name in other.gradients)
-    return torch.equal(step.loss, other.loss) and all(torch.equal(a, b) for a, b in pairs)
+    return int(step.loss != other.loss) + sum(int((a != b).sum()) for a, b in pairs)
+
+
+GRADIENT_SCENARIOS = (
+    Scenario("gradients by hooks", by_hooks),
+    Scenario("gradients by wrap", by_wrap),
+)

@@ -12,6 +12,7 @@ import torch
 from memo_train import _core
 from memo_train.device.cuda import load_cuda
 from memo_train.device.errors import DeviceError
+from memo_train.selftest.anonymous import anonymous
 
 
 def describe_machine() -> dict[str, Any]:
@@ -34,7 +35,7 @@ def describe_cuda() -> dict[str, Any]:
         module = load_cuda()
         count = module.device_count()
     except DeviceError as error:
-        return {"built": None, "gpus": 0, "why": str(error)}
+        return {"built": None, "gpus": 0, "why": anonymous(str(error))}
     built = {"cuda": module.CUDA_VERSION, "compiler": module.COMPILER}
     facts = {"built": built, "gpus": count, "torch_has_cuda": torch.cuda.is_available()}
     if count == 0:
@@ -42,7 +43,11 @@ def describe_cuda() -> dict[str, Any]:
     elif not torch.cuda.is_available():
         facts["why"] = "this build of torch does not use the GPUs that are there"
     else:
-        facts["names"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        facts["torch_cuda"] = torch.version.cuda
+        facts["names"] = [gpu.name for gpu in gpus]
+        facts["memory_bytes"] = [gpu.total_memory for gpu in gpus]
+        facts["capabilities"] = [f"{gpu.major}.{gpu.minor}" for gpu in gpus]
     return facts
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from memo_train.device.cpu import CpuDevice, get_cpu_device
 from memo_train.device.cuda import CudaDevice, get_cuda_device
+from memo_train.trace.copy_buffers import CopyBuffers
 
 _LATE_CYCLES = 10_000_000
 """About 5 ms of a GPU."""
@@ -15,28 +19,50 @@ _LATE_CYCLES = 10_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """`device` copies the memory of tensors on `torch_device`."""
+    """`device` copies the memory of tensors on `torch_device`.
+
+    backlog_bytes: size of the copy each way that lets later copies be late.
+    """
 
     device: CpuDevice | CudaDevice
     torch_device: torch.device
+    backlog_bytes: int = 32 * 2**20
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether kernels run behind the calling thread."""
+        return self.torch_device.type == "cuda"
+
+    @contextmanager
+    def here(self, *, own_stream: bool = False) -> Iterator[None]:
+        """Tensors and kernels of the calling thread go to this device; to a new stream if asked."""
+        if not self.on_gpu:
+            yield
+            return
+        with torch.cuda.device(self.torch_device):
+            stream: Any = torch.cuda.Stream() if own_stream else None  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(stream):
+                yield
 
     def delay_compute(self) -> None:
-        """Let what compute does next be late, so that a copy that does not wait comes too early.
+        """Let what compute does next be late: a kernel spins before it. Nothing on the CPU."""
+        if self.on_gpu:
+            with torch.cuda.device(self.torch_device):
+                torch.cuda._sleep(_LATE_CYCLES)  # type: ignore[no-untyped-call]
 
-        The CPU is its own compute stream and cannot be late.
-        """
-        if self.torch_device.type == "cuda":
-            torch.cuda._sleep(_LATE_CYCLES)  # type: ignore[no-untyped-call]
+    def backlog(self) -> CopyBuffers:
+        """Large copies; while they are under way, those asked for after them wait."""
+        return CopyBuffers(self.device, self.backlog_bytes)
 
     def finish(self) -> None:
         """Block until compute and copies are done."""
-        if self.torch_device.type == "cuda":
+        if self.on_gpu:
             torch.cuda.synchronize(self.torch_device)
         self.device.synchronize()
 
 
 def cpu_place() -> Place:
-    """The CPU device."""
+    """The CPU device. Raises: HookUnavailable."""
     return Place(device=get_cpu_device(), torch_device=torch.device("cpu"))
 
 

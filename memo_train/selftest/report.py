@@ -1,43 +1,110 @@
-"""The whole self-test as one JSON object."""
+"""The whole self-test as one JSON object (docs/formats.md)."""
 
 from __future__ import annotations
 
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from typing import Any
 
-from memo_train.selftest.copies import bytes_come_back, speeds
-from memo_train.selftest.gradients import by_runtime, swapped_by_hooks
+from memo_train.selftest.copies import COPY_SCENARIOS
+from memo_train.selftest.gradients import GRADIENT_SCENARIOS
+from memo_train.selftest.link_rates import link_rates
 from memo_train.selftest.machine import describe_machine
+from memo_train.selftest.peaks import PEAK_SCENARIO
 from memo_train.selftest.place import Place, cpu_place, cuda_place
+from memo_train.selftest.ranks import Ranks
+from memo_train.selftest.scenario import (
+    FAILED,
+    KINDS,
+    Figures,
+    Scenario,
+    kind_of,
+    outcome_of,
+)
+from memo_train.selftest.side_by_side import side_by_side
+from memo_train.selftest.step_times import STEP_SCENARIO
+
+FORMAT, VERSION = "memo-selftest", 2
+SCENARIOS = (*COPY_SCENARIOS, *GRADIENT_SCENARIOS, PEAK_SCENARIO, STEP_SCENARIO)
+
+Started = Callable[[str, float], None]
+"""Called with what begins, and the share of the whole that is over."""
 
 
-def run_selftest() -> dict[str, Any]:
-    """Every device's results; `passed` says whether all of them are as they must be."""
+def run_selftest(ranks: Ranks | None = None, started: Started | None = None) -> dict[str, Any]:
+    """Results of every rank and device; `passed` says that nothing failed. A collective call."""
+    start_s = time.monotonic()
+    ranks = Ranks() if ranks is None else ranks
+    every = ranks.gather(_run_rank(ranks, started or (lambda _what, _share: None)))
+    counts = Counter(kind_of(outcome) for *_, outcome in outcomes(every))
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "memo_train": version("memo-train"),
+        "passed": counts[FAILED] == 0,
+        "counts": {kind: counts[kind] for kind in KINDS},
+        "seconds": time.monotonic() - start_s,
+        "ranks": every,
+    }
+
+
+def outcomes(ranks: list[dict[str, Any]]) -> list[tuple[int, str, str, str]]:
+    """Rank, device, scenario and outcome of all that was run."""
+    return [
+        (rank["rank"], device, scenario, figures["outcome"])
+        for rank in ranks
+        for device, scenarios in rank["devices"].items()
+        for scenario, figures in scenarios.items()
+    ]
+
+
+def _run_rank(ranks: Ranks, started: Started) -> dict[str, Any]:
     machine = describe_machine()
-    devices = {"cpu": run_device(cpu_place())}
-    devices["cpu"]["runtime"] = by_runtime(cpu_place())
-    if "names" in machine["cuda"]:
-        for ordinal in range(machine["cuda"]["gpus"]):
-            devices[f"cuda:{ordinal}"] = run_device(cuda_place(ordinal))
-    return {
-        "format": "memo-selftest",
-        "version": 1,
-        "passed": all(map(_passed, devices.values())),
-        "machine": machine,
-        "devices": devices,
+    places: dict[str, Place] = {}
+    results: dict[str, dict[str, Figures]] = {}
+    for name, make in _makers(ranks, machine).items():
+        results[name] = {"open": outcome_of(partial(_open, places, name, make))}
+    runs = _runs(ranks, places, list(results))
+    for index, (where, scenario, run) in enumerate(runs):
+        started(f"{where}: {scenario}", index / len(runs))
+        results[where][scenario] = outcome_of(run)
+    return {"rank": ranks.rank, "machine": machine, "devices": results}
+
+
+def _makers(ranks: Ranks, machine: dict[str, Any]) -> dict[str, Callable[[], Place]]:
+    """This rank's devices by name: all that there are if it is alone, one of them if not."""
+    gpus = [f"cuda:{ordinal}" for ordinal in range(len(machine["cuda"].get("names", ())))]
+    if ranks.num_ranks > 1 and gpus:
+        return {f"cuda:{ranks.local_rank}": partial(cuda_place, ranks.local_rank)}
+    return {"cpu": cpu_place} | {
+        name: partial(cuda_place, ordinal) for ordinal, name in enumerate(gpus)
     }
 
 
-def run_device(place: Place) -> dict[str, Any]:
-    """One device through the scenarios that both kinds share."""
-    return {
-        "bytes_come_back": bytes_come_back(place),
-        "speeds": speeds(place),
-        "hooks": swapped_by_hooks(place),
-    }
+def _open(places: dict[str, Place], name: str, make: Callable[[], Place]) -> Figures:
+    places[name] = make()
+    return {}
 
 
-def _passed(result: dict[str, Any]) -> bool:
-    parts = [result["bytes_come_back"], result["hooks"]["bitwise_equal"]]
-    if "runtime" in result:
-        parts.append(result["runtime"]["bitwise_equal"])
-    return all(parts)
+def _runs(
+    ranks: Ranks, places: dict[str, Place], names: list[str]
+) -> list[tuple[str, str, Callable[[], Figures]]]:
+    """What is run, in order: device, scenario, and how. Ranks measure the link together."""
+    runs: list[tuple[str, str, Callable[[], Figures]]] = []
+    for name in names:
+        runs.append((name, "link", partial(link_rates, places.get(name), ranks)))
+        if name in places:
+            runs += [(name, each.name, partial(_on, places[name], each)) for each in SCENARIOS]
+    if places:
+        together = partial(side_by_side, list(places.values()))
+        runs.append((next(iter(places)), "side by side", together))
+    return runs
+
+
+def _on(place: Place, scenario: Scenario) -> Figures:
+    figures = scenario.run(place)
+    place.finish()
+    return figures

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memo_planner.policy import TilePlace
 from memo_planner.trace.profile_file import BlockFlops
-from memo_train.runtime.ambient import preserved_rng
 from memo_train.runtime.observe import NOWHERE
+from memo_train.runtime.rng import preserved_rng
 from memo_train.runtime.verdict import HowToRun
 from memo_train.runtime.wrapped import WrappedModel
 from memo_train.trace.flops import flops_of
@@ -52,7 +52,8 @@ def count_block_flops(wrapped: WrappedModel, batch: int) -> BlockFlops:
     tiled = [i for i, v in enumerate(wrapped.verdicts) if v.how is HowToRun.TILED]
     counter = StageFlops()
     policy = uniform_policy(wrapped, tokens, _TILE_TOKENS, Way(place=TilePlace.KEEP))
-    with preserved_rng(), only_block(wrapped, tiled[0] if tiled else 0), counter:
+    preserved = preserved_rng(wrapped.device.generators)
+    with preserved, only_block(wrapped, tiled[0] if tiled else 0), counter:
         run_step(wrapped, counter, batch, policy)
     flops = counter.flops
     return BlockFlops(

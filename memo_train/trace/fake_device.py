@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from memo_train.device.counters import DeviceCounters
+from memo_train.device.counters import CpuCounters
 from memo_train.device.cpu import CpuDevice, get_cpu_device
 from memo_train.device.rows import Rows
 from memo_train.trace.flops import OpCost
@@ -82,7 +82,7 @@ class FakeDevice(CpuDevice):
             self._stall_s += time_s - self._now_s
             self._now_s = time_s
 
-    def counters(self) -> DeviceCounters:
+    def counters(self) -> CpuCounters:
         """The arena's counters, and this device's own of host memory, copies and stalls."""
         d2h, h2d = self._links["d2h"], self._links["h2d"]
         return replace(
@@ -130,7 +130,7 @@ class _Link:
 
 
 class _FakeEvent:
-    """The end of a fake copy; as `memo_train.device.cpu.Event`."""
+    """The end of a fake copy; as `memo_train.device.CopyEvent`."""
 
     def __init__(self, device: FakeDevice, done_at_s: float) -> None:
         self._device, self._done_at_s = device, done_at_s

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from memo_planner.policy import BlockPolicy, Place
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.errors import MemoError
 from memo_train.runtime.block import BlockPass
 from memo_train.runtime.block_state import AtCut, BlockSpec
@@ -22,7 +22,7 @@ from memo_train.runtime.verdict import BlockVerdict, HowToRun
 _NUM_TILES = 3
 
 
-def assume_verdicts(parts: ModelParts, device: CpuDevice) -> tuple[BlockVerdict, ...]:
+def assume_verdicts(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     """What the probe would find out, where that needs no values.
 
     A block that runs by tiles is taken to be token-wise outside attention: only a real run proves
@@ -30,14 +30,14 @@ def assume_verdicts(parts: ModelParts, device: CpuDevice) -> tuple[BlockVerdict,
     """
     tokens = parts.probe_tokens()
     with evaluating(parts.causal_lm):
-        shorter, calls = record_calls(parts, tokens - 1), record_calls(parts, tokens)
+        shorter, calls = (record_calls(parts, n, device) for n in (tokens - 1, tokens))
         return tuple(
             _assume(block, call, learn_token_dims(short.arguments, call.arguments), device)
             for block, short, call in zip(parts.blocks, shorter, calls, strict=True)
         )
 
 
-def _assume(block: nn.Module, call: BlockCall, dims: TokenDims, device: CpuDevice) -> BlockVerdict:
+def _assume(block: nn.Module, call: BlockCall, dims: TokenDims, device: Device) -> BlockVerdict:
     how, because = judge_plain_run(block, call)
     if how is HowToRun.TILED:
         because = _why_not_by_tiles(block, call, dims, device)
@@ -48,7 +48,7 @@ def _assume(block: nn.Module, call: BlockCall, dims: TokenDims, device: CpuDevic
 
 
 def _why_not_by_tiles(
-    block: nn.Module, call: BlockCall, dims: TokenDims, device: CpuDevice
+    block: nn.Module, call: BlockCall, dims: TokenDims, device: Device
 ) -> str | None:
     """Why a block cannot be run by tiles, or None if it can."""
     spec = BlockSpec(

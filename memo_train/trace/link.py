@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from memo_planner.profile import Link
 from memo_planner.trace.profile_file import LinkRates
-from memo_train.device.cpu import CpuDevice, Event
+from memo_train.device.cuda import CudaDevice
+from memo_train.device.device import CopyEvent, Device
+from memo_train.trace.copy_buffers import CopyBuffers
 
-_COPY_BYTES = 2 * 2**20
+_CPU_COPY_BYTES = 2 * 2**20
+_CUDA_COPY_BYTES = 8 * 2**20
+"""Large enough that asking for a copy takes little time beside it."""
 _REPEATS = 3
 _LOADED_COPIES = 12
 """Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
 
 
-def measure_link(device: CpuDevice) -> Link:
-    """Bytes per second of a 2 MiB copy each way, the best of three; one direction at a time.
+def measure_link(device: Device) -> Link:
+    """Bytes per second of one copy each way, the best of three; one direction at a time.
 
-    Concerns this process alone: other ranks need not call it.
+    A copy is 2 MiB on the CPU device, 8 MiB on a GPU. Concerns this process alone: other ranks
+    need not call it.
     """
-    with _Buffers(device) as buffers:
+    with _buffers(device) as buffers:
         return Link(
-            d2h_bytes_per_s=_best(device, buffers.to_host),
-            h2d_bytes_per_s=_best(device, buffers.to_device),
+            d2h_bytes_per_s=buffers.num_bytes / _best_s(device, buffers.to_host),
+            h2d_bytes_per_s=buffers.num_bytes / _best_s(device, buffers.to_device),
         )
 
 
-def measure_link_rates(device: CpuDevice) -> LinkRates:
+def measure_link_rates(device: Device) -> LinkRates:
     """The link alone, both directions at once, and with every rank copying both ways at once.
 
     With torch.distributed initialised this is a collective call: every rank of the default group
     must make it, and all get the same figures, the slowest rank's. Without it there is one rank.
     """
     num_ranks = dist.get_world_size() if dist.is_initialized() else 1
-    with _Buffers(device) as buffers:
+    with _buffers(device) as buffers:
         alone: list[float] = []
         for rank in range(num_ranks):
             _meet()
             if rank == (dist.get_rank() if num_ranks > 1 else 0):
-                d2h, h2d = (
-                    _rates(device, [buffers.to_host])[0],
-                    _rates(device, [buffers.to_device])[1],
-                )
-                alone = [d2h, h2d, *_rates(device, buffers.both)]
+                alone = [
+                    *_rates(device, buffers, ["d2h"]),
+                    *_rates(device, buffers, ["h2d"]),
+                    *_rates(device, buffers, ["d2h", "h2d"]),
+                ]
         _meet()
-        loaded = _rates(device, buffers.both)
+        loaded = _rates(device, buffers, ["d2h", "h2d"])
         _meet()
-    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded])
+    d2h, h2d, d2h_both, h2d_both, d2h_all, h2d_all = _slowest([*alone, *loaded], device)
     return LinkRates(
         num_ranks=num_ranks,
         d2h_alone_bytes_per_s=d2h,
@@ -62,64 +67,39 @@ def measure_link_rates(device: CpuDevice) -> LinkRates:
     )
 
 
-class _Buffers:
-    """Memory on both sides for one copy each way, of its own for each direction."""
-
-    def __init__(self, device: CpuDevice) -> None:
-        self._device = device
-        self._tensors = [torch.zeros(_COPY_BYTES, dtype=torch.uint8) for _ in range(2)]
-        self._hosts: list[int] = []
-
-    def __enter__(self) -> _Buffers:
-        self._hosts = [self._device.host_alloc(_COPY_BYTES) for _ in range(2)]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._device.synchronize()
-        for host in self._hosts:
-            self._device.host_free(host)
-
-    def to_host(self) -> Event:
-        return self._device.copy_to_host(self._hosts[0], self._tensors[0].data_ptr(), _COPY_BYTES)
-
-    def to_device(self) -> Event:
-        return self._device.copy_to_device(self._tensors[1].data_ptr(), self._hosts[1], _COPY_BYTES)
-
-    @property
-    def both(self) -> list[Callable[[], Event]]:
-        return [self.to_host, self.to_device]
+def _buffers(device: Device) -> CopyBuffers:
+    on_gpu = isinstance(device, CudaDevice)
+    return CopyBuffers(device, _CUDA_COPY_BYTES if on_gpu else _CPU_COPY_BYTES)
 
 
-def _best(device: CpuDevice, copy: Callable[[], Event]) -> float:
+def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:
     best_s = float("inf")
     for _ in range(_REPEATS):
-        start = device.now()
-        copy().wait()
-        best_s = min(best_s, device.now() - start)
-    return _COPY_BYTES / best_s
+        start_s = device.now()
+        copy()
+        device.synchronize()
+        best_s = min(best_s, device.now() - start_s)
+    return best_s
 
 
-def _rates(device: CpuDevice, copies: Sequence[Callable[[], Event]]) -> list[float]:
-    """Bytes per second to the host and to the device while `copies` run: medians of three runs.
+def _rates(device: Device, buffers: CopyBuffers, ways: Sequence[str]) -> list[float]:
+    """Bytes per second of each of `ways`, all at once: medians of three runs."""
+    start = {"d2h": buffers.to_host, "h2d": buffers.to_device}
+    copies = {way: start[way] for way in ways}
+    runs = [_busy_s(device, copies) for _ in range(_REPEATS)]
+    num_bytes = _LOADED_COPIES * buffers.num_bytes
+    return [num_bytes / max(statistics.median(run[way] for run in runs), 1e-9) for way in ways]
 
-    0 for a direction without a copy.
-    """
-    runs = [_run_together(device, copies) for _ in range(_REPEATS)]
-    return [statistics.median(rates) for rates in zip(*runs, strict=True)]
 
-
-def _run_together(device: CpuDevice, copies: Sequence[Callable[[], Event]]) -> tuple[float, float]:
-    """Queue several copies each way at once; the device itself knows how long each way was busy."""
+def _busy_s(device: Device, copies: Mapping[str, Callable[[], CopyEvent]]) -> dict[str, float]:
+    """Queue several copies each way at once; seconds in which each way had any under way."""
     before = device.counters()
     for _ in range(_LOADED_COPIES):
-        for copy in copies:
+        for copy in copies.values():
             copy()
     device.synchronize()
     after = device.counters()
-    return (
-        (after.d2h_bytes - before.d2h_bytes) / max(after.d2h_busy_s - before.d2h_busy_s, 1e-9),
-        (after.h2d_bytes - before.h2d_bytes) / max(after.h2d_busy_s - before.h2d_busy_s, 1e-9),
-    )
+    return {w: getattr(after, f"{w}_busy_s") - getattr(before, f"{w}_busy_s") for w in copies}
 
 
 def _meet() -> None:
@@ -127,10 +107,12 @@ def _meet() -> None:
         dist.barrier()
 
 
-def _slowest(rates: Sequence[float]) -> list[float]:
+def _slowest(rates: Sequence[float], device: Device) -> list[float]:
     """Each rate on the rank where it is least."""
     least = torch.tensor(rates, dtype=torch.float64)
     if dist.is_initialized():
+        if dist.get_backend() == "nccl":
+            least = least.to(device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     values: list[float] = least.tolist()
     return values

@@ -10,7 +10,7 @@ import numpy as np
 from memo_planner.trace.columns import Column
 from memo_planner.trace.events import EventLog, requests_of_events
 from memo_planner.trace.requests import PHASES, Requests
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.device.events import EventKind, Events
 from memo_train.runtime.observe import NOWHERE
 
@@ -32,7 +32,7 @@ class PlaceMarks:
     marks on to whoever listens: a recording, or a step that is served by its layout.
     """
 
-    def __init__(self, device: CpuDevice, places: Iterable[Place] = ()) -> None:
+    def __init__(self, device: Device, places: Iterable[Place] = ()) -> None:
         """places: those that have their numbers already."""
         self._device = device
         self._place = Place("forward", "between", NOWHERE, NOWHERE, "")

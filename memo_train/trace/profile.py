@@ -9,7 +9,7 @@ from torch import nn
 
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, Profile
-from memo_train.runtime.ambient import preserved_rng
+from memo_train.runtime.rng import preserved_rng
 from memo_train.runtime.verdict import HowToRun
 from memo_train.runtime.wrapped import WrappedModel
 from memo_train.trace.fit import fit_block_times, fit_peak_lines, with_prefetch
@@ -42,7 +42,7 @@ def measure_profile(
     first = (tiled or others)[0]
     recompute = Way(place=TilePlace.RECOMPUTE, park_pre=park_pre)
     swap = Way(place=TilePlace.SWAP, park_pre=park_pre)
-    with preserved_rng():
+    with preserved_rng(wrapped.device.generators):
         with only_block(wrapped, first):
             saved = asdict(measure_saved(wrapped, batch, 4 * tile))
             recomputed = measure_shapes(wrapped, batch, tile, recompute)
@@ -59,7 +59,7 @@ def measure_profile(
     return Profile(
         model=type(causal_lm).__name__,
         model_hash=model_hash(causal_lm),
-        device="cpu",
+        device=wrapped.device.torch_device.type,
         batch=batch,
         num_blocks=len(wrapped.parts.blocks),
         state_bytes=state_bytes(causal_lm),

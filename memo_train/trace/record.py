@@ -15,7 +15,7 @@ from torch import nn
 from memo_planner.codec import encode
 from memo_planner.trace.requests import Requests
 from memo_planner.trace.trace import Trace, TraceSource
-from memo_train.device.cpu import get_cpu_device
+from memo_train.device.choose import device_of
 from memo_train.runtime.observe import Observer
 from memo_train.runtime.parts import ModelParts, find_parts
 from memo_train.runtime.wrapped import WrappedModel
@@ -42,7 +42,8 @@ def record_step(
     gc.collect()  # else garbage of before is freed in mid-step, and looks like the step's
     parts = find_parts(model) if wrapped is None else wrapped.parts
     batch = Batch(ids=ids, labels=ids if labels is None else labels)
-    requests = record_requests(parts, wrapped, PlaceRecorder(get_cpu_device()), batch, optimizer)
+    device = device_of(model.parameters()) if wrapped is None else wrapped.device
+    requests = record_requests(parts, wrapped, PlaceRecorder(device), batch, optimizer)
     return Trace.of(source_of(parts, wrapped, tuple(ids.shape), "recorded"), requests)
 
 
@@ -115,7 +116,7 @@ def source_of(
         kind=kind,
         model=type(parts.causal_lm).__name__,
         model_hash=model_hash(parts.causal_lm),
-        device="cpu",
+        device=next(parts.causal_lm.parameters()).device.type,
         batch=batch,
         tokens=tokens,
         num_blocks=len(parts.blocks),

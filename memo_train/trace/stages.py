@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from memo_train.device.cpu import CpuDevice
+from memo_train.device.device import Device
 from memo_train.runtime.observe import NOWHERE
 
 
@@ -15,7 +15,7 @@ class StageRecorder:
     above those in use when the recorder was made.
     """
 
-    def __init__(self, device: CpuDevice) -> None:
+    def __init__(self, device: Device) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.peak_bytes: dict[str, int] = defaultdict(int)
         self._device = device

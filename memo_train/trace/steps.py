@@ -112,7 +112,8 @@ def measure_shapes(
 
 def _loss(wrapped: WrappedModel, batch: int, tokens: int, policy: StepPolicy) -> torch.Tensor:
     wrapped.choose_policy = lambda batch, tokens: policy
-    ids = torch.randint(wrapped.parts.vocab_size, (batch, tokens))
+    where = wrapped.device.torch_device
+    ids = torch.randint(wrapped.parts.vocab_size, (batch, tokens), device=where)
     with torch.enable_grad():
         loss: torch.Tensor = wrapped.run_model(input_ids=ids, labels=ids).loss
     return loss

@@ -48,10 +48,16 @@ def simulation(compiler: Compiler) -> Simulation:
     return Simulation(compiler.extension())
 
 
+def use_simulation(monkeypatch: pytest.MonkeyPatch, simulation: Simulation) -> None:
+    """Let memo_train.device take the simulation's module for its own."""
+    for user in ("cuda", "cuda_allocator", "cuda_memory"):
+        monkeypatch.setattr(f"memo_train.device.{user}.load_cuda", lambda: simulation.module)
+
+
 @pytest.fixture
 def on_simulation(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
     """The simulation, started, with memo_train.device.cuda running on it."""
-    monkeypatch.setattr("memo_train.device.cuda.load_cuda", lambda: simulation.module)
+    use_simulation(monkeypatch, simulation)
     simulation.start(0, num_devices=2)
     yield simulation
     assert simulation.finish() == ""

@@ -113,6 +113,7 @@ void CheckCounts() {
     void* data = device->AllocDevice(kBytes);
     std::memset(data, 1, kBytes);
     size_t num_events = 0;
+    const double begin_s = device->Now();
     for (int i = 0; i < 100; ++i) {
       void* host = transfer.AllocHost(kBytes);
       const auto sent = transfer.ToHost(OneRow(host, data, kBytes));
@@ -121,14 +122,22 @@ void CheckCounts() {
       transfer.FreeHost(host);
       num_events = std::max(num_events, sim::Machine::Get().NumEvents());
     }
-    EXPECT(num_events <= 3, num_events);  // the copy's, compute's, and one between
+    // The copy's, compute's, one between, and those of the intervals that are still open.
+    EXPECT(num_events <= 150, num_events);
+    device->SynchronizeCompute();
     const memo::CudaCounters counters = device->Counters();
+    const double passed_s = device->Now() - begin_s;
+    EXPECT(counters.to_host.busy_s > 0 && counters.to_host.busy_s < passed_s, "busy");
+    EXPECT(counters.to_device.busy_s == 0, counters.to_device.busy_s);
+    EXPECT(counters.stall_s > 0 && counters.stall_s < passed_s, counters.stall_s);
     EXPECT(counters.to_host.copies == 100 && counters.to_host.bytes == 100 * kBytes, "copies");
     EXPECT(counters.to_device.copies == 0 && counters.device.peak_bytes == kBytes, "peak");
     EXPECT(counters.host.used_bytes == 0 && counters.host.cached_bytes == kBytes, "host");
     EXPECT(counters.stalls > 0 && counters.stalls <= 100, counters.stalls);
     device->ResetCounters();
-    EXPECT(device->Counters().to_host.copies == 0 && device->Counters().stalls == 0, "reset");
+    const memo::CudaCounters none = device->Counters();
+    EXPECT(none.to_host.copies == 0 && none.to_host.busy_s == 0, "reset of copies");
+    EXPECT(none.stalls == 0 && none.stall_s == 0, "reset of stalls");
     device->FreeDevice(data);
   });
 }

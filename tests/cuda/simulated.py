@@ -7,10 +7,13 @@ import importlib.util
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from memo_train.device import CpuDevice, get_cpu_device
-from memo_train.device.transfers import Transfers
+import torch
+
+from memo_train.device import CpuDevice, CudaDevice, get_cpu_device
+from memo_train.device.cuda_memory import MemoryReading, TensorMemory
+from memo_train.device.events import Events
+from memo_train.device.steps import ReplayCounts, StepAddresses, StepLayout
 
 _MOST_TEXT_BYTES = 4000
 
@@ -42,6 +45,17 @@ class Simulation:
         """Handle of a stream that is the calling thread."""
         return int(self._control.sim_host_stream(device))
 
+    def tensor_entry(self) -> tuple[int, int, int]:
+        """What `install_hook` takes to have CPU tensors in device 0's memory by its allocator.
+
+        They are asked for on the calling thread's stream, and new ones are full of 0xFF bytes.
+        """
+        functions = (self._control.sim_tensor_alloc, self._control.sim_tensor_free)
+        alloc, free = (ctypes.cast(each, ctypes.c_void_p).value for each in functions)
+        assert alloc is not None
+        assert free is not None
+        return self.host_stream(), alloc, free
+
     def finish(self) -> str:
         """What the machine has found, leaks included; empty if nothing."""
         text = ctypes.create_string_buffer(_MOST_TEXT_BYTES)
@@ -49,35 +63,82 @@ class Simulation:
         return text.value.decode()
 
 
-class CpuTensorsOnCuda(Transfers, CpuDevice):
-    """The CPU device's tensors with a CUDA device's host memory, streams, events and copies.
+class ArenaMemory(TensorMemory):
+    """The CPU device's arena, where torch's CPU tensors lie, as the memory of a GPU's tensors."""
 
-    To the simulated machine the arena is memory of device 0, and torch's CPU kernels are work of
-    the calling thread. So the runtime runs on the CUDA device as it is.
+    def __init__(self) -> None:
+        self._arena = get_cpu_device()
+
+    def read(self) -> MemoryReading:
+        counters = self._arena.counters()
+        return MemoryReading(
+            used_bytes=counters.device_used_bytes,
+            peak_bytes=counters.device_peak_bytes,
+            reserved_peak_bytes=counters.device_high_water_bytes,
+            live_allocations=counters.device_live_allocations,
+            allocations=counters.device_allocations,
+            cap_bytes=counters.device_cap_bytes,
+        )
+
+    def reset_peak(self) -> None:
+        self._arena.reset_peak()
+
+    def set_cap(self, nbytes: int | None) -> None:
+        self._arena.set_device_cap(nbytes)
+
+    def start_recording(self) -> None:
+        self._arena.start_recording()
+
+    def stop_recording(self) -> Events:
+        return self._arena.stop_recording()
+
+    def mark(self, value: int) -> None:
+        self._arena.mark(value)
+
+    def make_layout(self, addresses: StepAddresses, smallest_bytes: int) -> StepLayout:
+        return self._arena.make_layout(addresses)
+
+    def begin_step(self, layout: StepLayout) -> bool:
+        return self._arena.begin_step(layout)
+
+    def end_step(self) -> ReplayCounts | None:
+        return self._arena.end_step()
+
+
+class CpuTensorsOnCuda(CudaDevice):
+    """The CUDA device as it is, on a simulated machine, for torch's CPU tensors.
+
+    What the tensors lie in is memory of device 0 to the machine, and torch's CPU kernels are work
+    of the calling thread, which is the current stream. So the runtime runs on the CUDA device as it
+    is. Besides the stream only what names torch's own CUDA is another: its device and generators.
     """
 
+    generators = (torch.default_generator,)
+
     def __init__(self, simulation: Simulation) -> None:
-        self.core = get_cpu_device().core
         self._simulation = simulation
-        self._cuda: Any = None
 
     def start(self, seed: int) -> None:
-        """A new machine and a new device on it."""
+        """A new machine and a new device on it, the arena being its memory."""
         self._simulation.start(seed)
         self._simulation.adopt(*_arena_range(get_cpu_device()))
-        stream = self._simulation.host_stream()
-        self._cuda = self._simulation.module.CudaDevice(0, lambda: stream)
-        self._transfer = self._simulation.module.Transfer(self._cuda)
+        self.use(ArenaMemory(), self._simulation.host_stream())
+        self.smallest_planned_bytes = get_cpu_device().smallest_planned_bytes
+
+    def use(self, memory: TensorMemory, stream: int) -> None:
+        """A new device on the machine, with the tensors in `memory` and kernels on `stream`."""
+        super().__init__(0, current_stream=lambda: stream, memory=memory)
+        self.torch_device = torch.device("cpu")
 
     def finish(self) -> tuple[int, str]:
         """Copies made in both directions, and what the machine has found; destroys the device.
 
         The arena's one adopted range counts as an allocation that nobody frees.
         """
-        counters = self._cuda.counters()
-        del self._transfer, self._cuda
+        counters = self.counters()
+        del self._transfer, self.core
         found = self._simulation.finish().replace("leak: 1 device allocations\n", "")
-        return counters.to_host.copies + counters.to_device.copies, found
+        return counters.d2h_copies + counters.h2d_copies, found
 
 
 def _arena_range(device: CpuDevice) -> tuple[int, int]:

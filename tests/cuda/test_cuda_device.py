@@ -9,6 +9,7 @@ import pytest
 
 from memo_train.device import Rows
 from memo_train.device.cuda import CudaDevice, get_cuda_device, load_cuda
+from memo_train.device.cuda_memory import MemoMemory
 from memo_train.device.errors import (
     CudaUnavailable,
     HostMemoryExceeded,
@@ -25,7 +26,7 @@ NBYTES = 3000
 def device(on_simulation: Simulation) -> Iterator[CudaDevice]:
     """Device 0, destroyed after the test; kernels are this thread's work."""
     stream = on_simulation.host_stream()
-    made = CudaDevice(0, current_stream=lambda: stream)
+    made = CudaDevice(0, current_stream=lambda: stream, memory=MemoMemory(0, lambda: stream))
     yield made
     vars(made).clear()
 

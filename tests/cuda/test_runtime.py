@@ -5,48 +5,65 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import memo_train
+from memo_planner.errors import PlanFileError
 from memo_train.device import get_cpu_device
-from memo_train.selftest.copies import bytes_come_back
-from memo_train.selftest.gradients import swapped_by_hooks
-from memo_train.selftest.place import Place
+from memo_train.selftest.copies import COPY_SCENARIOS
+from memo_train.selftest.gradients import by_hooks, by_wrap
+from memo_train.selftest.peaks import planned_peak
+from memo_train.selftest.place import Place, cpu_place
+from memo_train.selftest.scenario import ScenarioFailed
+from memo_train.selftest.side_by_side import side_by_side
 from memo_train.testing import Step, assert_same_bits, run_step
-from tests.cuda.simulated import CpuTensorsOnCuda, Simulation
-from tests.runtime.causal_lms import own_llama
+from memo_train.trace.link import measure_link, measure_link_rates
+from tests.cuda.conftest import use_simulation
+from tests.cuda.simulated import ArenaMemory, CpuTensorsOnCuda, Simulation
 from tests.runtime.policies import force, wrapped_of
+from tests.runtime.small_llama import own_llama
 
 torch.set_num_threads(1)
 
 TOKENS = 40
 TILE_TOKENS = 16
-NUM_SEEDS = 25
+BACKLOG_BYTES = 1 << 16
+NUM_BLOCKS = 2
+WAYS = [(policy, free) for policy in ("swap", "mixed") for free in (0, 1 << 40)]
+SEEDS_OF_A_WAY = 250
+QUICK_SEEDS = 25
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_garbage_collection() -> None:
-    """Collections after each step need not look at what the libraries have made."""
-    own_llama()
-    gc.collect()
-    gc.freeze()
+def ways_and_seeds() -> Iterator[Any]:
+    """1,000 seeds, all different, a few of each way without waiting for the slow ones."""
+    for number, way in enumerate(WAYS):
+        seeds = range(number * SEEDS_OF_A_WAY, (number + 1) * SEEDS_OF_A_WAY)
+        yield pytest.param(*way, seeds[:QUICK_SEEDS], id=f"{way[0]}-{number}-quick")
+        slow = seeds[QUICK_SEEDS:]
+        yield pytest.param(*way, slow, id=f"{way[0]}-{number}", marks=pytest.mark.slow)
 
 
 @pytest.fixture
 def device(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuTensorsOnCuda]:
-    """What `wrap` takes for the CPU device, with freed memory poisoned."""
+    """What `wrap` takes for the device of its model, with freed memory poisoned."""
+    use_simulation(monkeypatch, simulation)
     made = CpuTensorsOnCuda(simulation)
     made.start(0)
-    monkeypatch.setattr(sys.modules["memo_train.wrap"], "get_cpu_device", lambda: made)
+    monkeypatch.setattr(sys.modules["memo_train.wrap"], "device_of", lambda parameters: made)
     get_cpu_device().poison(True)
     yield made
     get_cpu_device().poison(False)
 
 
 def wrapped_llama() -> torch.nn.Module:
-    return memo_train.wrap(own_llama(), alpha=0.5)
+    model = memo_train.wrap(own_llama(num_blocks=NUM_BLOCKS), alpha=0.5)
+    gc.collect()
+    gc.freeze()  # what a step leaves is little beside it
+    return model
 
 
 def step_of(model: torch.nn.Module) -> Step:
@@ -58,14 +75,15 @@ def step_of(model: torch.nn.Module) -> Step:
     return step
 
 
-@pytest.mark.parametrize("policy", ["swap", "mixed"])
-@pytest.mark.parametrize("free_bytes", [0, 1 << 40])
-def test_gradients_keep_every_bit(device: CpuTensorsOnCuda, policy: str, free_bytes: int) -> None:
+@pytest.mark.parametrize(("policy", "free_bytes", "seeds"), [*ways_and_seeds()])
+def test_gradients_keep_every_bit(
+    device: CpuTensorsOnCuda, policy: str, free_bytes: int, seeds: range
+) -> None:
     model = force(wrapped_llama(), "keep", TILE_TOKENS)
     keep = step_of(model)
     device.finish()
     force(model, policy, TILE_TOKENS, free_bytes)
-    for seed in range(NUM_SEEDS):
+    for seed in seeds:
         device.start(seed)
         step = step_of(model)
         num_copies, found = device.finish()
@@ -91,14 +109,100 @@ def test_a_missing_wait_shows(device: CpuTensorsOnCuda, monkeypatch: pytest.Monk
     assert caught == 10
 
 
+def late_copies(place: Place) -> None:
+    for scenario in COPY_SCENARIOS:
+        if scenario.name.endswith("late copies"):
+            assert scenario.run(place)["late_rounds"] > 0, scenario.name
+
+
 def test_scenarios_of_the_self_test(device: CpuTensorsOnCuda) -> None:
-    place = Place(device=device, torch_device=torch.device("cpu"))
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
     device.finish()
     for seed in range(5):
         device.start(seed)
-        assert bytes_come_back(place), f"seed {seed}"
-        assert swapped_by_hooks(place)["bitwise_equal"], f"seed {seed}"
+        late_copies(place)
+        assert side_by_side([cpu_place(), place])["devices"] == 2
+        assert by_hooks(place)["swapped_tensors"] > 20, f"seed {seed}"
         gc.collect()
         num_copies, found = device.finish()
-        assert num_copies > 100
+        assert num_copies > 400
         assert not found, f"seed {seed}: {found}"
+
+
+def test_wrap_in_the_self_test(device: CpuTensorsOnCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients and planned peaks, with the steps' copies late as well."""
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
+    monkeypatch.setattr(sys.modules["memo_train.stats"], "devices_in_use", lambda: (device,))
+    modes = by_wrap(place)["modes"]
+    assert modes["swap"]["d2h_bytes"] == modes["swap"]["h2d_bytes"] > 1e6
+    assert list(planned_peak(place)["modes"]) == list(modes)
+    gc.collect()
+    assert not device.finish()[1]
+
+
+def test_scenarios_of_the_self_test_see_a_missing_wait(
+    device: CpuTensorsOnCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
+    device.finish()
+    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self: None)
+    for seed in range(5):
+        device.start(seed)
+        with pytest.raises(ScenarioFailed, match="values are not what was sent"):
+            late_copies(place)
+        device.finish()
+
+
+class WithoutLayouts(ArenaMemory):
+    why_no_layouts = "somebody else serves this memory"
+
+
+def test_memory_without_layouts_is_served_by_size(device: CpuTensorsOnCuda) -> None:
+    """As torch's own allocator: the same bits, and the report says why."""
+    planned = step_of(force(wrapped_llama(), "swap", TILE_TOKENS))
+    device.use(WithoutLayouts(), device._simulation.host_stream())
+    model = force(wrapped_llama(), "swap", TILE_TOKENS)
+    for _ in range(3):
+        assert_same_bits(step_of(model), planned)
+    report = memo_train.memory_report(model)
+    assert report.shapes == ()
+    assert "no planned addresses: somebody else serves this memory" in str(report)
+    device.finish()
+
+
+def test_profiles_and_files_name_the_device(
+    device: CpuTensorsOnCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that was made on one kind of device is not taken on another."""
+    model = memo_train.wrap(own_llama(num_blocks=NUM_BLOCKS), seq_len=TOKENS)
+    memo_train.save_plan(model, tmp_path / "plan.json")
+    assert memo_train.plan(model).profile.device == "cpu"
+    monkeypatch.setattr(device, "torch_device", torch.device("cuda", 0))
+    with pytest.raises(PlanFileError, match="device is 'cpu', this model's is 'cuda'"):
+        memo_train.load_plan(model, tmp_path / "plan.json")
+    device.finish()
+
+
+def test_counters_tell_busy_and_stalled_seconds(device: CpuTensorsOnCuda) -> None:
+    model = force(wrapped_llama(), "swap", TILE_TOKENS, 0)
+    device.reset_counters()
+    begin = device.now()
+    step_of(model)
+    device.synchronize()
+    counters, passed_s = device.counters(), device.now() - begin
+    assert 0 < counters.d2h_busy_s < passed_s
+    assert 0 < counters.h2d_busy_s < passed_s
+    assert 0 < counters.stall_s < passed_s
+    assert counters.stalls > 0
+    assert counters.device_peak_bytes >= counters.device_used_bytes > 0
+    device.reset_counters()
+    assert (device.counters().stall_s, device.counters().d2h_busy_s) == (0, 0)
+    device.finish()
+
+
+def test_link_is_measured(device: CpuTensorsOnCuda) -> None:
+    link, rates = measure_link(device), measure_link_rates(device)
+    assert min(link.d2h_bytes_per_s, link.h2d_bytes_per_s) > 0
+    for value in (rates.d2h_alone_bytes_per_s, rates.h2d_both_bytes_per_s):
+        assert 1e6 < value < 1e15
+    assert not device.finish()[1]

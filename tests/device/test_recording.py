@@ -39,7 +39,7 @@ def test_threads_are_told_apart() -> None:
         other.start()
         other.join()
     arena.mark(0)
-    threads = arena.stop_recording()["thread"]
+    threads = arena.stop_recording()["source"]
     assert threads[0] == threads[-1] == 0
     assert 0 not in threads[1:-1]
 

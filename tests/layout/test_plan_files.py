@@ -12,6 +12,7 @@ from torch import nn
 
 import memo_train
 from memo_planner.errors import PlanFileError
+from memo_train.device import get_cpu_device
 from memo_train.errors import UnsupportedModel
 from tests.layout.steps import Training, only_report
 from tests.runtime.causal_lms import MODELS
@@ -143,6 +144,7 @@ LAYOUT = {
 def test_a_wrong_layout_is_refused(tmp_path: Path, changes: Any, wrong: str) -> None:
     from memo_train.layout.file import _decode
 
+    device = get_cpu_device()
     with pytest.raises(memo_train.MemoError, match=wrong):
-        _decode(LAYOUT | changes)
-    assert _decode(LAYOUT).peak_bytes == 512
+        device.make_layout(_decode(LAYOUT | changes))
+    assert device.make_layout(_decode(LAYOUT)).peak_bytes == _decode(LAYOUT).peak_bytes == 512

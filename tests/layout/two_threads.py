@@ -28,7 +28,7 @@ def main() -> None:
     device = get_cpu_device()
     device.start_recording()
     without, _ = losses(on=False)
-    threads = set(device.stop_recording()["thread"].tolist())
+    threads = set(device.stop_recording()["source"].tolist())
     with_layout, model = losses(on=True)
     report = only_report(model)
     found = {"threads": len(threads), "without": without, "with_layout": with_layout}

@@ -9,10 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from memo_train.model import Llama, LlamaConfig
-
-VOCAB_SIZE = 61
-NUM_BLOCKS = 3
+from tests.runtime.small_llama import NUM_BLOCKS, VOCAB_SIZE, own_llama
 
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -25,19 +22,6 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-
-
-def own_llama(**options: Any) -> nn.Module:
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCAB_SIZE,
-        "hidden_size": 32,
-        "ffn_size": 48,
-        "num_blocks": NUM_BLOCKS,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-    }
-    torch.manual_seed(1)
-    return Llama(LlamaConfig(**(sizes | options)))
 
 
 def _hugging_face(family: str, **sizes: Any) -> Callable[..., nn.Module]:

@@ -12,7 +12,7 @@ void UseEverything() {
   const cudaStream_t copies = sim::Machine::Get().NewStream(1);
   const auto layout = std::make_shared<memo::StepLayout>(
       std::vector<memo::StepLayout::Request>{{kMiB, 0}, {kMiB, 0}},
-      std::vector<memo::StepLayout::Mark>{{1, 0}}, 64);
+      std::vector<memo::StepLayout::Mark>{{1, 0}}, 512, 512);
   allocator.BeginStep(layout, nullptr);
   allocator.Mark(1);
   for (int i = 0; i < 2; ++i) {

@@ -15,6 +15,7 @@
 class PlannedStep {
  public:
   static constexpr uint64_t kPlace = 7;
+  static constexpr size_t kBlock = memo::CudaAllocator::kBlockBytes;
 
   // Also makes the layout, by first fit as if every free were over at once.
   explicit PlannedStep(uint64_t seed) {
@@ -30,13 +31,13 @@ class PlannedStep {
         living.pop_back();
         continue;
       }
-      const size_t bytes = 64 * (1 + random() % 40);
+      const size_t bytes = kBlock * (1 + random() % 10);
       living.push_back(requests_.size());
       moves_.push_back(Move{true, false, requests_.size()});
       requests_.push_back(memo::StepLayout::Request{bytes, slots.Take(bytes)});
     }
     layout_ = std::make_shared<memo::StepLayout>(
-        requests_, std::vector<memo::StepLayout::Mark>{{kPlace, 0}}, 64);
+        requests_, std::vector<memo::StepLayout::Mark>{{kPlace, 0}}, kBlock, kBlock);
   }
 
   const std::shared_ptr<memo::StepLayout>& layout() const { return layout_; }

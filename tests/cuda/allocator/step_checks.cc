@@ -8,9 +8,11 @@ namespace {
 constexpr uint64_t kPlace = 7;
 using Requests = std::vector<memo::StepLayout::Request>;
 
-std::shared_ptr<memo::StepLayout> LayoutOf(Requests requests) {
-  return std::make_shared<memo::StepLayout>(std::move(requests),
-                                            std::vector<memo::StepLayout::Mark>{{kPlace, 0}}, 64);
+constexpr size_t kBlock = memo::CudaAllocator::kBlockBytes;
+
+std::shared_ptr<memo::StepLayout> LayoutOf(Requests requests, size_t alignment = kBlock) {
+  return std::make_shared<memo::StepLayout>(
+      std::move(requests), std::vector<memo::StepLayout::Mark>{{kPlace, 0}}, kBlock, alignment);
 }
 
 char* Ask(memo::CudaAllocator* allocator, size_t bytes, cudaStream_t stream = nullptr) {
@@ -27,17 +29,56 @@ void CheckWhoIsServed() {
   CheckClean("who is served", sim::Options(), [](Run*) {
     const cudaStream_t other = sim::Machine::Get().NewStream(0);
     memo::CudaAllocator allocator(0, kSmallChunkBytes);
-    Begin(&allocator, {{128, 64}, {64, 0}});
-    char* const elsewhere = Ask(&allocator, 128, other);
-    char* const first = Ask(&allocator, 100);
-    char* const departed = Ask(&allocator, 4096);
-    char* const second = Ask(&allocator, 64);
-    EXPECT(first - second == 64, first - second);
+    Begin(&allocator, {{2 * kBlock, kBlock}, {kBlock, 0}});
+    char* const elsewhere = Ask(&allocator, 2 * kBlock, other);
+    char* const first = Ask(&allocator, kBlock + 1);
+    char* const departed = Ask(&allocator, 8 * kBlock);
+    char* const second = Ask(&allocator, 1);
+    EXPECT(first - second == kBlock, first - second);
     const memo::ReplayCounts counts = *allocator.EndStep();
     EXPECT(counts.planned == 2 && counts.departed == 1, counts.departed);
     EXPECT(!allocator.EndStep(), "a step ended twice");
     for (char* data : {first, departed, second}) allocator.Free(data, nullptr);
     allocator.Free(elsewhere, other);
+  });
+}
+
+// A GPU's addresses are multiples of a block, planned ones too.
+void CheckAlignment() {
+  CheckClean("alignment", sim::Options(), [](Run*) {
+    memo::CudaAllocator allocator(0, kSmallChunkBytes);
+    const std::string refused = RefusalOf<memo::InvalidArgument>(
+        [&] { allocator.BeginStep(LayoutOf({{64, 64}}, 64), nullptr); });
+    EXPECT(refused.find("multiples of 512") != std::string::npos, refused);
+    RefusalOf<memo::InvalidArgument>([&] { LayoutOf({{kBlock, 64}}); });
+  });
+}
+
+// A recording tells streams apart, gives addresses, and knows of planned ones too.
+void CheckRecording() {
+  CheckClean("recording", sim::Options(), [](Run*) {
+    const cudaStream_t stream = sim::Machine::Get().NewStream(0);
+    const cudaStream_t other = sim::Machine::Get().NewStream(0);
+    memo::CudaAllocator allocator(0, kSmallChunkBytes);
+    EXPECT(allocator.StopRecording().empty(), "a recording that never began");
+    allocator.BeginStep(LayoutOf({{2 * kBlock, 0}}), stream);
+    allocator.StartRecording(stream);
+    allocator.Mark(kPlace);
+    char* const planned = Ask(&allocator, 2 * kBlock, stream);
+    char* const foreign = Ask(&allocator, 1, other);
+    allocator.Free(planned, stream);
+    const std::vector<memo::MemoryEvent> events = allocator.StopRecording();
+    EXPECT(events.size() == 4, events.size());
+    const auto same = [](const memo::MemoryEvent& event, memo::MemoryEvent expected) {
+      return event.kind == expected.kind && event.source == expected.source &&
+             event.offset == expected.offset && event.bytes == expected.bytes;
+    };
+    const auto at = reinterpret_cast<uint64_t>(planned);
+    EXPECT(same(events[0], {2, 0, kPlace, 0}), "the mark");
+    EXPECT(same(events[1], {0, 0, at, 2 * kBlock}), "the planned request");
+    EXPECT(same(events[2], {0, 1, reinterpret_cast<uint64_t>(foreign), kBlock}), "the other");
+    EXPECT(same(events[3], {1, 0, at, 2 * kBlock}), "the free");
+    allocator.Free(foreign, other);
   });
 }
 
@@ -123,6 +164,8 @@ void CheckGivenUp() {
 
 void CheckStepRanges() {
   CheckWhoIsServed();
+  CheckAlignment();
+  CheckRecording();
   CheckRegrowth();
   CheckLeftovers();
   CheckStreamChange();

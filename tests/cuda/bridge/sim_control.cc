@@ -1,8 +1,10 @@
 // The simulated machine as Python tests reach it, beside the bindings of the CUDA device.
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <string>
 
+#include "device/cuda_allocators.h"
 #include "sim/machine.h"
 
 #define MEMO_EXPORT extern "C" __attribute__((visibility("default")))
@@ -31,4 +33,21 @@ MEMO_EXPORT void sim_finish(char* text, size_t bytes) {
   }
   std::strncpy(text, all.c_str(), bytes - 1);
   text[bytes - 1] = '\0';
+}
+
+// The functions of csrc/torch/cpu_allocator_hook.cc over the allocator of device 0; the context is
+// the stream of the thread that computes.
+MEMO_EXPORT void* sim_tensor_alloc(void* stream, size_t bytes, char* error, size_t error_bytes) {
+  try {
+    auto& allocator = memo::CudaAllocators::OfProcess().Of(0);
+    void* data = allocator.Alloc(bytes, static_cast<cudaStream_t>(stream));
+    return std::memset(data, 0xFF, bytes);
+  } catch (const memo::Error& refused) {
+    std::snprintf(error, error_bytes, "%s", refused.what());
+    return nullptr;
+  }
+}
+
+MEMO_EXPORT void sim_tensor_free(void* stream, void* data) {
+  memo::CudaAllocators::OfProcess().Of(0).Free(data, static_cast<cudaStream_t>(stream));
 }

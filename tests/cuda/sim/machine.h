@@ -61,7 +61,9 @@ struct Kernel {
 
 struct EventState {
   int device = 0;
+  bool timed = false;
   bool recorded = false;
+  double recorded_at_s = 0;  // when the host asked for it
   Ticket ticket;
   VectorClock clock;
 };
@@ -100,10 +102,11 @@ class Machine {
   cudaError_t StreamDestroy(cudaStream_t stream);
   cudaError_t StreamSynchronize(cudaStream_t stream, Lock& lock);
   cudaError_t StreamWait(cudaStream_t stream, cudaEvent_t event, Lock& lock);
-  cudaError_t EventCreate(cudaEvent_t* event);
+  cudaError_t EventCreate(cudaEvent_t* event, unsigned int flags);
   cudaError_t EventDestroy(cudaEvent_t event);
   cudaError_t EventRecord(cudaEvent_t event, cudaStream_t stream);
   cudaError_t EventQuery(cudaEvent_t event);
+  cudaError_t EventElapsed(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
   cudaError_t EventSynchronize(cudaEvent_t event, Lock& lock);
   cudaError_t Malloc(void** data, size_t bytes);
   cudaError_t Free(void* data, Lock& lock);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "device/clock.h"
 #include "sim/machine.h"
 
 namespace sim {
@@ -58,8 +59,9 @@ cudaError_t Machine::StreamWait(cudaStream_t stream, cudaEvent_t event, Lock& lo
   return cudaSuccess;
 }
 
-cudaError_t Machine::EventCreate(cudaEvent_t* event) {
+cudaError_t Machine::EventCreate(cudaEvent_t* event, unsigned int flags) {
   *event = reinterpret_cast<cudaEvent_t>(next_handle_++);
+  events_[*event].timed = flags == cudaEventDefault;
   events_[*event].device = CurrentDevice();
   return cudaSuccess;
 }
@@ -76,6 +78,7 @@ cudaError_t Machine::EventRecord(cudaEvent_t event, cudaStream_t stream) {
   CheckCurrent(worker->device(), "cudaEventRecord");
   if (state->device != worker->device()) return cudaErrorInvalidResourceHandle;
   state->recorded = true;
+  state->recorded_at_s = memo::NowSeconds();
   state->clock = worker->clock();
   state->clock.Join(host_clock_);
   state->ticket = worker->Last();
@@ -91,6 +94,21 @@ cudaError_t Machine::EventQuery(cudaEvent_t event) {
   // Nothing says how soon the host learns of it.
   if (!worker->Done(state->ticket) || random_() % 4 == 0) return cudaErrorNotReady;
   host_clock_.Join(state->clock);
+  return cudaSuccess;
+}
+
+cudaError_t Machine::EventElapsed(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  double at_s[2];
+  for (int i = 0; i < 2; ++i) {
+    const EventState* state = Find(i == 0 ? begin : end, "cudaEventElapsedTime");
+    const bool usable = state != nullptr && state->recorded && state->timed;
+    if (!usable) return cudaErrorInvalidResourceHandle;
+    const Worker* worker = state->ticket.worker;
+    if (worker != nullptr && !worker->Done(state->ticket)) return cudaErrorNotReady;
+    const double done_at_s = worker == nullptr ? 0 : worker->DoneAt(state->ticket);
+    at_s[i] = std::max(state->recorded_at_s, done_at_s);
+  }
+  *milliseconds = static_cast<float>((at_s[1] - at_s[0]) * 1e3);
   return cudaSuccess;
 }
 

@@ -114,9 +114,15 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   });
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int flags) {
   return Machine::Get().Call("cudaEventCreateWithFlags",
-                             [&](auto&) { return Machine::Get().EventCreate(event); });
+                             [&](auto&) { return Machine::Get().EventCreate(event, flags); });
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
+  return Machine::Get().Call("cudaEventElapsedTime", [&](auto&) {
+    return Machine::Get().EventElapsed(milliseconds, begin, end);
+  });
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {

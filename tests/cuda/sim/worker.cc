@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "device/clock.h"
+
 namespace sim {
 
 Worker::Worker(Pulse* pulse, Actor actor, int device, uint64_t seed)
@@ -59,6 +61,7 @@ void Worker::Run() {
       std::this_thread::yield();
     }
     lock.lock();
+    done_at_s_.push_back(memo::NowSeconds());
     ++done_;
     pulse_->work_done.notify_all();
   }

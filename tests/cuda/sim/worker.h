@@ -54,6 +54,10 @@ class Worker {
   void Tick();
 
   bool Done(Ticket ticket) const { return done_ >= ticket.number; }
+  // Seconds of a steady clock at which that work was over; 0 for none.
+  double DoneAt(Ticket ticket) const {
+    return ticket.number == 0 ? 0 : done_at_s_[static_cast<size_t>(ticket.number) - 1];
+  }
   // Somebody waits for it: no more delays on the way there.
   void Hurry(Ticket ticket);
 
@@ -83,6 +87,7 @@ class Worker {
   std::deque<Work> queue_;
   uint64_t given_ = 0;
   uint64_t done_ = 0;
+  std::vector<double> done_at_s_;  // of each work that is done
   uint64_t wanted_ = 0;
   uint64_t held_until_ = 0;  // in calls
   Ticket waiting_for_;

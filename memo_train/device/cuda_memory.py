@@ -1,0 +1,201 @@
+"""The memory of a GPU's tensors: torch's own allocator, or memo-train's with planned addresses.
+
+Which one serves a process is decided before its first CUDA tensor: memo-train's does after
+`memo_train.device.cuda_allocator.install_cuda_allocator()`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from memo_train.device.cuda_allocator import cuda_memory, reset_cuda_peak, set_cuda_cap
+from memo_train.device.cuda_module import load_cuda
+from memo_train.device.errors import NoPlannedAddresses
+from memo_train.device.events import Events
+from memo_train.device.steps import ReplayCounts, StepAddresses, StepLayout
+
+_EVENT = np.dtype([("kind", "<u8"), ("source", "<u8"), ("offset", "<u8"), ("bytes", "<u8")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReading:
+    """Of tensors: bytes now and at most, allocations; reserved for them at most, and the cap."""
+
+    used_bytes: int
+    peak_bytes: int
+    reserved_peak_bytes: int
+    live_allocations: int
+    allocations: int
+    cap_bytes: int | None
+
+
+class TensorMemory(ABC):
+    """The allocator of one GPU's tensors. why_no_layouts: as in `Device`."""
+
+    why_no_layouts = ""
+
+    @abstractmethod
+    def read(self) -> MemoryReading:
+        """All figures at this moment."""
+
+    @abstractmethod
+    def reset_peak(self) -> None:
+        """Let peaks start again from what is in use."""
+
+    @abstractmethod
+    def set_cap(self, nbytes: int | None) -> None:
+        """Limit what is reserved; None: no cap."""
+
+    @abstractmethod
+    def start_recording(self) -> None:
+        """Record events from now on. Raises: NoPlannedAddresses."""
+
+    @abstractmethod
+    def stop_recording(self) -> Events:
+        """The events since `start_recording`."""
+
+    @abstractmethod
+    def mark(self, value: int) -> None:
+        """The step has come to a place."""
+
+    @abstractmethod
+    def make_layout(self, addresses: StepAddresses, smallest_bytes: int) -> StepLayout:
+        """As `Device.make_layout`. Raises: InvalidDeviceArgument, NoPlannedAddresses."""
+
+    @abstractmethod
+    def begin_step(self, layout: StepLayout) -> bool:
+        """Serve compute at planned addresses; False if there is no room for the planned range."""
+
+    @abstractmethod
+    def end_step(self) -> ReplayCounts | None:
+        """End the step under way; None if none was begun."""
+
+
+class TorchMemory(TensorMemory):
+    """torch's caching allocator.
+
+    The cap is `torch.cuda.set_per_process_memory_fraction`: on what torch has reserved, holes
+    included, but neither on the CUDA context nor on what libraries take besides. Beyond it torch
+    raises torch.OutOfMemoryError.
+    """
+
+    why_no_layouts = (
+        "torch's own allocator serves this GPU; call memo_train.device.cuda_allocator."
+        "install_cuda_allocator() before the first CUDA tensor of the process"
+    )
+
+    def __init__(self, ordinal: int, total_bytes: int) -> None:
+        self._ordinal, self._total_bytes = ordinal, total_bytes
+
+    def read(self) -> MemoryReading:
+        """As torch counts. Source: torch.cuda.memory_stats."""
+        stats = torch.cuda.memory_stats(self._ordinal)
+        fraction = torch.cuda.memory.get_per_process_memory_fraction(self._ordinal)
+        return MemoryReading(
+            used_bytes=stats.get("allocated_bytes.all.current", 0),
+            peak_bytes=stats.get("allocated_bytes.all.peak", 0),
+            reserved_peak_bytes=stats.get("reserved_bytes.all.peak", 0),
+            live_allocations=stats.get("allocation.all.current", 0),
+            allocations=stats.get("allocation.all.allocated", 0),
+            cap_bytes=None if fraction >= 1 else round(fraction * self._total_bytes),
+        )
+
+    def reset_peak(self) -> None:
+        """torch's own, for everybody in the process."""
+        torch.cuda.reset_peak_memory_stats(self._ordinal)
+
+    def set_cap(self, nbytes: int | None) -> None:
+        """As a part of the GPU's memory; more than all of it is no cap."""
+        fraction = 1.0 if nbytes is None else min(nbytes / self._total_bytes, 1.0)
+        torch.cuda.set_per_process_memory_fraction(fraction, self._ordinal)
+
+    def start_recording(self) -> None:
+        """Record events from now on. Raises: NoPlannedAddresses."""
+        raise NoPlannedAddresses(f"a step cannot be recorded: {self.why_no_layouts}")
+
+    def stop_recording(self) -> Events:
+        """Never any."""
+        return np.empty(0, _EVENT)
+
+    def mark(self, value: int) -> None:
+        """Nobody listens."""
+
+    def make_layout(self, addresses: StepAddresses, smallest_bytes: int) -> StepLayout:
+        """As `Device.make_layout`. Raises: NoPlannedAddresses."""
+        raise NoPlannedAddresses(f"a step cannot be served by its layout: {self.why_no_layouts}")
+
+    def begin_step(self, layout: StepLayout) -> bool:
+        """Never."""
+        return False
+
+    def end_step(self) -> ReplayCounts | None:
+        """None has begun."""
+        return None
+
+
+class MemoMemory(TensorMemory):
+    """memo-train's allocator (`cuda_allocator`): planned addresses, and a cap on what it reserved.
+
+    torch does not look at a refusal: kernels then get a null pointer, and `cuda_refusal` says why.
+    """
+
+    def __init__(self, ordinal: int, current_stream: Callable[[], int]) -> None:
+        self._ordinal, self._current_stream = ordinal, current_stream
+        self._module = load_cuda()
+
+    def read(self) -> MemoryReading:
+        """As the allocator counts."""
+        memory = cuda_memory(self._ordinal)
+        allocations = memory.planned_requests + memory.unplanned_requests
+        return MemoryReading(
+            used_bytes=memory.allocated_bytes,
+            peak_bytes=memory.allocated_peak_bytes,
+            reserved_peak_bytes=memory.reserved_peak_bytes,
+            live_allocations=allocations - memory.frees,
+            allocations=allocations,
+            cap_bytes=memory.cap_bytes,
+        )
+
+    def reset_peak(self) -> None:
+        """The allocator's, for everybody in the process."""
+        reset_cuda_peak(self._ordinal)
+
+    def set_cap(self, nbytes: int | None) -> None:
+        """On reserved bytes, chunks and planned range together."""
+        set_cuda_cap(self._ordinal, nbytes)
+
+    def start_recording(self) -> None:
+        """Record the allocator's events; source 0 is torch's current stream."""
+        self._module.start_recording(self._ordinal, self._current_stream())
+
+    def stop_recording(self) -> Events:
+        """The events since `start_recording`."""
+        rows: np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+        rows = self._module.stop_recording(self._ordinal)
+        events: Events = rows.reshape(-1).view(_EVENT)
+        return events
+
+    def mark(self, value: int) -> None:
+        """The step has come to a place."""
+        self._module.mark(self._ordinal, value)
+
+    def make_layout(self, addresses: StepAddresses, smallest_bytes: int) -> StepLayout:
+        """`addresses` as the allocator takes them. Raises: InvalidDeviceArgument."""
+        requests, marks = addresses.pairs(self._module.StepLayout.OUTSIDE)
+        layout: StepLayout = self._module.StepLayout(requests, marks, smallest_bytes)
+        return layout
+
+    def begin_step(self, layout: StepLayout) -> bool:
+        """Serve torch's current stream; False if the GPU has no room for the planned range."""
+        begun: bool = self._module.begin_step(self._ordinal, layout, self._current_stream())
+        return begun
+
+    def end_step(self) -> ReplayCounts | None:
+        """End the step under way."""
+        counts: ReplayCounts | None = self._module.end_step(self._ordinal)
+        return counts
