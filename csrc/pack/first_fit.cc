@@ -1,6 +1,7 @@
 #include "pack/first_fit.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -29,6 +30,33 @@ Order Descending(const std::vector<double>& weight) {
   return order;
 }
 
+// By contention and lifetime, then by size, by size times lifetime, by lifetime, by contention and
+// each of these, from the greatest down.
+std::vector<Order> FirstFitOrders(const Problem& problem) {
+  constexpr Preference kPreferences[] = {
+      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
+      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
+  };
+  std::vector<Order> orders;
+  for (const Preference preference : kPreferences) {
+    orders.push_back(Descending(Weights(problem, preference)));
+  }
+  return orders;
+}
+
+// The first order gains most from promotions, so three turns of four are its.
+size_t OrderOfFit(int64_t fit, size_t num_orders) {
+  if (fit % 4 != 1) return 0;
+  return 1 + static_cast<size_t>(fit / 4) % (num_orders - 1);
+}
+
+// Moves the buffers that end above `target` to the front: what found no room in its turn has it
+// next time. ("Squeaky wheel" optimisation, Joslin and Clements, JAIR 1999.)
+void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order) {
+  std::stable_partition(order.begin(), order.end(),
+                        [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
+}
+
 }  // namespace
 
 void Take(Ranges& taken, int64_t start, int64_t stop) {
@@ -49,21 +77,17 @@ void Take(Ranges& taken, int64_t start, int64_t stop) {
   }
 }
 
-std::vector<Order> FirstFitOrders(const Problem& problem) {
-  constexpr Preference kPreferences[] = {
-      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
-      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
-  };
-  std::vector<Order> orders;
-  for (const Preference preference : kPreferences) {
-    orders.push_back(Descending(Weights(problem, preference)));
+Ranges Joined(Ranges ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges joined;
+  for (const auto& [start, stop] : ranges) {
+    if (joined.empty() || joined.back().second < start) {
+      joined.emplace_back(start, stop);
+    } else {
+      joined.back().second = std::max(joined.back().second, stop);
+    }
   }
-  return orders;
-}
-
-size_t OrderOfFit(int64_t fit, size_t num_orders) {
-  if (fit % 4 != 1) return 0;
-  return 1 + static_cast<size_t>(fit / 4) % (num_orders - 1);
+  return joined;
 }
 
 Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
@@ -91,9 +115,18 @@ Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order
   return offsets;
 }
 
-void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order) {
-  std::stable_partition(order.begin(), order.end(),
-                        [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
+void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,
+                 const Fits& fits, const std::function<bool()>& stop, Offsets& best) {
+  std::vector<Order> orders = FirstFitOrders(problem);
+  int64_t lowest = best.empty() ? std::numeric_limits<int64_t>::max() : Peak(problem, best);
+  for (int64_t fit = 0; fit < fits.most && lowest > fits.target; ++fit) {
+    if (!best.empty() && stop()) return;
+    Order& order = orders[OrderOfFit(fit, orders.size())];
+    Offsets found = FirstFit(problem, conflicts, order, obstacles);
+    PromoteHighest(problem, found, fits.target, order);
+    const int64_t peak = Peak(problem, found);
+    if (peak < lowest) best = std::move(found), lowest = peak;
+  }
 }
 
 }  // namespace memo::pack

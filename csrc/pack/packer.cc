@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMostListedConflicts = 40'000'000;
 constexpr size_t kMostSearchedBuffers = 20'000;
 // Up to so many, first fit of the whole is quicker than window by window.
-constexpr size_t kMostFitAtOnce = 2'000;
+constexpr size_t kMostFitAtOnce = 500;
 // Each window lists what is alive in it.
 constexpr int64_t kMostAliveInWindow = 20'000;
 
@@ -62,7 +62,7 @@ void Packer::PackPart(const Part& part) {
 Offsets Packer::PackWindows(const Problem& problem) {
   const size_t size = problem.buffers.size();
   if (size <= kMostFitAtOnce || MostAlive(problem) > kMostAliveInWindow) return {};
-  constexpr int64_t kAttemptsBeforeSearch = 32;
+  constexpr int64_t kAttemptsBeforeSearch = 16;
   const int64_t attempts =
       size > kMostSearchedBuffers ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch;
   return WindowPacker(problem).Pack(target_, attempts, [&] { return Over(); });
@@ -76,7 +76,7 @@ Offsets Packer::PackMerged(const Problem& problem) {
   if (CountConflicts(merged.problem) > kMostListedConflicts) return {};
   constexpr FitBudget kGlance{18, 20'000'000};
   Offsets stacks;
-  FitInOrders(merged.problem, Conflicts(merged.problem), kGlance, stacks);
+  Fit(merged.problem, Conflicts(merged.problem), kGlance, stacks);
   Offsets offsets(problem.buffers.size());
   for (size_t i = 0; i < offsets.size(); ++i) {
     offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
@@ -88,23 +88,15 @@ void Packer::PackWhole(const Problem& problem, Offsets& best) {
   if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
   const Conflicts conflicts(problem);
   constexpr FitBudget kThorough{360, 600'000'000};
-  FitInOrders(problem, conflicts, kThorough, best);
+  Fit(problem, conflicts, kThorough, best);
   PackExactly(problem, conflicts, best);
 }
 
-void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts,
-                         const FitBudget& budget, Offsets& best) {
-  std::vector<Order> orders = FirstFitOrders(problem);
+void Packer::Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
+                 Offsets& best) {
   const int64_t fits = budget.looks / static_cast<int64_t>(conflicts.size() + 1);
-  const int64_t most_fits = std::clamp<int64_t>(fits, 1, budget.most);
-  for (int64_t fit = 0; fit < most_fits; ++fit) {
-    if (!best.empty() && (Peak(problem, best) <= target_ || Over())) return;
-    Order& order = orders[OrderOfFit(fit, orders.size())];
-    Offsets found =
-        FirstFit(problem, conflicts, order, {{}, std::vector<Ranges>(problem.buffers.size())});
-    PromoteHighest(problem, found, target_, order);
-    Keep(problem, std::move(found), best);
-  }
+  FitInOrders(problem, conflicts, Obstacles::None(problem),
+              {target_, std::clamp<int64_t>(fits, 1, budget.most)}, [&] { return Over(); }, best);
 }
 
 bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {

@@ -59,9 +59,8 @@ class Packer {
   Offsets PackMerged(const Problem& problem);
   void PackWhole(const Problem& problem, Offsets& best);
   void PackGreedily(const Problem& problem, Offsets& best);
-  // First fit in several orders, each changed in turn by what ended too high.
-  void FitInOrders(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
-                   Offsets& best);
+  void Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
+           Offsets& best);
   void PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best);
   bool Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best);
   bool Keep(const Problem& problem, Offsets&& found, Offsets& best);

@@ -15,6 +15,16 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
   return order;
 }
 
+template <typename Key>
+std::vector<int32_t> Ascending(const Problem& problem, Key key) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return key(problem.buffers[a]) < key(problem.buffers[b]);
+  });
+  return order;
+}
+
 }  // namespace
 
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -41,12 +51,11 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 }
 
 std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  std::vector<int32_t> order(problem.buffers.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return problem.buffers[a].first < problem.buffers[b].first;
-  });
-  return order;
+  return Ascending(problem, [](const Buffer& buffer) { return buffer.first; });
+}
+
+std::vector<int32_t> ByLastSection(const Problem& problem) {
+  return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
 }
 
 int64_t MostAlive(const Problem& problem) {

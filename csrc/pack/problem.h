@@ -46,6 +46,8 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 
 // Numbers of the buffers in order of their first sections.
 std::vector<int32_t> ByFirstSection(const Problem& problem);
+// The same in order of their last sections.
+std::vector<int32_t> ByLastSection(const Problem& problem);
 
 // Most buffers alive in any section.
 int64_t MostAlive(const Problem& problem);

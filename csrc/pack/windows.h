@@ -9,10 +9,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "pack/first_fit.h"
 #include "pack/problem.h"
+#include "pack/spans.h"
 
 namespace memo::pack {
 
@@ -29,8 +32,8 @@ class WindowPacker {
   struct Window {
     int32_t first;
     int32_t last;
-    int32_t urgency = 0;  // how often it ended too high in this attempt
-    int64_t load = 0;     // most units alive in it
+    bool in_core = false;
+    int64_t load = 0;  // most units alive in it
     // Placed buffers that live in several windows, by where they begin and where they end.
     std::vector<int32_t> beginning = {};
     std::vector<int32_t> ending = {};
@@ -46,23 +49,27 @@ class WindowPacker {
   void Cut(int64_t num_events);
   void Clear();
   bool Round(int64_t target, int64_t limit, const std::function<bool()>& stop);
+  int64_t PackCore(int64_t target, const std::function<bool()>& stop);
   int64_t PackWindow(size_t w, int64_t target, const std::function<bool()>& stop);
-  Task TaskOf(size_t w) const;
-  std::vector<int32_t> AliveIn(const Window& window) const;
+  std::vector<size_t> FullestFirst() const;
+  Task CoreTask() const;
+  Task TaskOf(size_t w);
+  std::vector<int32_t> PartlyAlive(const Window& window) const;
+  std::pair<size_t, size_t> Spanned(const Buffer& buffer) const;
+  void SortByLifetime(std::vector<int32_t>& buffers) const;
   Ranges Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) const;
+  int64_t PlaceAll(const Task& task, const Offsets& offsets);
   void Place(int32_t i, int64_t offset);
-  void JoinFailed();
-  size_t WindowOf(int32_t section) const;
   const Buffer& buffer(int32_t i) const { return problem_.buffers[i]; }
 
   const Problem& problem_;
   const std::vector<int64_t> load_;
   const std::vector<int32_t> by_first_;
-  // Before every so many buffers of `by_first_`: the earlier ones that are still alive.
-  std::vector<std::vector<int32_t>> alive_before_;
+  const std::vector<int32_t> by_last_;
   std::vector<Window> windows_;
-  std::vector<char> failed_;  // per window, in the latest round
-  Offsets offsets_;           // of the latest round
+  std::vector<size_t> window_of_;  // per section
+  std::optional<Spans> spans_;     // of the buffers in `windows_`
+  Offsets offsets_;  // of the latest round
 };
 
 }  // namespace memo::pack
