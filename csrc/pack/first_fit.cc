@@ -1,6 +1,7 @@
 #include "pack/first_fit.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -30,24 +31,16 @@ Order Descending(const std::vector<double>& weight) {
   return order;
 }
 
-// By contention and lifetime, then by size, by size times lifetime, by lifetime, by contention and
-// each of these, from the greatest down.
-std::vector<Order> FirstFitOrders(const Problem& problem) {
-  constexpr Preference kPreferences[] = {
-      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
-      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
-  };
-  std::vector<Order> orders;
-  for (const Preference preference : kPreferences) {
-    orders.push_back(Descending(Weights(problem, preference)));
-  }
-  return orders;
-}
+// Of the orders of first fit; the first one gains most from promotions.
+constexpr Preference kPreferences[] = {
+    Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
+    Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
+};
 
-// The first order gains most from promotions, so three turns of four are its.
-size_t OrderOfFit(int64_t fit, size_t num_orders) {
+// So three turns of four are the first one's.
+size_t OrderOfFit(int64_t fit) {
   if (fit % 4 != 1) return 0;
-  return 1 + static_cast<size_t>(fit / 4) % (num_orders - 1);
+  return 1 + static_cast<size_t>(fit / 4) % (std::size(kPreferences) - 1);
 }
 
 // Moves the buffers that end above `target` to the front: what found no room in its turn has it
@@ -117,11 +110,13 @@ Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order
 
 void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,
                  const Fits& fits, const std::function<bool()>& stop, Offsets& best) {
-  std::vector<Order> orders = FirstFitOrders(problem);
+  Order orders[std::size(kPreferences)];
   int64_t lowest = best.empty() ? std::numeric_limits<int64_t>::max() : Peak(problem, best);
   for (int64_t fit = 0; fit < fits.most && lowest > fits.target; ++fit) {
     if (!best.empty() && stop()) return;
-    Order& order = orders[OrderOfFit(fit, orders.size())];
+    const size_t k = OrderOfFit(fit);
+    Order& order = orders[k];
+    if (order.empty()) order = Descending(Weights(problem, kPreferences[k]));
     Offsets found = FirstFit(problem, conflicts, order, obstacles);
     PromoteHighest(problem, found, fits.target, order);
     const int64_t peak = Peak(problem, found);
