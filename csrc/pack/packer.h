@@ -55,8 +55,8 @@ class Packer {
   };
 
   void PackPart(const Part& part);
-  Offsets PackWindows(const Problem& problem);
-  Offsets PackMerged(const Problem& problem);
+  void PackWindows(const Problem& problem, Offsets& best);
+  void PackMerged(const Problem& problem, Offsets& best);
   void PackWhole(const Problem& problem, Offsets& best);
   void PackGreedily(const Problem& problem, Offsets& best);
   void Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,

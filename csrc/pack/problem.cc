@@ -58,13 +58,6 @@ std::vector<int32_t> ByLastSection(const Problem& problem) {
   return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
 }
 
-int64_t MostAlive(const Problem& problem) {
-  Problem counted = problem;
-  counted.base.clear();
-  for (Buffer& buffer : counted.buffers) buffer.size = 1;
-  return LowerBound(counted);
-}
-
 std::vector<Part> Split(const Problem& problem) {
   std::vector<Part> parts;
   int32_t base = 0, reach = 0;
@@ -154,9 +147,11 @@ Conflicts::Conflicts(const Problem& problem, bool with_whole)
   for_each_pair([&](int32_t a, int32_t b) { entries_[next[a]++] = b, entries_[next[b]++] = a; });
 }
 
-int64_t CountConflicts(const Problem& problem) {
+int64_t CountConflicts(const Problem& problem, bool with_whole) {
   std::vector<int64_t> begun(problem.num_sections + 1, 0), ended(problem.num_sections + 1, 0);
-  for (const Buffer& buffer : problem.buffers) ++begun[buffer.first], ++ended[buffer.last];
+  for (const Buffer& buffer : problem.buffers) {
+    if (with_whole || !problem.IsWhole(buffer)) ++begun[buffer.first], ++ended[buffer.last];
+  }
   int64_t alive = 0, pairs = 0;
   for (int32_t section = 0; section < problem.num_sections; ++section) {
     alive -= ended[section];

@@ -49,9 +49,6 @@ std::vector<int32_t> ByFirstSection(const Problem& problem);
 // The same in order of their last sections.
 std::vector<int32_t> ByLastSection(const Problem& problem);
 
-// Most buffers alive in any section.
-int64_t MostAlive(const Problem& problem);
-
 // The parts between which no lifetime crosses, in order of time.
 std::vector<Part> Split(const Problem& problem);
 
@@ -98,7 +95,7 @@ class Conflicts {
 };
 
 // Number of conflicting pairs, counted without listing them.
-int64_t CountConflicts(const Problem& problem);
+int64_t CountConflicts(const Problem& problem, bool with_whole = true);
 
 }  // namespace memo::pack
 

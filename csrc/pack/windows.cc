@@ -14,7 +14,13 @@ namespace {
 
 constexpr int64_t kUnplaced = -1;
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
-constexpr int kFits = 36;   // of a window
+constexpr int64_t kFits = 36;  // of a window
+// Windows that may join the core in a round.
+constexpr int kMostFailures = 8;
+constexpr int64_t kMostConflictsInCore = 40'000'000;
+// A round's looks at what lives beside a buffer in other windows, for each buffer: 20 in a training
+// step. Where they are many, windows save nothing.
+constexpr int64_t kMostLooks = 300;
 
 bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.first < a.last; }
 
@@ -34,22 +40,22 @@ WindowPacker::WindowPacker(const Problem& problem)
       by_last_(ByLastSection(problem)),
       window_of_(problem.num_sections) {}
 
-Offsets WindowPacker::Pack(int64_t target, int64_t most_attempts,
-                           const std::function<bool()>& stop) {
-  Offsets best;
-  int64_t lowest = kNoLimit;
-  for (int64_t attempt = 0; attempt < most_attempts; ++attempt) {
-    Cut(WindowLength(attempt));
-    for (bool grown = true; grown;) {
-      if (!best.empty() && stop()) return best;
-      grown = Round(target, lowest, stop);
+void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop,
+                        Offsets& best) {
+  int64_t lowest = best.empty() ? kNoLimit : Peak(problem_, best);
+  for (int64_t k = 0; k < most_attempts && lowest > target && !stop(); ++k, ++attempt_) {
+    Cut(WindowLength(attempt_));
+    // Where the target is out of reach, something between may not be.
+    const bool between = attempt_ % 2 == 1 && lowest < kNoLimit;
+    const int64_t aim = between ? target + (lowest - target) / 2 : target;
+    for (bool grown = true; grown && lowest > aim;) {
+      grown = Round({aim, lowest}, stop);
       if (offsets_.empty()) continue;
       best = offsets_;
       lowest = Peak(problem_, best);
-      if (lowest <= target) return best;
     }
+    if (looks_left_ < 0) return;
   }
-  return best;
 }
 
 void WindowPacker::Cut(int64_t num_events) {
@@ -85,6 +91,7 @@ std::pair<size_t, size_t> WindowPacker::Spanned(const Buffer& buffer) const {
 void WindowPacker::Clear() {
   for (Window& window : windows_) window.beginning.clear(), window.ending.clear();
   spans_->Reset();
+  looks_left_ = kMostLooks * static_cast<int64_t>(problem_.buffers.size());
   offsets_.assign(problem_.buffers.size(), kUnplaced);
 }
 
@@ -96,32 +103,31 @@ std::vector<size_t> WindowPacker::FullestFirst() const {
   return order;
 }
 
-// Whether the core has grown by a window that ended too high. All buffers are placed below
-// `limit`, or else no offsets are left.
-bool WindowPacker::Round(int64_t target, int64_t limit, const std::function<bool()>& stop) {
+// Whether the core has grown by windows that ended above the aim. All buffers are placed below the
+// limit, or else no offsets are left.
+bool WindowPacker::Round(const Range& peak, const std::function<bool()>& stop) {
   Clear();
+  const Task core = CoreTask();
+  if (CountConflicts(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
+  int64_t highest = PackCore(core, peak.aim, stop);
+  int num_failed = highest > peak.aim ? kMostFailures : 0;
   bool grown = false;
-  int64_t highest = PackCore(target, stop);
-  const bool has_room = highest <= target;
   for (const size_t w : FullestFirst()) {
-    if (highest >= limit || (limit < kNoLimit && stop())) {
-      offsets_.clear();
-      break;
-    }
     if (windows_[w].in_core) continue;
-    const int64_t top = PackWindow(w, target, stop);
-    if (has_room && top > target) windows_[w].in_core = grown = true;
+    if (highest >= peak.limit || looks_left_ < 0 || stop()) return offsets_.clear(), grown;
+    const bool may_fail = num_failed < kMostFailures;
+    const int64_t top = PackWindow(w, may_fail ? peak.aim : std::max(peak.aim, highest), stop);
+    if (may_fail && top > peak.aim) windows_[w].in_core = grown = true, ++num_failed;
     highest = std::max(highest, top);
   }
-  if (highest >= limit) offsets_.clear();
+  if (highest >= peak.limit) offsets_.clear();
   return grown;
 }
 
-// The windows of the core as one, with nothing in their way.
-int64_t WindowPacker::PackCore(int64_t target, const std::function<bool()>& stop) {
-  const Task task = CoreTask();
-  if (task.index.empty()) return 0;
-  return PlaceAll(task, PackTogether(task.problem, target, stop));
+// The windows of the core as one, with nothing in their way; the highest end.
+int64_t WindowPacker::PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop) {
+  if (core.index.empty()) return 0;
+  return PlaceAll(core, PackTogether(core.problem, aim, stop));
 }
 
 // All that lives in the core. It may also meet outside of it, so time there is not left out.
@@ -149,11 +155,11 @@ WindowPacker::Task WindowPacker::CoreTask() const {
 }
 
 // What of a window is not placed yet; the highest end.
-int64_t WindowPacker::PackWindow(size_t w, int64_t target, const std::function<bool()>& stop) {
+int64_t WindowPacker::PackWindow(size_t w, int64_t aim, const std::function<bool()>& stop) {
   const Task task = TaskOf(w);
   if (task.index.empty()) return 0;
   Offsets found;
-  FitInOrders(task.problem, Conflicts(task.problem, false), task.obstacles, {target, kFits}, stop,
+  FitInOrders(task.problem, Conflicts(task.problem, false), task.obstacles, {aim, kFits}, stop,
               found);
   return PlaceAll(task, found);
 }
@@ -218,9 +224,10 @@ void WindowPacker::SortByLifetime(std::vector<int32_t>& buffers) const {
 
 // What is placed and lives beside buffer `i`: some of `partial` in window `w`, and what lives only
 // in other windows.
-Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) const {
+Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) {
   Ranges ranges;
   const auto block = [&](const std::vector<int32_t>& others) {
+    looks_left_ -= static_cast<int64_t>(others.size());
     for (const int32_t j : others) {
       if (!Together(buffer(i), buffer(j))) continue;
       Take(ranges, offsets_[j], offsets_[j] + buffer(j).size);

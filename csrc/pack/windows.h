@@ -23,9 +23,9 @@ class WindowPacker {
  public:
   explicit WindowPacker(const Problem& problem);
 
-  // A placement that ends at `target`, or the lowest that is found in `most_attempts` and before
-  // `stop`; at least one. Each attempt cuts time into windows of another length.
-  Offsets Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop);
+  // Lowers `best`, which may be empty, to `target`, or as far as so many attempts and `stop` allow;
+  // perhaps not at all. Each attempt cuts time into windows of another length.
+  void Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop, Offsets& best);
 
  private:
   // Sections [first, last).
@@ -46,18 +46,24 @@ class WindowPacker {
     Obstacles obstacles;
   };
 
+  // What a round's peak should come down to, and what it must be below to be of use.
+  struct Range {
+    int64_t aim;
+    int64_t limit;
+  };
+
   void Cut(int64_t num_events);
   void Clear();
-  bool Round(int64_t target, int64_t limit, const std::function<bool()>& stop);
-  int64_t PackCore(int64_t target, const std::function<bool()>& stop);
-  int64_t PackWindow(size_t w, int64_t target, const std::function<bool()>& stop);
+  bool Round(const Range& peak, const std::function<bool()>& stop);
+  int64_t PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop);
+  int64_t PackWindow(size_t w, int64_t aim, const std::function<bool()>& stop);
   std::vector<size_t> FullestFirst() const;
   Task CoreTask() const;
   Task TaskOf(size_t w);
   std::vector<int32_t> PartlyAlive(const Window& window) const;
   std::pair<size_t, size_t> Spanned(const Buffer& buffer) const;
   void SortByLifetime(std::vector<int32_t>& buffers) const;
-  Ranges Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) const;
+  Ranges Beside(size_t w, int32_t i, const std::vector<int32_t>& partial);
   int64_t PlaceAll(const Task& task, const Offsets& offsets);
   void Place(int32_t i, int64_t offset);
   const Buffer& buffer(int32_t i) const { return problem_.buffers[i]; }
@@ -69,7 +75,9 @@ class WindowPacker {
   std::vector<Window> windows_;
   std::vector<size_t> window_of_;  // per section
   std::optional<Spans> spans_;     // of the buffers in `windows_`
-  Offsets offsets_;  // of the latest round
+  int64_t attempt_ = 0;
+  int64_t looks_left_ = 0;  // of the latest round
+  Offsets offsets_;         // of the latest round
 };
 
 }  // namespace memo::pack
