@@ -48,7 +48,9 @@ void Packer::Run(const Limits& limits) {
 
 void Packer::PackPart(const Part& part) {
   Offsets best;
-  const auto too_high = [&] { return best.empty() || Peak(part.problem, best) > target_; };
+  const auto too_high = [&] {
+    return best.empty() || (Peak(part.problem, best) > target_ && !Over());
+  };
   if (part.problem.buffers.size() > kMostFitAtOnce) PackWindows(part.problem, best);
   if (too_high()) PackMerged(part.problem, best);
   if (too_high()) PackWhole(part.problem, best);
@@ -58,19 +60,20 @@ void Packer::PackPart(const Part& part) {
   target_ = std::max(target_, peak);
 }
 
+// Windows and sweeps; the lower of what both find.
 void Packer::PackWindows(const Problem& problem, Offsets& best) {
   constexpr int64_t kAttemptsBeforeSweep = 2, kAttemptsBeforeSearch = 14;
   WindowPacker packer(problem);
   const auto over = [&] { return Over(); };
   packer.Pack(target_, kAttemptsBeforeSweep, over, best);
-  if (best.empty() || Peak(problem, best) > target_) PackGreedily(problem, best);
+  if (best.empty() || Peak(problem, best) > target_) Sweep(problem, best);
   const bool is_last = problem.buffers.size() > kMostSearchedBuffers;
   packer.Pack(target_, is_last ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch, over,
               best);
 }
 
 // Heuristics on stacks of buffers with one lifetime: far fewer in a training step, where a block's
-// forward makes what its backward frees. Nothing if there are not far fewer.
+// forward makes what its backward frees. Not tried if there are not far fewer.
 void Packer::PackMerged(const Problem& problem, Offsets& best) {
   const Merged merged = MergeLifetimes(problem);
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
@@ -86,7 +89,7 @@ void Packer::PackMerged(const Problem& problem, Offsets& best) {
 }
 
 void Packer::PackWhole(const Problem& problem, Offsets& best) {
-  if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
+  if (CountConflicts(problem) > kMostListedConflicts) return;
   const Conflicts conflicts(problem);
   constexpr FitBudget kThorough{360, 600'000'000};
   Fit(problem, conflicts, kThorough, best);
@@ -96,8 +99,9 @@ void Packer::PackWhole(const Problem& problem, Offsets& best) {
 void Packer::Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
                  Offsets& best) {
   const int64_t fits = budget.looks / static_cast<int64_t>(conflicts.size() + 1);
-  FitInOrders(problem, conflicts, Obstacles::None(problem),
-              {target_, std::clamp<int64_t>(fits, 1, budget.most)}, [&] { return Over(); }, best);
+  FitInOrders(
+      problem, conflicts, Obstacles::None(problem),
+      {target_, std::clamp<int64_t>(fits, 1, budget.most)}, [&] { return Over(); }, best);
 }
 
 bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
@@ -106,9 +110,9 @@ bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
   return true;
 }
 
-void Packer::PackGreedily(const Problem& problem, Offsets& best) {
-  Keep(problem, LongestOnSkyline(problem), best);
-  if (Peak(problem, best) > target_) Keep(problem, BestFitInTime(problem), best);
+void Packer::Sweep(const Problem& problem, Offsets& best) {
+  Keep(problem, BestFitInTime(problem), best);
+  if (Peak(problem, best) > target_ && !Over()) Keep(problem, LongestOnSkyline(problem), best);
 }
 
 // Searches at the lowest capacity that is not refuted and, as long as only the lowest peak will

@@ -17,9 +17,11 @@ constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 constexpr int64_t kFits = 36;  // of a window
 // Windows that may join the core in a round.
 constexpr int kMostFailures = 8;
-constexpr int64_t kMostConflictsInCore = 40'000'000;
-// A round's looks at what lives beside a buffer in other windows, for each buffer: 20 in a training
-// step. Where they are many, windows save nothing.
+constexpr int64_t kMostConflictsInCore = 4'000'000;
+// Where most buffers live in several windows, these save nothing. For each buffer: conflicts
+// between such (some 1,000 in a step of 192 blocks), and looks of a round at what lives beside a
+// buffer in other windows (some 20).
+constexpr int64_t kMostLongConflicts = 5'000;
 constexpr int64_t kMostLooks = 300;
 
 bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.first < a.last; }
@@ -45,6 +47,7 @@ void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::functi
   int64_t lowest = best.empty() ? kNoLimit : Peak(problem_, best);
   for (int64_t k = 0; k < most_attempts && lowest > target && !stop(); ++k, ++attempt_) {
     Cut(WindowLength(attempt_));
+    if (SavesNothing()) return;
     // Where the target is out of reach, something between may not be.
     const bool between = attempt_ % 2 == 1 && lowest < kNoLimit;
     const int64_t aim = between ? target + (lowest - target) / 2 : target;
@@ -54,7 +57,6 @@ void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::functi
       best = offsets_;
       lowest = Peak(problem_, best);
     }
-    if (looks_left_ < 0) return;
   }
 }
 
@@ -82,10 +84,20 @@ void WindowPacker::Cut(int64_t num_events) {
   }
 }
 
+bool WindowPacker::SavesNothing() const {
+  Problem lasting{{}, problem_.num_sections, {}};
+  for (const Buffer& each : problem_.buffers) {
+    if (window_of_[each.first] < window_of_[each.last - 1]) lasting.buffers.push_back(each);
+  }
+  const int64_t size = static_cast<int64_t>(problem_.buffers.size());
+  return looks_left_ < 0 || CountConflicts(lasting) > kMostLongConflicts * size;
+}
+
 // The windows [first, last) all through which a buffer lives; none if last <= first.
 std::pair<size_t, size_t> WindowPacker::Spanned(const Buffer& buffer) const {
   const size_t first = window_of_[buffer.first], last = window_of_[buffer.last - 1];
-  return {first + (windows_[first].first < buffer.first), last + (windows_[last].last == buffer.last)};
+  return {first + (windows_[first].first < buffer.first),
+          last + (windows_[last].last == buffer.last)};
 }
 
 void WindowPacker::Clear() {
@@ -105,7 +117,7 @@ std::vector<size_t> WindowPacker::FullestFirst() const {
 
 // Whether the core has grown by windows that ended above the aim. All buffers are placed below the
 // limit, or else no offsets are left.
-bool WindowPacker::Round(const Range& peak, const std::function<bool()>& stop) {
+bool WindowPacker::Round(const Bounds& peak, const std::function<bool()>& stop) {
   Clear();
   const Task core = CoreTask();
   if (CountConflicts(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
@@ -114,11 +126,12 @@ bool WindowPacker::Round(const Range& peak, const std::function<bool()>& stop) {
   bool grown = false;
   for (const size_t w : FullestFirst()) {
     if (windows_[w].in_core) continue;
-    if (highest >= peak.limit || looks_left_ < 0 || stop()) return offsets_.clear(), grown;
+    if (highest >= peak.limit || stop()) return offsets_.clear(), grown;
     const bool may_fail = num_failed < kMostFailures;
     const int64_t top = PackWindow(w, may_fail ? peak.aim : std::max(peak.aim, highest), stop);
     if (may_fail && top > peak.aim) windows_[w].in_core = grown = true, ++num_failed;
     highest = std::max(highest, top);
+    if (looks_left_ < 0) return offsets_.clear(), false;
   }
   if (highest >= peak.limit) offsets_.clear();
   return grown;
@@ -199,12 +212,11 @@ WindowPacker::Task WindowPacker::TaskOf(size_t w) {
 
 // What is alive in a window, but not all through it.
 std::vector<int32_t> WindowPacker::PartlyAlive(const Window& window) const {
-  const auto begins = std::partition_point(
-      by_first_.begin(), by_first_.end(),
-      [&](int32_t i) { return buffer(i).first < window.first; });
-  const auto ends =
-      std::partition_point(by_last_.begin(), by_last_.end(),
-                           [&](int32_t i) { return buffer(i).last <= window.first; });
+  const auto begins = std::partition_point(by_first_.begin(), by_first_.end(), [&](int32_t i) {
+    return buffer(i).first < window.first;
+  });
+  const auto ends = std::partition_point(by_last_.begin(), by_last_.end(),
+                                         [&](int32_t i) { return buffer(i).last <= window.first; });
   std::vector<int32_t> alive;
   for (auto i = begins; i != by_first_.end() && buffer(*i).first < window.last; ++i) {
     if (buffer(*i).first > window.first || buffer(*i).last < window.last) alive.push_back(*i);
@@ -218,16 +230,16 @@ std::vector<int32_t> WindowPacker::PartlyAlive(const Window& window) const {
 // Longest lifetime first.
 void WindowPacker::SortByLifetime(std::vector<int32_t>& buffers) const {
   const auto key = [&](int32_t i) { return std::pair(buffer(i).first - buffer(i).last, i); };
-  std::sort(buffers.begin(), buffers.end(),
-            [&](int32_t a, int32_t b) { return key(a) < key(b); });
+  std::sort(buffers.begin(), buffers.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
 }
 
 // What is placed and lives beside buffer `i`: some of `partial` in window `w`, and what lives only
-// in other windows.
+// in other windows. Not complete once no looks are left.
 Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) {
   Ranges ranges;
   const auto block = [&](const std::vector<int32_t>& others) {
     looks_left_ -= static_cast<int64_t>(others.size());
+    if (looks_left_ < 0) return;
     for (const int32_t j : others) {
       if (!Together(buffer(i), buffer(j))) continue;
       Take(ranges, offsets_[j], offsets_[j] + buffer(j).size);

@@ -3,7 +3,8 @@
 // The window with the most units alive comes first, with all buffers that live in it, also those
 // that live beyond it. What is placed stays and is in the way of the windows after it. So a window
 // costs what its own buffers cost, however long the step is, and the fullest ones have most
-// freedom.
+// freedom. Windows that end too high are the core: from the next round on they are packed as one,
+// before all others, by exact search where first fits are not enough.
 #ifndef MEMO_PACK_WINDOWS_H_
 #define MEMO_PACK_WINDOWS_H_
 
@@ -25,7 +26,8 @@ class WindowPacker {
 
   // Lowers `best`, which may be empty, to `target`, or as far as so many attempts and `stop` allow;
   // perhaps not at all. Each attempt cuts time into windows of another length.
-  void Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop, Offsets& best);
+  void Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop,
+            Offsets& best);
 
  private:
   // Sections [first, last).
@@ -47,14 +49,15 @@ class WindowPacker {
   };
 
   // What a round's peak should come down to, and what it must be below to be of use.
-  struct Range {
+  struct Bounds {
     int64_t aim;
     int64_t limit;
   };
 
   void Cut(int64_t num_events);
+  bool SavesNothing() const;
   void Clear();
-  bool Round(const Range& peak, const std::function<bool()>& stop);
+  bool Round(const Bounds& peak, const std::function<bool()>& stop);
   int64_t PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop);
   int64_t PackWindow(size_t w, int64_t aim, const std::function<bool()>& stop);
   std::vector<size_t> FullestFirst() const;
