@@ -157,34 +157,36 @@ def test_many_random_buffers_never_overlap(longest: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.integers(501, 1_500), st.integers(2, 1_500), st.booleans())
 def test_windows_that_fail_never_make_buffers_overlap(
-    seed: int, count: int, longest: int, stepped: bool
+    seed: int, count: int, longest: int, alike: bool
 ) -> None:
-    problem = random_buffers(seed, count, longest, step=16 if stepped else 1)
+    problem = random_buffers(seed, count, longest, largest=4 if alike else 2**24)
     assert faults(pack(problem, seconds=0.2)) == []
 
 
-def test_random_buffers_end_no_higher_than_a_best_fit_in_time() -> None:
-    assert pack(random_buffers(0, 30_000, 500, step=257), seconds=2).gap < 0.1
+def test_no_time_still_gives_random_buffers_a_best_fit() -> None:
+    placement = pack(random_buffers(0, 20_000, 1_000, largest=2**24), seconds=0)
+    assert faults(placement) == []
+    assert placement.gap < 0.08
 
 
 def test_the_deadline_is_kept_where_most_buffers_are_alive_at_once() -> None:
     """Window by window this would take many seconds before there is any answer."""
-    problem = random_buffers(0, 100_000, 25_000)
+    problem = random_buffers(0, 100_000, 50_000)
     begun_s = time.monotonic()
     placement = pack(problem, seconds=0.5)
     assert time.monotonic() - begun_s < 8
     assert faults(placement) == []
 
 
-def random_buffers(seed: int, count: int, longest: int, step: int = 1) -> PackingProblem:
-    """Buffers that begin at any time and live up to `longest`; sizes are multiples of `step`."""
+def random_buffers(seed: int, count: int, longest: int, largest: int = 100) -> PackingProblem:
+    """Buffers that begin at any time, live up to `longest` and take up to `largest`."""
     chance = np.random.default_rng(seed)
-    lower = chance.integers(0, count, count)
+    lower = chance.integers(0, 2 * count, count)
     return PackingProblem(
         ids=tuple(map(str, range(count))),
         lower=lower,
         upper=lower + chance.integers(1, longest, count),
-        size_bytes=step * chance.integers(1, 100, count),
+        size_bytes=chance.integers(1, largest, count),
     )
 
 
