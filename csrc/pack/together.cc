@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kFits = 18;
 // Exact search: its memory grows with the square of the buffers, its time to a first placement
 // even faster.
-constexpr size_t kMostSearchedBuffers = 2'000;
+constexpr int64_t kMostSearchedBuffers = 2'000;
 constexpr int64_t kSearches = 4;
 
 // The buffers that are not alive in all sections, ordered by first section, to lie on the others.
@@ -42,30 +42,33 @@ Upper UpperOf(const Problem& problem) {
 }
 
 // Replaces `best` if exact search finds a placement that ends at `target`.
-void Search(const Problem& problem, int64_t target, const std::function<bool()>& stop,
-            Offsets& best) {
+void Search(const Problem& problem, int64_t target, int64_t& strategy,
+            const std::function<bool()>& stop, Offsets& best) {
   Upper upper = UpperOf(problem);
-  const size_t size = upper.index.size();
+  const int64_t size = static_cast<int64_t>(upper.index.size());
   if (size > kMostSearchedBuffers || LowerBound(problem) > target) return;
   const Conflicts conflicts(upper.problem);
   ExactSearch search(upper.problem, conflicts, target - upper.ground);
-  const int64_t a_few_dives = 4 * static_cast<int64_t>(size) + 100;
-  Verdict verdict = Verdict::kGaveUp;
-  for (int64_t k = 0; k < kSearches && verdict == Verdict::kGaveUp && !stop(); ++k) {
-    verdict = search.Run(StrategyOf(k, 0), a_few_dives, stop);
+  // A search that does not go astray takes hardly more nodes than there are buffers.
+  const int64_t a_dive = size + size / 2 + 100;
+  Verdict verdict = search.Run(StrategyOf(strategy, 0), a_dive, stop);
+  for (int64_t k = 1; k < kSearches && verdict == Verdict::kGaveUp && !stop(); ++k) {
+    strategy = (strategy + 1) % kNumStrategies;
+    verdict = search.Run(StrategyOf(strategy, 0), a_dive, stop);
   }
   if (verdict != Verdict::kFound) return;
   best = std::move(upper.offsets);
-  for (size_t k = 0; k < size; ++k) best[upper.index[k]] = upper.ground + search.offsets()[k];
+  for (int64_t k = 0; k < size; ++k) best[upper.index[k]] = upper.ground + search.offsets()[k];
 }
 
 }  // namespace
 
-Offsets PackTogether(const Problem& problem, int64_t target, const std::function<bool()>& stop) {
+Offsets PackTogether(const Problem& problem, int64_t target, int64_t& strategy,
+                     const std::function<bool()>& stop) {
   Offsets best;
   FitInOrders(problem, Conflicts(problem, false), Obstacles::None(problem), {target, kFits}, stop,
               best);
-  if (Peak(problem, best) > target) Search(problem, target, stop, best);
+  if (Peak(problem, best) > target) Search(problem, target, strategy, stop, best);
   return best;
 }
 

@@ -10,8 +10,10 @@
 namespace memo::pack {
 
 // A placement that ends at `target`, or the lowest that is found before `stop`; at least one. The
-// problem has no base.
-Offsets PackTogether(const Problem& problem, int64_t target, const std::function<bool()>& stop);
+// problem has no base. `strategy` is the number of the strategy to search with first, and then of
+// the last one that was used: what succeeds for a problem often does for a similar one.
+Offsets PackTogether(const Problem& problem, int64_t target, int64_t& strategy,
+                     const std::function<bool()>& stop);
 
 }  // namespace memo::pack
 

@@ -140,7 +140,7 @@ bool WindowPacker::Round(const Bounds& peak, const std::function<bool()>& stop) 
 // The windows of the core as one, with nothing in their way; the highest end.
 int64_t WindowPacker::PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop) {
   if (core.index.empty()) return 0;
-  return PlaceAll(core, PackTogether(core.problem, aim, stop));
+  return PlaceAll(core, PackTogether(core.problem, aim, strategy_, stop));
 }
 
 // All that lives in the core. It may also meet outside of it, so time there is not left out.

@@ -79,6 +79,7 @@ class WindowPacker {
   std::vector<size_t> window_of_;  // per section
   std::optional<Spans> spans_;     // of the buffers in `windows_`
   int64_t attempt_ = 0;
+  int64_t strategy_ = 0;    // for the core, see PackTogether
   int64_t looks_left_ = 0;  // of the latest round
   Offsets offsets_;         // of the latest round
 };
