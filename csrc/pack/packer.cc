@@ -81,11 +81,7 @@ void Packer::PackMerged(const Problem& problem, Offsets& best) {
   constexpr FitBudget kGlance{18, 20'000'000};
   Offsets stacks;
   Fit(merged.problem, Conflicts(merged.problem), kGlance, stacks);
-  Offsets offsets(problem.buffers.size());
-  for (size_t i = 0; i < offsets.size(); ++i) {
-    offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
-  }
-  Keep(problem, std::move(offsets), best);
+  Keep(problem, merged.Unmerged(stacks), best);
 }
 
 void Packer::PackWhole(const Problem& problem, Offsets& best) {

@@ -100,6 +100,12 @@ Merged MergeLifetimes(const Problem& problem) {
   return merged;
 }
 
+Offsets Merged::Unmerged(const Offsets& stacks) const {
+  Offsets offsets = within;
+  for (size_t i = 0; i < offsets.size(); ++i) offsets[i] += stacks[stack_of[i]];
+  return offsets;
+}
+
 std::vector<int64_t> Load(const Problem& problem) {
   std::vector<int64_t> load(problem.num_sections + 1, 0);
   for (const Buffer& buffer : problem.buffers) {

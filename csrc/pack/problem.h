@@ -57,6 +57,9 @@ struct Merged {
   Problem problem;
   std::vector<int32_t> stack_of;  // per original buffer
   Offsets within;                 // per original buffer: offset within its stack
+
+  // The original buffers' offsets from the stacks'.
+  Offsets Unmerged(const Offsets& stacks) const;
 };
 
 // One buffer for all that share a lifetime. Its best peak may be higher than the original's.
