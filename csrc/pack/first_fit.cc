@@ -1,6 +1,8 @@
 #include "pack/first_fit.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -29,6 +31,25 @@ Order Descending(const std::vector<double>& weight) {
   return order;
 }
 
+// Of the orders of first fit; the first one gains most from promotions.
+constexpr Preference kPreferences[] = {
+    Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
+    Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
+};
+
+// So three turns of four are the first one's.
+size_t OrderOfFit(int64_t fit) {
+  if (fit % 4 != 1) return 0;
+  return 1 + static_cast<size_t>(fit / 4) % (std::size(kPreferences) - 1);
+}
+
+// Moves the buffers that end above `target` to the front: what found no room in its turn has it
+// next time. ("Squeaky wheel" optimisation, Joslin and Clements, JAIR 1999.)
+void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order) {
+  std::stable_partition(order.begin(), order.end(),
+                        [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
+}
+
 }  // namespace
 
 void Take(Ranges& taken, int64_t start, int64_t stop) {
@@ -49,21 +70,17 @@ void Take(Ranges& taken, int64_t start, int64_t stop) {
   }
 }
 
-std::vector<Order> FirstFitOrders(const Problem& problem) {
-  constexpr Preference kPreferences[] = {
-      Preference::kContestedLifetime, Preference::kSize,          Preference::kContestedArea,
-      Preference::kLifetime,          Preference::kContestedSize, Preference::kArea,
-  };
-  std::vector<Order> orders;
-  for (const Preference preference : kPreferences) {
-    orders.push_back(Descending(Weights(problem, preference)));
+Ranges Joined(Ranges ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges joined;
+  for (const auto& [start, stop] : ranges) {
+    if (joined.empty() || joined.back().second < start) {
+      joined.emplace_back(start, stop);
+    } else {
+      joined.back().second = std::max(joined.back().second, stop);
+    }
   }
-  return orders;
-}
-
-size_t OrderOfFit(int64_t fit, size_t num_orders) {
-  if (fit % 4 != 1) return 0;
-  return 1 + static_cast<size_t>(fit / 4) % (num_orders - 1);
+  return joined;
 }
 
 Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
@@ -91,9 +108,20 @@ Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order
   return offsets;
 }
 
-void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order) {
-  std::stable_partition(order.begin(), order.end(),
-                        [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
+void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,
+                 const Fits& fits, const std::function<bool()>& stop, Offsets& best) {
+  Order orders[std::size(kPreferences)];
+  int64_t lowest = best.empty() ? std::numeric_limits<int64_t>::max() : Peak(problem, best);
+  for (int64_t fit = 0; fit < fits.most && lowest > fits.target; ++fit) {
+    if (!best.empty() && stop()) return;
+    const size_t k = OrderOfFit(fit);
+    Order& order = orders[k];
+    if (order.empty()) order = Descending(Weights(problem, kPreferences[k]));
+    Offsets found = FirstFit(problem, conflicts, order, obstacles);
+    PromoteHighest(problem, found, fits.target, order);
+    const int64_t peak = Peak(problem, found);
+    if (peak < lowest) best = std::move(found), lowest = peak;
+  }
 }
 
 }  // namespace memo::pack

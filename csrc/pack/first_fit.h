@@ -3,6 +3,7 @@
 #define MEMO_PACK_FIRST_FIT_H_
 
 #include <cstdint>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -16,21 +17,20 @@ using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 // Adds a range, which may overlap those that are there.
 void Take(Ranges& taken, int64_t start, int64_t stop);
 
+// Ranges in any order, which may overlap, as such.
+Ranges Joined(Ranges ranges);
+
 // Buffers in the order in which they are placed.
 using Order = std::vector<int32_t>;
-
-// Orders worth trying: by contention and lifetime, then by size, by size times lifetime, by
-// lifetime, by contention and each of these, from the greatest down.
-std::vector<Order> FirstFitOrders(const Problem& problem);
-
-// The order to use for a first fit: the first one gains most from promotions, so three turns of
-// four are its.
-size_t OrderOfFit(int64_t fit, size_t num_orders);
 
 // What was placed before: in the way of all buffers, and of each buffer.
 struct Obstacles {
   Ranges of_all;
   std::vector<Ranges> of_each;
+
+  static Obstacles None(const Problem& problem) {
+    return {{}, std::vector<Ranges>(problem.buffers.size())};
+  }
 };
 
 // Costs at most one small insertion for each conflict. Buffers that live in all sections need none
@@ -38,9 +38,16 @@ struct Obstacles {
 Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
                  Obstacles obstacles);
 
-// Moves the buffers that end above `target` to the front: what found no room in its turn has it
-// next time. ("Squeaky wheel" optimisation, Joslin and Clements, JAIR 1999.)
-void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t target, Order& order);
+// Peak that will do, and how many first fits to try for it.
+struct Fits {
+  int64_t target;
+  int64_t most;
+};
+
+// First fits in several orders, each changed in turn by what ended too high. `best` is replaced by
+// what is lower; one is made even if `stop` says so at once.
+void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,
+                 const Fits& fits, const std::function<bool()>& stop, Offsets& best);
 
 }  // namespace memo::pack
 

@@ -15,9 +15,7 @@ namespace {
 constexpr int64_t kMostListedConflicts = 40'000'000;
 constexpr size_t kMostSearchedBuffers = 20'000;
 // Up to so many, first fit of the whole is quicker than window by window.
-constexpr size_t kMostFitAtOnce = 2'000;
-// Each window lists what is alive in it.
-constexpr int64_t kMostAliveInWindow = 20'000;
+constexpr size_t kMostFitAtOnce = 500;
 
 // Nodes of a round: a few dives at first, twice as many whenever all strategies had their turn.
 int64_t NodesOf(int64_t round, size_t num_buffers) {
@@ -49,62 +47,57 @@ void Packer::Run(const Limits& limits) {
 }
 
 void Packer::PackPart(const Part& part) {
-  Offsets best = PackWindows(part.problem);
-  if (best.empty()) best = PackMerged(part.problem);
-  if (best.empty() || Peak(part.problem, best) > target_) PackWhole(part.problem, best);
+  Offsets best;
+  const auto too_high = [&] {
+    return best.empty() || (Peak(part.problem, best) > target_ && !Over());
+  };
+  if (part.problem.buffers.size() > kMostFitAtOnce) PackWindows(part.problem, best);
+  if (too_high()) PackMerged(part.problem, best);
+  if (too_high()) PackWhole(part.problem, best);
   for (size_t i = 0; i < best.size(); ++i) offsets_[part.index[i]] = best[i];
   const int64_t peak = std::max(peak_.load(), Peak(part.problem, best));
   peak_ = peak;
   target_ = std::max(target_, peak);
 }
 
-// Nothing if there are few buffers, or too many at once.
-Offsets Packer::PackWindows(const Problem& problem) {
-  const size_t size = problem.buffers.size();
-  if (size <= kMostFitAtOnce || MostAlive(problem) > kMostAliveInWindow) return {};
-  constexpr int64_t kAttemptsBeforeSearch = 32;
-  const int64_t attempts =
-      size > kMostSearchedBuffers ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch;
-  return WindowPacker(problem).Pack(target_, attempts, [&] { return Over(); });
+// Windows and sweeps; the lower of what both find.
+void Packer::PackWindows(const Problem& problem, Offsets& best) {
+  constexpr int64_t kAttemptsBeforeSweep = 2, kAttemptsBeforeSearch = 14;
+  WindowPacker packer(problem);
+  const auto over = [&] { return Over(); };
+  packer.Pack(target_, kAttemptsBeforeSweep, over, best);
+  if (best.empty() || Peak(problem, best) > target_) Sweep(problem, best);
+  const bool is_last = problem.buffers.size() > kMostSearchedBuffers;
+  packer.Pack(target_, is_last ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch, over,
+              best);
 }
 
 // Heuristics on stacks of buffers with one lifetime: far fewer in a training step, where a block's
-// forward makes what its backward frees. Nothing if there are not far fewer.
-Offsets Packer::PackMerged(const Problem& problem) {
+// forward makes what its backward frees. Not tried if there are not far fewer.
+void Packer::PackMerged(const Problem& problem, Offsets& best) {
   const Merged merged = MergeLifetimes(problem);
-  if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return {};
-  if (CountConflicts(merged.problem) > kMostListedConflicts) return {};
+  if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
+  if (CountConflicts(merged.problem) > kMostListedConflicts) return;
   constexpr FitBudget kGlance{18, 20'000'000};
   Offsets stacks;
-  FitInOrders(merged.problem, Conflicts(merged.problem), kGlance, stacks);
-  Offsets offsets(problem.buffers.size());
-  for (size_t i = 0; i < offsets.size(); ++i) {
-    offsets[i] = stacks[merged.stack_of[i]] + merged.within[i];
-  }
-  return offsets;
+  Fit(merged.problem, Conflicts(merged.problem), kGlance, stacks);
+  Keep(problem, merged.Unmerged(stacks), best);
 }
 
 void Packer::PackWhole(const Problem& problem, Offsets& best) {
-  if (CountConflicts(problem) > kMostListedConflicts) return PackGreedily(problem, best);
+  if (CountConflicts(problem) > kMostListedConflicts) return;
   const Conflicts conflicts(problem);
   constexpr FitBudget kThorough{360, 600'000'000};
-  FitInOrders(problem, conflicts, kThorough, best);
+  Fit(problem, conflicts, kThorough, best);
   PackExactly(problem, conflicts, best);
 }
 
-void Packer::FitInOrders(const Problem& problem, const Conflicts& conflicts,
-                         const FitBudget& budget, Offsets& best) {
-  std::vector<Order> orders = FirstFitOrders(problem);
+void Packer::Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
+                 Offsets& best) {
   const int64_t fits = budget.looks / static_cast<int64_t>(conflicts.size() + 1);
-  const int64_t most_fits = std::clamp<int64_t>(fits, 1, budget.most);
-  for (int64_t fit = 0; fit < most_fits; ++fit) {
-    if (!best.empty() && (Peak(problem, best) <= target_ || Over())) return;
-    Order& order = orders[OrderOfFit(fit, orders.size())];
-    Offsets found =
-        FirstFit(problem, conflicts, order, {{}, std::vector<Ranges>(problem.buffers.size())});
-    PromoteHighest(problem, found, target_, order);
-    Keep(problem, std::move(found), best);
-  }
+  FitInOrders(
+      problem, conflicts, Obstacles::None(problem),
+      {target_, std::clamp<int64_t>(fits, 1, budget.most)}, [&] { return Over(); }, best);
 }
 
 bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
@@ -113,9 +106,9 @@ bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
   return true;
 }
 
-void Packer::PackGreedily(const Problem& problem, Offsets& best) {
-  Keep(problem, LongestOnSkyline(problem), best);
-  if (Peak(problem, best) > target_) Keep(problem, BestFitInTime(problem), best);
+void Packer::Sweep(const Problem& problem, Offsets& best) {
+  Keep(problem, BestFitInTime(problem), best);
+  if (Peak(problem, best) > target_ && !Over()) Keep(problem, LongestOnSkyline(problem), best);
 }
 
 // Searches at the lowest capacity that is not refuted and, as long as only the lowest peak will

@@ -1,4 +1,5 @@
-// A packing run: fast heuristics first, then exact search for as long as a gap and time remain.
+// A packing run: fast heuristics first, window by window where there are many buffers, then exact
+// search for as long as a gap and time remain.
 #ifndef MEMO_PACK_PACKER_H_
 #define MEMO_PACK_PACKER_H_
 
@@ -55,13 +56,12 @@ class Packer {
   };
 
   void PackPart(const Part& part);
-  Offsets PackWindows(const Problem& problem);
-  Offsets PackMerged(const Problem& problem);
+  void PackWindows(const Problem& problem, Offsets& best);
+  void PackMerged(const Problem& problem, Offsets& best);
   void PackWhole(const Problem& problem, Offsets& best);
-  void PackGreedily(const Problem& problem, Offsets& best);
-  // First fit in several orders, each changed in turn by what ended too high.
-  void FitInOrders(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
-                   Offsets& best);
+  void Sweep(const Problem& problem, Offsets& best);
+  void Fit(const Problem& problem, const Conflicts& conflicts, const FitBudget& budget,
+           Offsets& best);
   void PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best);
   bool Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best);
   bool Keep(const Problem& problem, Offsets&& found, Offsets& best);

@@ -15,6 +15,16 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
   return order;
 }
 
+template <typename Key>
+std::vector<int32_t> Ascending(const Problem& problem, Key key) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return key(problem.buffers[a]) < key(problem.buffers[b]);
+  });
+  return order;
+}
+
 }  // namespace
 
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -41,19 +51,11 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 }
 
 std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  std::vector<int32_t> order(problem.buffers.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return problem.buffers[a].first < problem.buffers[b].first;
-  });
-  return order;
+  return Ascending(problem, [](const Buffer& buffer) { return buffer.first; });
 }
 
-int64_t MostAlive(const Problem& problem) {
-  Problem counted = problem;
-  counted.base.clear();
-  for (Buffer& buffer : counted.buffers) buffer.size = 1;
-  return LowerBound(counted);
+std::vector<int32_t> ByLastSection(const Problem& problem) {
+  return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
 }
 
 std::vector<Part> Split(const Problem& problem) {
@@ -96,6 +98,12 @@ Merged MergeLifetimes(const Problem& problem) {
   }
   merged.problem.num_sections = problem.num_sections;
   return merged;
+}
+
+Offsets Merged::Unmerged(const Offsets& stacks) const {
+  Offsets offsets = within;
+  for (size_t i = 0; i < offsets.size(); ++i) offsets[i] += stacks[stack_of[i]];
+  return offsets;
 }
 
 std::vector<int64_t> Load(const Problem& problem) {
@@ -145,9 +153,11 @@ Conflicts::Conflicts(const Problem& problem, bool with_whole)
   for_each_pair([&](int32_t a, int32_t b) { entries_[next[a]++] = b, entries_[next[b]++] = a; });
 }
 
-int64_t CountConflicts(const Problem& problem) {
+int64_t CountConflicts(const Problem& problem, bool with_whole) {
   std::vector<int64_t> begun(problem.num_sections + 1, 0), ended(problem.num_sections + 1, 0);
-  for (const Buffer& buffer : problem.buffers) ++begun[buffer.first], ++ended[buffer.last];
+  for (const Buffer& buffer : problem.buffers) {
+    if (with_whole || !problem.IsWhole(buffer)) ++begun[buffer.first], ++ended[buffer.last];
+  }
   int64_t alive = 0, pairs = 0;
   for (int32_t section = 0; section < problem.num_sections; ++section) {
     alive -= ended[section];

@@ -46,9 +46,8 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 
 // Numbers of the buffers in order of their first sections.
 std::vector<int32_t> ByFirstSection(const Problem& problem);
-
-// Most buffers alive in any section.
-int64_t MostAlive(const Problem& problem);
+// The same in order of their last sections.
+std::vector<int32_t> ByLastSection(const Problem& problem);
 
 // The parts between which no lifetime crosses, in order of time.
 std::vector<Part> Split(const Problem& problem);
@@ -58,6 +57,9 @@ struct Merged {
   Problem problem;
   std::vector<int32_t> stack_of;  // per original buffer
   Offsets within;                 // per original buffer: offset within its stack
+
+  // The original buffers' offsets from the stacks'.
+  Offsets Unmerged(const Offsets& stacks) const;
 };
 
 // One buffer for all that share a lifetime. Its best peak may be higher than the original's.
@@ -96,7 +98,7 @@ class Conflicts {
 };
 
 // Number of conflicting pairs, counted without listing them.
-int64_t CountConflicts(const Problem& problem);
+int64_t CountConflicts(const Problem& problem, bool with_whole = true);
 
 }  // namespace memo::pack
 

@@ -78,13 +78,15 @@ std::vector<double> Weights(const Problem& problem, Preference preference, doubl
     weights.push_back(WeightOf(buffer, preference));
     greatest = std::max(greatest, weights.back());
   }
-  std::mt19937_64 random(seed);
-  const bool is_random = preference == Preference::kRandom;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const double chance = static_cast<double>(random() >> 11) / 9007199254740992.0;
-    weights[i] *= (is_random ? chance : 1 + noise * (chance - 0.5)) / greatest;
-    if (!contention.empty()) weights[i] += kContentionFirst * contention[i];
+  for (double& weight : weights) weight *= 1 / greatest;
+  if (preference == Preference::kRandom || noise > 0) {
+    std::mt19937_64 random(seed);
+    for (double& weight : weights) {
+      const double chance = static_cast<double>(random() >> 11) / 9007199254740992.0;
+      weight *= preference == Preference::kRandom ? chance : 1 + noise * (chance - 0.5);
+    }
   }
+  for (size_t i = 0; i < contention.size(); ++i) weights[i] += kContentionFirst * contention[i];
   return weights;
 }
 

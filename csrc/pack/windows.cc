@@ -7,70 +7,57 @@
 #include <numeric>
 #include <utility>
 
+#include "pack/together.h"
+
 namespace memo::pack {
 namespace {
 
 constexpr int64_t kUnplaced = -1;
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
-constexpr int kRounds = 8;  // of an attempt
-constexpr int kFits = 36;   // of a window
-constexpr size_t kStride = 4096;
+constexpr int64_t kFits = 36;  // of a window
+// Windows that may join the core in a round.
+constexpr int kMostFailures = 8;
+constexpr int64_t kMostConflictsInCore = 4'000'000;
+// Where most buffers live in several windows, these save nothing. For each buffer: conflicts
+// between such (some 1,000 in a step of 192 blocks), and looks of a round at what lives beside a
+// buffer in other windows (some 20).
+constexpr int64_t kMostLongConflicts = 5'000;
+constexpr int64_t kMostLooks = 300;
 
 bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.first < a.last; }
 
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
 int64_t WindowLength(int64_t attempt) {
   constexpr double kGoldenRatio = 0.6180339887498949;
-  const double turn = 0.5 + kGoldenRatio * static_cast<double>(attempt);
+  const double turn = 0.37 + kGoldenRatio * static_cast<double>(attempt);
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
-}
-
-Ranges Joined(Ranges ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  Ranges joined;
-  for (const auto& [start, stop] : ranges) {
-    if (joined.empty() || joined.back().second < start) {
-      joined.emplace_back(start, stop);
-    } else {
-      joined.back().second = std::max(joined.back().second, stop);
-    }
-  }
-  return joined;
 }
 
 }  // namespace
 
 WindowPacker::WindowPacker(const Problem& problem)
-    : problem_(problem), load_(Load(problem)), by_first_(ByFirstSection(problem)) {
-  std::vector<int32_t> alive;
-  for (size_t k = 0; k < by_first_.size(); ++k) {
-    if (k % kStride == 0) {
-      const int32_t now = buffer(by_first_[k]).first;
-      const auto gone = [&](int32_t i) { return buffer(i).last <= now; };
-      alive.erase(std::remove_if(alive.begin(), alive.end(), gone), alive.end());
-      alive_before_.push_back(alive);
-    }
-    alive.push_back(by_first_[k]);
-  }
-}
+    : problem_(problem),
+      load_(Load(problem)),
+      by_first_(ByFirstSection(problem)),
+      by_last_(ByLastSection(problem)),
+      window_of_(problem.num_sections) {}
 
-Offsets WindowPacker::Pack(int64_t target, int64_t most_attempts,
-                           const std::function<bool()>& stop) {
-  Offsets best;
-  int64_t lowest = kNoLimit;
-  for (int64_t attempt = 0; attempt < most_attempts; ++attempt) {
-    Cut(WindowLength(attempt));
-    for (int round = 0; round < kRounds; ++round) {
-      if (!best.empty() && stop()) return best;
-      if (Round(target, lowest, stop)) {
-        best = offsets_;
-        lowest = Peak(problem_, best);
-        if (lowest <= target) return best;
-      }
-      JoinFailed();
+void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop,
+                        Offsets& best) {
+  int64_t lowest = best.empty() ? kNoLimit : Peak(problem_, best);
+  for (int64_t k = 0; k < most_attempts && lowest > target && !stop(); ++k, ++attempt_) {
+    Cut(WindowLength(attempt_));
+    if (SavesNothing()) return;
+    // Where the target is out of reach, something between may not be.
+    const bool between = attempt_ % 2 == 1 && lowest < kNoLimit;
+    const int64_t aim = between ? target + (lowest - target) / 2 : target;
+    for (bool grown = true; grown && lowest > aim;) {
+      grown = Round({aim, lowest}, stop);
+      if (offsets_.empty()) continue;
+      best = offsets_;
+      lowest = Peak(problem_, best);
     }
   }
-  return best;
 }
 
 void WindowPacker::Cut(int64_t num_events) {
@@ -84,75 +71,132 @@ void WindowPacker::Cut(int64_t num_events) {
       windows_.push_back({s, problem_.num_sections});
       in_window = 0;
     }
+    window_of_[s] = windows_.size() - 1;
     in_window += events[s];
   }
+  for (Window& window : windows_) {
+    window.load = *std::max_element(load_.begin() + window.first, load_.begin() + window.last);
+  }
+  spans_.emplace(windows_.size());
+  for (size_t i = 0; i < problem_.buffers.size(); ++i) {
+    const auto [first, last] = Spanned(buffer(i));
+    if (first < last) spans_->Add(first, last, static_cast<int32_t>(i));
+  }
+}
+
+bool WindowPacker::SavesNothing() const {
+  Problem lasting{{}, problem_.num_sections, {}};
+  for (const Buffer& each : problem_.buffers) {
+    if (window_of_[each.first] < window_of_[each.last - 1]) lasting.buffers.push_back(each);
+  }
+  const int64_t size = static_cast<int64_t>(problem_.buffers.size());
+  return looks_left_ < 0 || CountConflicts(lasting) > kMostLongConflicts * size;
+}
+
+// The windows [first, last) all through which a buffer lives; none if last <= first.
+std::pair<size_t, size_t> WindowPacker::Spanned(const Buffer& buffer) const {
+  const size_t first = window_of_[buffer.first], last = window_of_[buffer.last - 1];
+  return {first + (windows_[first].first < buffer.first),
+          last + (windows_[last].last == buffer.last)};
 }
 
 void WindowPacker::Clear() {
-  for (Window& window : windows_) {
-    window.load = *std::max_element(load_.begin() + window.first, load_.begin() + window.last);
-    window.beginning.clear(), window.ending.clear();
-  }
-  failed_.assign(windows_.size(), 0);
+  for (Window& window : windows_) window.beginning.clear(), window.ending.clear();
+  spans_->Reset();
+  looks_left_ = kMostLooks * static_cast<int64_t>(problem_.buffers.size());
   offsets_.assign(problem_.buffers.size(), kUnplaced);
 }
 
-// Whether all buffers were placed below `limit`; gives up at the first window that was not.
-bool WindowPacker::Round(int64_t target, int64_t limit, const std::function<bool()>& stop) {
-  Clear();
+std::vector<size_t> WindowPacker::FullestFirst() const {
   std::vector<size_t> order(windows_.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    return std::pair(windows_[a].urgency, windows_[a].load) >
-           std::pair(windows_[b].urgency, windows_[b].load);
-  });
-  for (const size_t w : order) {
-    if (limit < kNoLimit && stop()) return false;
-    const int64_t top = PackWindow(w, target, stop);
-    failed_[w] = top > target;
-    if (top >= limit) return false;
-    target = std::max(target, top);
-  }
-  return true;
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return windows_[a].load > windows_[b].load; });
+  return order;
 }
 
-// First fits in several orders, each changed in turn by what ended too high; the highest end.
-int64_t WindowPacker::PackWindow(size_t w, int64_t target, const std::function<bool()>& stop) {
+// Whether the core has grown by windows that ended above the aim. All buffers are placed below the
+// limit, or else no offsets are left.
+bool WindowPacker::Round(const Bounds& peak, const std::function<bool()>& stop) {
+  Clear();
+  const Task core = CoreTask();
+  if (CountConflicts(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
+  int64_t highest = PackCore(core, peak.aim, stop);
+  int num_failed = highest > peak.aim ? kMostFailures : 0;
+  bool grown = false;
+  for (const size_t w : FullestFirst()) {
+    if (windows_[w].in_core) continue;
+    if (highest >= peak.limit || stop()) return offsets_.clear(), grown;
+    const bool may_fail = num_failed < kMostFailures;
+    const int64_t top = PackWindow(w, may_fail ? peak.aim : std::max(peak.aim, highest), stop);
+    if (may_fail && top > peak.aim) windows_[w].in_core = grown = true, ++num_failed;
+    highest = std::max(highest, top);
+    if (looks_left_ < 0) return offsets_.clear(), false;
+  }
+  if (highest >= peak.limit) offsets_.clear();
+  return grown;
+}
+
+// The windows of the core as one, with nothing in their way; the highest end.
+int64_t WindowPacker::PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop) {
+  if (core.index.empty()) return 0;
+  return PlaceAll(core, PackTogether(core.problem, aim, strategy_, stop));
+}
+
+// All that lives in the core. It may also meet outside of it, so time there is not left out.
+WindowPacker::Task WindowPacker::CoreTask() const {
+  Task task;
+  std::vector<int32_t> before{0};  // windows of the core before each window
+  int32_t begin = problem_.num_sections, end = 0;
+  for (const Window& window : windows_) {
+    before.push_back(before.back() + window.in_core);
+    if (window.in_core) begin = std::min(begin, window.first), end = window.last;
+  }
+  for (size_t i = 0; i < problem_.buffers.size(); ++i) {
+    const size_t first = window_of_[buffer(i).first], last = window_of_[buffer(i).last - 1];
+    if (before[first] < before[last + 1]) task.index.push_back(static_cast<int32_t>(i));
+  }
+  SortByLifetime(task.index);
+  std::vector<int64_t> lower, upper, size;
+  for (const int32_t i : task.index) {
+    lower.push_back(std::max(buffer(i).first, begin));
+    upper.push_back(std::min(buffer(i).last, end));
+    size.push_back(buffer(i).size);
+  }
+  task.problem = Reduce(lower, upper, size);
+  return task;
+}
+
+// What of a window is not placed yet; the highest end.
+int64_t WindowPacker::PackWindow(size_t w, int64_t aim, const std::function<bool()>& stop) {
   const Task task = TaskOf(w);
   if (task.index.empty()) return 0;
-  const Conflicts conflicts(task.problem, false);
-  std::vector<Order> orders = FirstFitOrders(task.problem);
-  Offsets best;
-  int64_t lowest = kNoLimit;
-  for (int64_t fit = 0; fit < kFits && lowest > target && (fit == 0 || !stop()); ++fit) {
-    Order& order = orders[OrderOfFit(fit, orders.size())];
-    Offsets found = FirstFit(task.problem, conflicts, order, task.obstacles);
-    PromoteHighest(task.problem, found, target, order);
-    const int64_t peak = Peak(task.problem, found);
-    if (peak < lowest) best = std::move(found), lowest = peak;
-  }
-  for (size_t k = 0; k < best.size(); ++k) Place(task.index[k], best[k]);
-  return lowest;
+  Offsets found;
+  FitInOrders(task.problem, Conflicts(task.problem, false), task.obstacles, {aim, kFits}, stop,
+              found);
+  return PlaceAll(task, found);
 }
 
-WindowPacker::Task WindowPacker::TaskOf(size_t w) const {
+int64_t WindowPacker::PlaceAll(const Task& task, const Offsets& offsets) {
+  for (size_t k = 0; k < offsets.size(); ++k) Place(task.index[k], offsets[k]);
+  return Peak(task.problem, offsets);
+}
+
+WindowPacker::Task WindowPacker::TaskOf(size_t w) {
   const Window& window = windows_[w];
   Task task;
-  std::vector<int32_t> partial;
-  Ranges whole;
-  for (const int32_t i : AliveIn(window)) {
-    if (offsets_[i] == kUnplaced) {
-      task.index.push_back(i);
-    } else if (buffer(i).first <= window.first && window.last <= buffer(i).last) {
-      whole.emplace_back(offsets_[i], offsets_[i] + buffer(i).size);
-    } else {
-      partial.push_back(i);
-    }
+  std::vector<int32_t> partial;  // placed, and not alive all through the window
+  const auto sort_out = [&](int32_t i) {
+    (offsets_[i] == kUnplaced ? task.index : partial).push_back(i);
+  };
+  for (const int32_t i : PartlyAlive(window)) sort_out(i);
+  std::vector<int32_t> spanning;
+  spans_->Tell(w, spanning);
+  for (const int32_t i : spanning) {
+    if (offsets_[i] == kUnplaced) task.index.push_back(i);
   }
-  const auto lifetime = [&](int32_t i) { return buffer(i).last - buffer(i).first; };
-  std::stable_sort(task.index.begin(), task.index.end(),
-                   [&](int32_t a, int32_t b) { return lifetime(a) > lifetime(b); });
-  task.obstacles.of_all = Joined(std::move(whole));
+  SortByLifetime(task.index);
+  task.obstacles.of_all = spans_->Taken(w);
   task.problem.num_sections = window.last - window.first;
   for (const int32_t i : task.index) {
     const int32_t first = std::max(buffer(i).first, window.first) - window.first;
@@ -166,26 +210,36 @@ WindowPacker::Task WindowPacker::TaskOf(size_t w) const {
   return task;
 }
 
-std::vector<int32_t> WindowPacker::AliveIn(const Window& window) const {
-  const auto begins_before = [&](int32_t i, int32_t section) { return buffer(i).first < section; };
-  const auto begun =
-      std::lower_bound(by_first_.begin(), by_first_.end(), window.first, begins_before);
-  const auto end = std::lower_bound(begun, by_first_.end(), window.last, begins_before);
-  const size_t stride = static_cast<size_t>(begun - by_first_.begin()) / kStride;
+// What is alive in a window, but not all through it.
+std::vector<int32_t> WindowPacker::PartlyAlive(const Window& window) const {
+  const auto begins = std::partition_point(by_first_.begin(), by_first_.end(), [&](int32_t i) {
+    return buffer(i).first < window.first;
+  });
+  const auto ends = std::partition_point(by_last_.begin(), by_last_.end(),
+                                         [&](int32_t i) { return buffer(i).last <= window.first; });
   std::vector<int32_t> alive;
-  const auto is_alive = [&](int32_t i) { return buffer(i).last > window.first; };
-  const std::vector<int32_t>& before = alive_before_[stride];
-  std::copy_if(before.begin(), before.end(), std::back_inserter(alive), is_alive);
-  const auto next = by_first_.begin() + static_cast<ptrdiff_t>(stride * kStride);
-  std::copy_if(next, end, std::back_inserter(alive), is_alive);
+  for (auto i = begins; i != by_first_.end() && buffer(*i).first < window.last; ++i) {
+    if (buffer(*i).first > window.first || buffer(*i).last < window.last) alive.push_back(*i);
+  }
+  for (auto i = ends; i != by_last_.end() && buffer(*i).last < window.last; ++i) {
+    if (buffer(*i).first < window.first) alive.push_back(*i);
+  }
   return alive;
 }
 
+// Longest lifetime first.
+void WindowPacker::SortByLifetime(std::vector<int32_t>& buffers) const {
+  const auto key = [&](int32_t i) { return std::pair(buffer(i).first - buffer(i).last, i); };
+  std::sort(buffers.begin(), buffers.end(), [&](int32_t a, int32_t b) { return key(a) < key(b); });
+}
+
 // What is placed and lives beside buffer `i`: some of `partial` in window `w`, and what lives only
-// in other windows.
-Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) const {
+// in other windows. Not complete once no looks are left.
+Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& partial) {
   Ranges ranges;
   const auto block = [&](const std::vector<int32_t>& others) {
+    looks_left_ -= static_cast<int64_t>(others.size());
+    if (looks_left_ < 0) return;
     for (const int32_t j : others) {
       if (!Together(buffer(i), buffer(j))) continue;
       Take(ranges, offsets_[j], offsets_[j] + buffer(j).size);
@@ -201,32 +255,12 @@ Ranges WindowPacker::Beside(size_t w, int32_t i, const std::vector<int32_t>& par
 
 void WindowPacker::Place(int32_t i, int64_t offset) {
   offsets_[i] = offset;
-  const size_t first = WindowOf(buffer(i).first), last = WindowOf(buffer(i).last - 1);
+  const auto [begin, end] = Spanned(buffer(i));
+  if (begin < end) spans_->Take(begin, end, offset, offset + buffer(i).size);
+  const size_t first = window_of_[buffer(i).first], last = window_of_[buffer(i).last - 1];
   if (first == last) return;
   windows_[first].beginning.push_back(i);
   windows_[last].ending.push_back(i);
-}
-
-size_t WindowPacker::WindowOf(int32_t section) const {
-  const auto after =
-      std::upper_bound(windows_.begin(), windows_.end(), section,
-                       [](int32_t value, const Window& window) { return value < window.first; });
-  return static_cast<size_t>(after - windows_.begin()) - 1;
-}
-
-// Windows that ended too high go first the next time, as one with their neighbours.
-void WindowPacker::JoinFailed() {
-  std::vector<Window> windows;
-  for (size_t w = 0; w < windows_.size(); ++w) {
-    windows_[w].urgency += failed_[w];
-    if (w > 0 && (failed_[w] || failed_[w - 1])) {
-      windows.back().last = windows_[w].last;
-      windows.back().urgency = std::max(windows.back().urgency, windows_[w].urgency);
-    } else {
-      windows.push_back(std::move(windows_[w]));
-    }
-  }
-  windows_ = std::move(windows);
 }
 
 }  // namespace memo::pack

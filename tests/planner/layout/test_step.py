@@ -1,18 +1,18 @@
 """The layout of a whole step: the paper's example, swapped tiles, and nothing overlapping."""
 
 import random
+import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner.layout import faults, pack
+from memo_planner.layout import PackingProblem, faults, pack
 from memo_planner.layout.levels import find_groups, lay_out_by_levels
 from memo_planner.layout.mip import pack_mip
 from memo_planner.layout.step import lay_out_step, step_problem
 from memo_planner.trace.requests import PHASES, Requests
-from tests.planner.layout.problems import problem_of
 
 FORWARD, BACKWARD = PHASES.index("forward"), PHASES.index("backward")
 
@@ -128,7 +128,10 @@ def test_two_levels_solve_each_different_pass_once_and_never_beat_one() -> None:
     assert by_levels.gap < 0.05
 
 
-@pytest.mark.parametrize(("num_blocks", "seed"), [(12, 0), (12, 1), (12, 2), (48, 0), (48, 2)])
+@pytest.mark.parametrize(
+    ("num_blocks", "seed"),
+    [(6, 1), (6, 7), (12, 0), (12, 1), (12, 3), (12, 5), (24, 0), (24, 3), (48, 0), (48, 1)],
+)
 def test_steps_with_swapped_tiles_reach_the_lower_bound(num_blocks: int, seed: int) -> None:
     requests = swapped_step(num_blocks, seed)
     placement = lay_out_step(requests, seconds=20)
@@ -148,11 +151,43 @@ def test_no_time_still_gives_a_valid_layout_of_a_long_step() -> None:
 
 @pytest.mark.parametrize("longest", [5, 100, 2_000])
 def test_many_random_buffers_never_overlap(longest: int) -> None:
-    chance = np.random.default_rng(longest)
-    lower, sizes = chance.integers(0, 4_000, 3_000), chance.integers(1, 100, 3_000)
-    upper = lower + chance.integers(1, longest, 3_000)
-    problem = problem_of(list(zip(lower.tolist(), upper.tolist(), sizes.tolist(), strict=True)))
-    assert faults(pack(problem, seconds=0.5)) == []
+    assert faults(pack(random_buffers(longest, 3_000, longest), seconds=0.5)) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(501, 1_500), st.integers(2, 1_500), st.booleans())
+def test_windows_that_fail_never_make_buffers_overlap(
+    seed: int, count: int, longest: int, alike: bool
+) -> None:
+    problem = random_buffers(seed, count, longest, largest=4 if alike else 2**24)
+    assert faults(pack(problem, seconds=0.2)) == []
+
+
+def test_no_time_still_gives_random_buffers_a_best_fit() -> None:
+    placement = pack(random_buffers(0, 20_000, 1_000, largest=2**24), seconds=0)
+    assert faults(placement) == []
+    assert placement.gap < 0.08
+
+
+def test_the_deadline_is_kept_where_most_buffers_are_alive_at_once() -> None:
+    """Window by window this would take many seconds before there is any answer."""
+    problem = random_buffers(0, 100_000, 50_000)
+    begun_s = time.monotonic()
+    placement = pack(problem, seconds=0.5)
+    assert time.monotonic() - begun_s < 8
+    assert faults(placement) == []
+
+
+def random_buffers(seed: int, count: int, longest: int, largest: int = 100) -> PackingProblem:
+    """Buffers that begin at any time, live up to `longest` and take up to `largest`."""
+    chance = np.random.default_rng(seed)
+    lower = chance.integers(0, 2 * count, count)
+    return PackingProblem(
+        ids=tuple(map(str, range(count))),
+        lower=lower,
+        upper=lower + chance.integers(1, longest, count),
+        size_bytes=chance.integers(1, largest, count),
+    )
 
 
 @st.composite
