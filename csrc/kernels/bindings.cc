@@ -67,10 +67,9 @@ void BindElementwise(py::module_& m, const char* name) {
 void CopyRows(uintptr_t target, uintptr_t source, std::array<size_t, 3> shape,
               std::array<size_t, 4> pitches, Stream stream) {
   using Packs = memo::Pack<float>;
-  memo::RunItems(
-      memo::CopyRows{At<Packs>(source), At<Packs>(target), shape[0], shape[1], shape[2], pitches[0],
-                     pitches[1], pitches[2], pitches[3]},
-      Handle(stream));
+  memo::RunItems(memo::CopyRows{At<Packs>(source), At<Packs>(target), shape[0], shape[1], shape[2],
+                                pitches[0], pitches[1], pitches[2], pitches[3]},
+                 Handle(stream));
 }
 
 void RmsNorm(const std::string& dtype, std::array<uintptr_t, 3> data, std::array<size_t, 2> shape,
@@ -87,10 +86,10 @@ void RmsNormBackward(const std::string& dtype, std::array<uintptr_t, 5> data,
                      std::array<size_t, 2> shape, float epsilon, Stream stream) {
   WithType(dtype, [&](auto number) {
     using T = decltype(number);
-    memo::RunRows(memo::RmsNormBackward<T>{At<T>(data[0]), At<T>(data[1]), At<T>(data[2]),
-                                           At<T>(data[3]), At<float>(data[4]), shape[0], shape[1],
-                                           epsilon},
-                  Handle(stream));
+    memo::RunRows(
+        memo::RmsNormBackward<T>{At<T>(data[0]), At<T>(data[1]), At<T>(data[2]), At<T>(data[3]),
+                                 At<float>(data[4]), shape[0], shape[1], epsilon},
+        Handle(stream));
   });
 }
 
@@ -102,10 +101,9 @@ void RmsNormWeightGradient(const std::string& dtype, std::array<uintptr_t, 5> da
                                              At<float>(data[3]), shape[0],       shape[1],
                                              chunk_rows};
     memo::RunItems(sums, Handle(stream));
-    memo::RunItems(
-        memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), NumChunks(sums),
-                                       shape[1] * memo::Pack<T>::kElements},
-        Handle(stream));
+    memo::RunItems(memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), NumChunks(sums),
+                                                  shape[1] * memo::Pack<T>::kElements},
+                   Handle(stream));
   });
 }
 

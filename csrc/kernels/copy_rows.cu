@@ -1,6 +1,6 @@
 // Copies of rows, on the GPU.
-#include "kernels/launch.h"
 #include "kernels/copy_rows.h"
+#include "kernels/launch.h"
 
 namespace memo {
 

@@ -9,11 +9,12 @@
 
 namespace memo {
 
-// The distribution and its slope at x, by the error function.
+// The distribution and its slope at x, by the complementary error function: 1 + erf(x) would lose
+// the digits of the lower tail.
 struct NormalByErf {
   MEMO_HOST_DEVICE static float Share(float x) {
     constexpr float kSqrtHalf = 0.70710678f;
-    return 0.5f * (1.0f + erff(x * kSqrtHalf));
+    return 0.5f * erfcf(-x * kSqrtHalf);
   }
   MEMO_HOST_DEVICE static float Slope(float x, float /*share*/) {
     constexpr float kInverseSqrtTwoPi = 0.39894228f;
@@ -21,7 +22,7 @@ struct NormalByErf {
   }
 };
 
-// The same by (1 + tanh(u)) / 2, which is the logistic function of 2u and keeps its digits there.
+// The same by (1 + tanh(u)) / 2, computed as the logistic function of 2u for the same reason.
 struct NormalByTanh {
   static constexpr float kTwoSqrtTwoOverPi = 1.59576912f;
   static constexpr float kCubic = 0.044715f;
@@ -30,7 +31,7 @@ struct NormalByTanh {
     return 1.0f / (1.0f + expf(-kTwoSqrtTwoOverPi * x * (1.0f + kCubic * x * x)));
   }
   MEMO_HOST_DEVICE static float Slope(float x, float share) {
-    return share * (1.0f - share) * kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * x * x);
+    return share * Share(-x) * kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * x * x);
   }
 };
 

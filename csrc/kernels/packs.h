@@ -14,6 +14,13 @@
 #define MEMO_HOST_DEVICE inline
 #endif
 
+// Four rounds of a loop together, so that their loads are under way at once.
+#ifdef __CUDA_ARCH__
+#define MEMO_UNROLL_4 _Pragma("unroll 4")
+#else
+#define MEMO_UNROLL_4
+#endif
+
 namespace memo {
 
 constexpr size_t kPackBytes = 16;

@@ -36,6 +36,7 @@ MEMO_HOST_DEVICE void RunItem(const RmsNormWeightSums<T>& args, size_t item) {
   const size_t first = item / args.row_packs * args.chunk_rows;
   const size_t end = first + args.chunk_rows < args.rows ? first + args.chunk_rows : args.rows;
   Sums sums[P::kElements / Sums::kElements] = {};
+  MEMO_UNROLL_4
   for (size_t row = first; row < end; ++row) {
     const P dy = LoadPack<P>(args.dy, row * args.row_packs + column);
     const P x = LoadPack<P>(args.x, row * args.row_packs + column);
@@ -67,6 +68,7 @@ template <typename T>
 MEMO_HOST_DEVICE void RunItem(const RmsNormWeightGradient<T>& args, size_t item) {
   using Sums = Pack<float>;
   Sums total = {};
+  MEMO_UNROLL_4
   for (size_t chunk = 0; chunk < args.chunks; ++chunk) {
     const Sums sums = LoadPack<Sums>(args.sums, chunk * NumItems(args) + item);
     for (size_t e = 0; e < Sums::kElements; ++e) total.values[e] += sums.values[e];

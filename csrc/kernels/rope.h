@@ -7,8 +7,8 @@
 
 namespace memo {
 
-// x and y are [batch, heads, tokens, dim], cos and sin [batch, tokens, dim], with dim contiguous and
-// 16-byte aligned halves; pitches are in packs, a table's batch pitch of 0 gives all one table.
+// x and y are [batch, heads, tokens, dim], cos and sin [batch, tokens, dim], with dim contiguous
+// and 16-byte aligned halves; pitches are in packs, a table's batch pitch of 0 gives all one table.
 template <typename T>
 struct Rope {
   struct Pitches {
@@ -76,8 +76,10 @@ MEMO_HOST_DEVICE void RunItem(const Rope<T>& args, size_t item) {
   const Angles<T> angles = LoadAngles(args, angle);
   size_t x = sequence * args.x_pitches.batch + token * args.x_pitches.token + column;
   size_t y = sequence * args.y_pitches.batch + token * args.y_pitches.token + column;
+  MEMO_UNROLL_4
   for (size_t head = 0; head < args.heads; ++head) {
-    Pack<T> pair[2] = {LoadPack<Pack<T>>(args.x, x), LoadPack<Pack<T>>(args.x, x + args.half_packs)};
+    Pack<T> pair[2] = {LoadPack<Pack<T>>(args.x, x),
+                       LoadPack<Pack<T>>(args.x, x + args.half_packs)};
     Rotate(pair, angles, args.is_backward);
     StorePack(args.y, y, pair[0]);
     StorePack(args.y, y + args.half_packs, pair[1]);
