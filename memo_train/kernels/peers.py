@@ -53,7 +53,12 @@ def _rms_norm_by_torch(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, EPSILON)
 
 
+def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return rope(x.transpose(1, 2), cos, sin)
+
+
 def _rope_by_steps(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x = x.transpose(1, 2)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -84,8 +89,8 @@ OPERATIONS: Mapping[str, Peers] = {
         num_differentiated=1,
     ),
     "rope": Peers(
-        shapes=lambda s: ((1, s.heads, s.tokens, s.head_dim), *((s.tokens, s.head_dim),) * 2),
-        kernel=rope,
+        shapes=lambda s: ((1, s.tokens, s.heads, s.head_dim), *((s.tokens, s.head_dim),) * 2),
+        kernel=_rope,
         torchs=(_rope_by_steps,),
         num_differentiated=1,
     ),

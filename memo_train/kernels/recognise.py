@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor, nn
 
-from memo_train.kernels.launch import DTYPES
+from memo_train.kernels.launch import DTYPES, PACK_BYTES
 from memo_train.kernels.proof import module_differs, rotation_differs
 from memo_train.kernels.replacements import (
     Dtypes,
@@ -50,7 +50,7 @@ def candidates(module: nn.Module) -> list[Candidate]:
     if name.endswith("RMSNorm"):
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 1 and epsilon_of(module) is not None:
-            return [_of_module("rms_norm", module, norm_forward, weight.shape[0])]
+            return [_norm(module, weight)]
     width = getattr(getattr(module, "gate_proj", None), "in_features", None)
     if isinstance(width, int) and hasattr(module, "up_proj") and hasattr(module, "down_proj"):
         return [_of_module("swiglu", module, gated_forward, width)]
@@ -61,6 +61,14 @@ def candidates(module: nn.Module) -> list[Candidate]:
             for operation, way in ways.items()
         ]
     return _rotations(module)
+
+
+def _norm(module: nn.Module, weight: Tensor) -> Candidate:
+    norm = _of_module("rms_norm", module, norm_forward, weight.shape[0])
+    if weight.shape[0] * weight.element_size() % PACK_BYTES == 0:
+        return norm
+    why = f"its rows of {weight.shape[0]} numbers are no multiple of {PACK_BYTES} bytes"
+    return replace(norm, differs=lambda like: why)
 
 
 def _of_module(

@@ -112,12 +112,13 @@ def test_norm_of_zeros_and_of_great_rows() -> None:
 def test_is_a_proper_operator(operation: str) -> None:
     peers = OPERATIONS[operation]
     inputs = make_inputs(peers, torch.float32, SIZES[1], CPU)
+    x, *rest = inputs
     calls = {
         "rms_norm": (rms_norm, (*inputs, EPSILON)),
         "swiglu": (swiglu, inputs),
         "gelu": (gelu, inputs),
         "gelu_tanh": (gelu, (*inputs, "tanh")),
-        "rope": (rope, inputs),
+        "rope": (rope, (x.transpose(1, 2).detach().requires_grad_(), *rest)),
     }
     operator, args = calls[operation]
     torch.library.opcheck(operator, args)
@@ -156,7 +157,7 @@ def test_heads_in_any_layout(batch_of_tables: int) -> None:
     ]
     for x in layouts:
         wide_cos, wide_sin = (t if batch_of_tables == 0 else t[:, None] for t in (cos, sin))
-        right = OPERATIONS["rope"].torchs[0](x, wide_cos, wide_sin)
+        right = OPERATIONS["rope"].torchs[0](x.transpose(1, 2), wide_cos, wide_sin)
         torch.testing.assert_close(rope(x, cos, sin), right)
 
 
