@@ -146,7 +146,7 @@ def table(
     archs = list(dict.fromkeys(kernel.arch for kernel in sorted(resources, key=_arch_number)))
     header = ["kernel", *archs, *([] if counts is None else ["loads", "stores"])]
     lines = [header, ["---"] * len(header)]
-    for name in dict.fromkeys(kernel.name for kernel in resources):
+    for name in sorted({kernel.name for kernel in resources}):
         cells = [" / ".join(_registers(resources, name, arch)) for arch in archs]
         if counts is not None:
             cells += [_widths(counts, name, operation) for operation in ("LDG", "STG")]

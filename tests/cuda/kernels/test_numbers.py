@@ -124,6 +124,21 @@ def test_is_a_proper_operator(operation: str) -> None:
     torch.library.opcheck(operator, args)
 
 
+def test_backward_is_made_of_proper_operators() -> None:
+    x, dy, weight = torch.randn(3, 6, 8), torch.randn(3, 6, 8), torch.randn(8)
+    heads, table = torch.randn(2, 5, 3, 16).transpose(1, 2), torch.randn(5, 16)
+    ops = torch.ops.memo_train
+    scales = ops.rms_norm_backward(dy, x, weight, EPSILON)[1]
+    for operator, args in (
+        (ops.rms_norm_backward, (dy, x, weight, EPSILON)),
+        (ops.rms_norm_weight_gradient, (dy, x, scales, weight)),
+        (ops.swiglu_backward, (dy, x, x)),
+        (ops.gelu_backward, (dy.transpose(0, 1), x.transpose(0, 1), "tanh")),
+        (ops.rope_backward, (heads, table, table)),
+    ):
+        torch.library.opcheck(operator, args)
+
+
 def test_operator_keeps_the_layout_that_its_fake_says() -> None:
     x = torch.randn(2, 5, 3, 16).transpose(1, 2).requires_grad_()
     fused = torch.randn(2, 5, 3, 48)[..., :16].transpose(1, 2)

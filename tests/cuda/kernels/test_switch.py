@@ -68,10 +68,8 @@ def test_known_modules_are_taken_and_gradients_are_as_exact(
     family: str, used: dict[str, str], ids: Tensor
 ) -> None:
     model = MODELS[family]()
-    plain, exact = (
-        run_step(model, **batch),
-        float64_step(model, input_ids=ids, labels=ids),
-    )
+    batch = {"input_ids": ids, "labels": ids}
+    plain, exact = run_step(model, **batch), float64_step(model, **batch)
     done = kernels.use(model, True)
     assert used.items() <= of_first_block(done).items()
     ours = run_step(model, **batch)
