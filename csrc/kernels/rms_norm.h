@@ -47,8 +47,10 @@ MEMO_HOST_DEVICE LaneSums<1> SumLane(const RmsNorm<T>& args, size_t row, unsigne
   float squares = 0.0f;
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     const P x = LoadPack<P>(args.x, row * args.row_packs + i);
-    for (size_t e = 0; e < P::kElements; ++e)
-      squares += ToFloat(x.values[e]) * ToFloat(x.values[e]);
+    for (size_t e = 0; e < P::kElements; ++e) {
+      const float number = ToFloat(x.values[e]);
+      squares += number * number;
+    }
   }
   return {{squares}};
 }

@@ -42,8 +42,8 @@ def use(model: nn.Module, kernels: Literal["auto"] | bool = "auto") -> UsedKerne
     Call it before `memo_train.wrap`, which then measures and plans with them.
 
     kernels: "auto" takes those that were faster than torch's ways on the model's device when
-        `python -m memo_train.kernels.benchmark` ran there, and none where it has not; True takes
-        all; False gives every module its own forward back.
+        `python -m memo_train.kernels.benchmark` ran there, none where it has not and none on the
+        CPU; True takes all; False gives every module its own forward back.
 
     Modules are recognised by what they have (an RMSNorm by its name, weight and epsilon; an MLP by
     gate_proj, up_proj and down_proj; a GELU by its name; rotary positions by the function that the
@@ -100,6 +100,8 @@ def _give_back(model: nn.Module) -> None:
 def _choice(device: torch.device) -> tuple[Faster, str]:
     """The dtypes in which each operation's kernel is to be used, and why others are not."""
     name, timings = device_name(device), load_timings(timings_path())
+    if name == "cpu":
+        return {}, "on the CPU the kernels' code is a reference and not used by itself"
     if not is_built():
         return {}, "memo-train was built without its kernels"
     if all(timing.device != name for timing in timings):

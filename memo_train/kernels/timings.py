@@ -32,6 +32,11 @@ class Timing:
     kernel_s: float
     torch_s: float
 
+    @property
+    def wins(self) -> bool:
+        """Whether to use the kernel: where it was faster, but never the reference on the CPU."""
+        return self.device != "cpu" and self.kernel_s < self.torch_s
+
 
 def device_name(device: torch.device) -> str:
     """What the file calls a device: a GPU by its product name, else its type."""
@@ -77,10 +82,10 @@ def save_timings(path: Path, measured: tuple[Timing, ...]) -> None:
 
 
 def faster_on(device: str, timings: tuple[Timing, ...]) -> Faster:
-    """The operations and dtypes whose kernel was faster in every timing on the device."""
+    """The operations and dtypes whose kernel wins in every timing on the device."""
     here = [timing for timing in timings if timing.device == device]
-    slower = {(t.operation, t.dtype) for t in here if t.kernel_s >= t.torch_s}
-    won = {(t.operation, t.dtype) for t in here} - slower
+    lost = {(t.operation, t.dtype) for t in here if not t.wins}
+    won = {(t.operation, t.dtype) for t in here} - lost
     return {
         operation: frozenset(_TYPES[dtype] for name, dtype in won if name == operation)
         for operation, _ in won

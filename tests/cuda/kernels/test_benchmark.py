@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from memo_train.kernels.launch import DTYPES
 from memo_train.kernels.peers import OPERATIONS
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("toolkit")
 SIZES = {"tokens": 4, "hidden": 64, "ffn": 96, "heads": 2, "head_dim": 32}
 
 
-def test_benchmark_times_everything_and_says_what_is_used(tmp_path: Path) -> None:
+def test_benchmark_times_everything_and_writes_what_was_measured(tmp_path: Path) -> None:
     options = [f"--{name.replace('_', '-')}={size}" for name, size in SIZES.items()]
     command = [sys.executable, "-W", "error", "-m", "memo_train.kernels.benchmark", *options]
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
@@ -34,8 +33,7 @@ def test_benchmark_times_everything_and_says_what_is_used(tmp_path: Path) -> Non
     assert timed == {(name, dtype) for name in OPERATIONS for dtype in DTYPES.values()}
     assert all(timing.device == "cpu" and timing.sizes == SIZES for timing in timings)
     assert all(0 < timing.kernel_s < 10 and 0 < timing.torch_s < 10 for timing in timings)
-    faster = faster_on("cpu", timings)
-    for line in done.stdout.splitlines()[2:-1]:
-        operation, dtype, _, _, used = line.split()
-        is_faster = getattr(torch, dtype) in faster.get(operation, frozenset())
-        assert used == ("kernel" if is_faster else "torch")
+    rows = [line.split() for line in done.stdout.splitlines()[2:-1]]
+    assert len(rows) == len(timed)
+    assert {used for *_, used in rows} == {"torch"}  # it is the CPU
+    assert faster_on("cpu", timings) == {}

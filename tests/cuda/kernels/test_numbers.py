@@ -1,4 +1,4 @@
-"""The kernels' element code on the host: what it computes.
+"""What the kernels compute: their element code on the host, and where there is a GPU, kernels.
 
 Numerics: level 1 for copies, level 4 for the rest (error against float64 at most twice torch's).
 """
@@ -24,6 +24,7 @@ SIZES = (
 )
 ERROR_OVER_PLAIN = TOLERANCES[torch.float32].error_over_plain
 CPU = torch.device("cpu")
+DEVICES = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
 
 pytestmark = pytest.mark.usefixtures("toolkit")
 
@@ -32,22 +33,25 @@ def with_gradients(way: Callable[..., Tensor], inputs: list[Tensor], num: int) -
     """The result, and the gradients of the first `num` inputs for a loss of uneven weights."""
     leaves = [x.detach().clone().requires_grad_(i < num) for i, x in enumerate(inputs)]
     y = way(*leaves)
-    dy = torch.linspace(-1, 2, y.numel()).reshape(y.shape).to(y.dtype)
+    dy = torch.linspace(-1, 2, y.numel(), device=y.device).reshape(y.shape).to(y.dtype)
     return [y.detach(), *torch.autograd.grad(y, leaves[:num], dy)]
 
 
-def random_inputs(peers: Peers, dtype: torch.dtype, sizes: Sizes) -> list[Tensor]:
-    return [2 * x.detach() for x in make_inputs(peers, dtype, sizes, CPU)]
+def random_inputs(
+    peers: Peers, dtype: torch.dtype, sizes: Sizes, device: torch.device = CPU
+) -> list[Tensor]:
+    return [2 * x.detach() for x in make_inputs(peers, dtype, sizes, device)]
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: str(sizes.tokens))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_results_and_gradients_are_as_exact_as_torchs(
-    operation: str, dtype: torch.dtype, sizes: Sizes
+    operation: str, dtype: torch.dtype, sizes: Sizes, device: torch.device
 ) -> None:
     peers = OPERATIONS[operation]
-    inputs, num = random_inputs(peers, dtype, sizes), peers.num_differentiated
+    inputs, num = random_inputs(peers, dtype, sizes, device), peers.num_differentiated
     exact = with_gradients(peers.torchs[0], [x.double() for x in inputs], num)
     plain = with_gradients(peers.torchs[0], inputs, num)
     ours = with_gradients(peers.kernel, inputs, num)
@@ -184,8 +188,9 @@ def test_rotating_back_gives_the_heads_again() -> None:
     torch.testing.assert_close(back, x.detach())
 
 
-def test_weight_gradient_does_not_depend_on_the_run() -> None:
-    inputs = random_inputs(OPERATIONS["rms_norm"], torch.float32, SIZES[2])
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_weight_gradient_does_not_depend_on_the_run(device: torch.device) -> None:
+    inputs = random_inputs(OPERATIONS["rms_norm"], torch.float32, SIZES[2], device)
     first, second = (with_gradients(OPERATIONS["rms_norm"].kernel, inputs, 2) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -199,10 +204,11 @@ def test_nothing_of_nothing() -> None:
     assert rope(torch.zeros(1, 2, 0, 8), torch.zeros(0, 8), torch.zeros(0, 8)).numel() == 0
 
 
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_tile_is_gathered_and_scattered(dtype: torch.dtype) -> None:
-    whole = torch.randn(3, 50, 24).to(dtype)
-    before, tile = whole.clone(), torch.zeros(3, 10, 24, dtype=dtype)
+def test_tile_is_gathered_and_scattered(dtype: torch.dtype, device: torch.device) -> None:
+    whole = torch.randn(3, 50, 24).to(device, dtype)
+    before, tile = whole.clone(), torch.zeros(3, 10, 24, dtype=dtype, device=device)
     copy_tile(tile, whole[:, 20:30])
     assert torch.equal(tile, whole[:, 20:30])
     copy_tile(whole[:, 5:15], tile)

@@ -211,32 +211,45 @@ def test_rows_that_no_kernel_takes_are_left() -> None:
     assert done.left == {"0": "its rows of 6 numbers are no multiple of 16 bytes"}
 
 
-def timing(operation: str, dtype: str, kernel_s: float, device: str = "cpu") -> Timing:
+def timing(operation: str, dtype: str, kernel_s: float, device: str = "NVIDIA This") -> Timing:
     return Timing(
         device=device, operation=operation, dtype=dtype, sizes={}, kernel_s=kernel_s, torch_s=1.0
     )
 
 
-def test_auto_goes_by_the_timings_of_this_device() -> None:
+def test_auto_goes_by_the_timings_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memo_train.kernels.switch.device_name", lambda device: "NVIDIA This")
     model = MODELS["own"]()
     done = kernels.use(model)
     assert done.used == {}
-    assert "not timed on cpu; run python -m memo_train.kernels.benchmark" in str(done)
-    others = (timing("swiglu", "float32", 0.5, "NVIDIA Something"),)
-    save_timings(timings_path(), others)
+    assert "not timed on NVIDIA This; run python -m memo_train.kernels.benchmark" in str(done)
+    save_timings(timings_path(), (timing("swiglu", "float32", 0.5, "NVIDIA Other"),))
     assert kernels.use(model).used == {}
     mine = (
         timing("swiglu", "float32", 0.5),
         timing("rope", "bfloat16", 0.5),
+        timing("rms_norm", "float32", 0.5),
         timing("rms_norm", "float32", 1.0),
     )
     save_timings(timings_path(), mine)
     done = kernels.use(model)
     assert of_first_block(done) == {"mlp": "swiglu", "self_attn": "rope"}
-    assert "model.norm: as before, torch was faster on cpu" in str(done)
+    assert "model.norm: as before, torch was faster on NVIDIA This" in str(done)
     entries = json.loads(timings_path().read_text())["timings"]
-    assert [entry["device"] for entry in entries] == ["NVIDIA Something", "cpu", "cpu", "cpu"]
+    assert [entry["device"] for entry in entries] == ["NVIDIA Other", *["NVIDIA This"] * 4]
+    with torch.profiler.profile() as profile:
+        model(input_ids=torch.ones(1, 4, dtype=torch.long))
+    calls = {event.key for event in profile.key_averages()}
+    assert "memo_train::swiglu" in calls
+    assert "memo_train::rope" not in calls  # only bf16 was faster
     assert kernels.use(model, False).used == {}
+
+
+def test_auto_takes_nothing_on_the_cpu() -> None:
+    save_timings(timings_path(), (timing("swiglu", "float32", 0.5, "cpu"),))
+    done = kernels.use(MODELS["own"]())
+    assert done.used == {}
+    assert "on the CPU the kernels' code is a reference" in str(done)
 
 
 def test_what_cannot_be_used_is_said() -> None:
