@@ -54,7 +54,8 @@ def _rms_norm_by_torch(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return rope(x.transpose(1, 2), cos, sin)
+    turned: Tensor = rope(x.transpose(1, 2), cos, sin)
+    return turned
 
 
 def _rope_by_steps(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
