@@ -14,15 +14,32 @@
 #define MEMO_HOST_DEVICE inline
 #endif
 
+// Four rounds of a loop together, so that their loads are under way at once.
+#ifdef __CUDA_ARCH__
+#define MEMO_UNROLL_4 _Pragma("unroll 4")
+#else
+#define MEMO_UNROLL_4
+#endif
+
 namespace memo {
 
 constexpr size_t kPackBytes = 16;
 
-template <typename T>
-struct alignas(kPackBytes) Pack {
-  static constexpr size_t kElements = kPackBytes / sizeof(T);
+template <typename T, size_t kCount = kPackBytes / sizeof(T)>
+struct alignas(sizeof(T) * kCount) Pack {
+  static constexpr size_t kElements = kCount;
   T values[kElements];
 };
+
+template <typename P, typename T>
+MEMO_HOST_DEVICE P LoadPack(const T* array, size_t index) {
+  return reinterpret_cast<const P*>(array)[index];
+}
+
+template <typename P, typename T>
+MEMO_HOST_DEVICE void StorePack(T* array, size_t index, const P& pack) {
+  reinterpret_cast<P*>(array)[index] = pack;
+}
 
 // Arithmetic is in fp32; a result is rounded once, to nearest even.
 MEMO_HOST_DEVICE float ToFloat(float value) { return value; }

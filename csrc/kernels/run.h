@@ -6,28 +6,57 @@
 
 #include <optional>
 
-#include "kernels/copy_rows.h"
-#include "kernels/swiglu.h"
+#include "kernels/row_lanes.h"
 
 namespace memo {
 
 // Starts the kernel on `stream` of the current device. Throws CudaError.
 template <typename Args>
-void RunOnDevice(const Args& args, cudaStream_t stream);
+void RunItemsOnDevice(const Args& args, cudaStream_t stream);
+template <typename Args>
+void RunRowsOnDevice(const Args& args, cudaStream_t stream);
 
 template <typename Args>
-void RunOnHost(const Args& args) {
+void RunItemsOnHost(const Args& args) {
   const size_t num_items = NumItems(args);
   for (size_t item = 0; item < num_items; ++item) RunItem(args, item);
 }
 
+template <int kSums>
+void AddOverLanes(LaneSums<kSums> (&sums)[kLanes]) {
+  for (unsigned distance = kLanes / 2; distance > 0; distance /= 2) {
+    for (unsigned lane = 0; lane < distance; ++lane) {
+      for (int i = 0; i < kSums; ++i) sums[lane].values[i] += sums[lane + distance].values[i];
+    }
+  }
+}
+
+template <typename Args>
+void RunRowsOnHost(const Args& args) {
+  for (size_t row = 0; row < args.rows; ++row) {
+    LaneSums<Args::kSums> sums[kLanes];
+    for (unsigned lane = 0; lane < kLanes; ++lane) sums[lane] = SumLane(args, row, lane);
+    AddOverLanes(sums);
+    for (unsigned lane = 0; lane < kLanes; ++lane) FinishLane(args, row, lane, sums[0]);
+  }
+}
+
 // On `stream`, or on this thread without one.
 template <typename Args>
-void Run(const Args& args, std::optional<cudaStream_t> stream) {
+void RunItems(const Args& args, std::optional<cudaStream_t> stream) {
   if (stream) {
-    RunOnDevice(args, *stream);
+    RunItemsOnDevice(args, *stream);
   } else {
-    RunOnHost(args);
+    RunItemsOnHost(args);
+  }
+}
+
+template <typename Args>
+void RunRows(const Args& args, std::optional<cudaStream_t> stream) {
+  if (stream) {
+    RunRowsOnDevice(args, *stream);
+  } else {
+    RunRowsOnHost(args);
   }
 }
 
