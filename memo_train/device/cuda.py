@@ -73,15 +73,19 @@ class CudaDevice(Device):
         self.core: _cuda.CudaDevice = module.CudaDevice(ordinal, current_stream)
         self.torch_device = torch.device("cuda", ordinal)
         self._transfer: _cuda.Transfer = module.Transfer(self.core)
-        if memory is None and allocator_installed():
-            memory = MemoMemory(ordinal, current_stream)
-        self._memory = memory or TorchMemory(ordinal, self.core.memory_bytes)
+        self._torch_memory = memory or TorchMemory(ordinal, self.core.memory_bytes)
+        self._memo_memory = memory or MemoMemory(ordinal, current_stream)
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
         """torch's own generators of the CPU and of this GPU."""
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here
         return (torch.default_generator, torch.cuda.default_generators[self.core.ordinal])
+
+    @property
+    def _memory(self) -> TensorMemory:
+        """Decided at every use: torch may get memo-train's allocator later than this device."""
+        return self._memo_memory if allocator_installed() else self._torch_memory
 
     @property
     def default_limit_bytes(self) -> int:

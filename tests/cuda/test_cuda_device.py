@@ -20,6 +20,7 @@ from tests.device.conftest import view  # noqa: F401
 
 PAGE = mmap.PAGESIZE
 NBYTES = 3000
+SIMULATED_BYTES = 1 << 30
 
 
 @pytest.fixture
@@ -99,6 +100,20 @@ def test_host_cap_refuses_before_the_step(device: CudaDevice) -> None:
     counters = device.counters()
     assert (counters.host_used_bytes, counters.host_cached_bytes) == (0, 4 * PAGE)
     assert counters.host_cap_bytes == 4 * PAGE
+
+
+def test_who_serves_the_tensors_is_seen_at_every_use(
+    on_simulation: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = CudaDevice(0, current_stream=lambda: 0)
+    assert "torch's own allocator serves this GPU" in device.why_no_layouts
+    monkeypatch.setattr("memo_train.device.cuda.allocator_installed", lambda: True)
+    assert device.why_no_layouts == ""
+    assert device.counters().device_used_bytes == 0
+
+
+def test_nine_tenths_of_a_gpu_are_planned_with(device: CudaDevice) -> None:
+    assert device.default_limit_bytes == SIMULATED_BYTES * 9 // 10
 
 
 def test_two_devices_keep_their_memory_apart(on_simulation: Simulation) -> None:

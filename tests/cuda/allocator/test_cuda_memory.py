@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from memo_train.device.cuda_allocator import (
+    allocator_installed,
     cuda_memory,
     cuda_refusal,
     install_cuda_allocator,
@@ -108,7 +109,9 @@ def test_torch_is_given_the_three_functions(
 
     monkeypatch.setattr(torch.cuda.memory, "CUDAPluggableAllocator", Pluggable)
     monkeypatch.setattr(torch.cuda.memory, "change_current_allocator", given.append)
+    monkeypatch.setattr("memo_train.device.cuda_allocator._installed", False)  # and put back
     install_cuda_allocator()
+    assert allocator_installed()
     path, alloc, free, record_stream, installed = given
     library = ctypes.CDLL(path)
     assert hasattr(library, alloc)
