@@ -21,13 +21,14 @@ def module_differs(
 
     like: a tensor of the dtype and on the device to try. None if nothing is seen to differ.
     """
-    is_training = module.training
+    modes = [(each, each.training) for each in module.modules()]
     module.train()  # shows dropout
     try:
         tries = [(_random((1, _TOKENS, width), like, scale),) for scale in _SCALES]
         return _differs(module.forward, lambda x: forward(module, x), tries, like)
     finally:
-        module.train(is_training)
+        for each, is_training in modes:
+            each.training = is_training
 
 
 def rotation_differs(

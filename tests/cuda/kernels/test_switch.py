@@ -171,6 +171,14 @@ class ClampedMlp(GatedMlp):
         return output
 
 
+def test_trying_a_module_leaves_its_modes() -> None:
+    module = GatedMlp(nn.SiLU(), dropout=0.5)
+    module.dropout.eval()
+    modes = [each.training for each in module.modules()]
+    kernels.use(module, True)
+    assert [each.training for each in module.modules()] == modes
+
+
 class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
