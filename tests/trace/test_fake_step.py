@@ -37,12 +37,14 @@ SPEEDS = Speeds(
     h2d_bytes_per_s=1e15,
 )
 GIB = 2**30
+FREE_BYTES = 0
+"""Nothing is under way for long: real copies would be done sooner or later than fake ones."""
 
 
 def fake_step(family: str, policy: str | None, speeds: Speeds = SPEEDS) -> FakeStep:
     chosen = None
     if policy is not None:
-        chosen = chooser(policy, TILE_TOKENS, NUM_BLOCKS)(BATCH, TOKENS)
+        chosen = chooser(policy, TILE_TOKENS, NUM_BLOCKS, FREE_BYTES)(BATCH, TOKENS)
     return FakeModel(MODELS[family], speeds).step(batch=BATCH, tokens=TOKENS, policy=chosen)
 
 
@@ -50,7 +52,8 @@ def real_step(family: str, policy: str | None) -> Requests:
     torch.set_num_threads(1)
     model, wrapped = MODELS[family](), None
     if policy is not None:
-        wrapped = wrapped_of(force(memo_train.wrap(model, alpha=0.5), policy, TILE_TOKENS))
+        forced = force(memo_train.wrap(model, alpha=0.5), policy, TILE_TOKENS, FREE_BYTES)
+        wrapped = wrapped_of(forced)
     optimizer = torch.optim.AdamW(model.parameters())
     ids = torch.randint(1, VOCAB_SIZE, (BATCH, TOKENS))
     for _ in range(2):
