@@ -47,7 +47,7 @@ Verdict ExactSearch::Solve(const Region& region) {
   const size_t mark = state_.mark();
   Verdict verdict = Verdict::kImpossible;
   ++depth_;
-  if (Tighten(region)) {
+  if (Tighten(region) && !gave_up_) {
     const Fingerprint here = Describe(region);
     if (!failed_.Has(here)) {
       verdict = Branch(region);
@@ -55,16 +55,18 @@ Verdict ExactSearch::Solve(const Region& region) {
     }
   }
   --depth_;
+  if (gave_up_ && verdict == Verdict::kImpossible) verdict = Verdict::kGaveUp;
   if (verdict != Verdict::kFound) state_.Undo(mark);
   return verdict;
 }
 
-// Raises floors until nothing changes; false if the region cannot fit any more.
+// Raises floors until nothing changes, or time is over; false if the region cannot fit any more.
 bool ExactSearch::Tighten(const Region& region) {
   do {
     Survey(region);
     if (ExceedsCapacity(region)) return false;
-  } while (LiftUnsupported(region));
+    gave_up_ = gave_up_ || (*stop_)();
+  } while (!gave_up_ && LiftUnsupported(region));
   return true;
 }
 

@@ -62,7 +62,7 @@ void Packer::PackPart(const Part& part) {
 
 // Windows and sweeps; the lower of what both find.
 void Packer::PackWindows(const Problem& problem, Offsets& best) {
-  constexpr int64_t kAttemptsBeforeSweep = 2, kAttemptsBeforeSearch = 14;
+  constexpr int64_t kAttemptsBeforeSweep = 3, kAttemptsBeforeSearch = 15;
   WindowPacker packer(problem);
   const auto over = [&] { return Over(); };
   packer.Pack(target_, kAttemptsBeforeSweep, over, best);

@@ -15,6 +15,9 @@ namespace {
 constexpr int64_t kUnplaced = -1;
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
 constexpr int64_t kFits = 36;  // of a window
+// The first attempt has no core: what fails becomes one with its neighbours and goes first, in so
+// many rounds. That is quick, and enough for most steps.
+constexpr int kRoundsOfJoining = 8;
 // Windows that may join the core in a round.
 constexpr int kMostFailures = 8;
 constexpr int64_t kMostConflictsInCore = 4'000'000;
@@ -29,7 +32,7 @@ bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.f
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
 int64_t WindowLength(int64_t attempt) {
   constexpr double kGoldenRatio = 0.6180339887498949;
-  const double turn = 0.37 + kGoldenRatio * static_cast<double>(attempt);
+  const double turn = attempt == 0 ? 0.5 : 0.37 + kGoldenRatio * static_cast<double>(attempt - 1);
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
 }
 
@@ -51,11 +54,12 @@ void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::functi
     // Where the target is out of reach, something between may not be.
     const bool between = attempt_ % 2 == 1 && lowest < kNoLimit;
     const int64_t aim = between ? target + (lowest - target) / 2 : target;
-    for (bool grown = true; grown && lowest > aim;) {
-      grown = Round({aim, lowest}, stop);
-      if (offsets_.empty()) continue;
-      best = offsets_;
-      lowest = Peak(problem_, best);
+    const bool joins = attempt_ == 0;
+    bool again = true;
+    for (int round = 0; again && lowest > aim && !(round > 0 && stop()); ++round) {
+      const bool grown = Round({aim, lowest}, joins ? 0 : kMostFailures, stop);
+      if (!offsets_.empty()) best = offsets_, lowest = Peak(problem_, best);
+      again = joins ? looks_left_ >= 0 && round + 1 < kRoundsOfJoining && JoinFailed() : grown;
     }
   }
 }
@@ -71,10 +75,16 @@ void WindowPacker::Cut(int64_t num_events) {
       windows_.push_back({s, problem_.num_sections});
       in_window = 0;
     }
-    window_of_[s] = windows_.size() - 1;
     in_window += events[s];
   }
-  for (Window& window : windows_) {
+  Index();
+}
+
+// What is known of the windows: where they are, how full, what spans them.
+void WindowPacker::Index() {
+  for (size_t w = 0; w < windows_.size(); ++w) {
+    Window& window = windows_[w];
+    std::fill(window_of_.begin() + window.first, window_of_.begin() + window.last, w);
     window.load = *std::max_element(load_.begin() + window.first, load_.begin() + window.last);
   }
   spans_.emplace(windows_.size());
@@ -101,7 +111,10 @@ std::pair<size_t, size_t> WindowPacker::Spanned(const Buffer& buffer) const {
 }
 
 void WindowPacker::Clear() {
-  for (Window& window : windows_) window.beginning.clear(), window.ending.clear();
+  for (Window& window : windows_) {
+    window.failed = false;
+    window.beginning.clear(), window.ending.clear();
+  }
   spans_->Reset();
   looks_left_ = kMostLooks * static_cast<int64_t>(problem_.buffers.size());
   offsets_.assign(problem_.buffers.size(), kUnplaced);
@@ -110,26 +123,50 @@ void WindowPacker::Clear() {
 std::vector<size_t> WindowPacker::FullestFirst() const {
   std::vector<size_t> order(windows_.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return windows_[a].load > windows_[b].load; });
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return std::pair(windows_[a].urgency, windows_[a].load) >
+           std::pair(windows_[b].urgency, windows_[b].load);
+  });
   return order;
 }
 
-// Whether the core has grown by windows that ended above the aim. All buffers are placed below the
-// limit, or else no offsets are left.
-bool WindowPacker::Round(const Bounds& peak, const std::function<bool()>& stop) {
+// Whether any window failed: it goes first the next time, as one with its neighbours.
+bool WindowPacker::JoinFailed() {
+  std::vector<Window> joined;
+  bool any = false;
+  for (size_t w = 0; w < windows_.size(); ++w) {
+    Window& window = windows_[w];
+    any |= window.failed;
+    window.urgency += window.failed;
+    if (w > 0 && (window.failed || windows_[w - 1].failed)) {
+      joined.back().last = window.last;
+      joined.back().urgency = std::max(joined.back().urgency, window.urgency);
+    } else {
+      joined.push_back({window.first, window.last, false, window.failed, window.urgency});
+    }
+  }
+  windows_ = std::move(joined);
+  Index();
+  return any;
+}
+
+// Whether the core has grown by windows that ended above the aim, at most so many. All buffers are
+// placed below the limit, or else no offsets are left.
+bool WindowPacker::Round(const Bounds& peak, int most_failures, const std::function<bool()>& stop) {
   Clear();
   const Task core = CoreTask();
   if (CountConflicts(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
   int64_t highest = PackCore(core, peak.aim, stop);
-  int num_failed = highest > peak.aim ? kMostFailures : 0;
+  int num_failed = highest > peak.aim ? most_failures : 0;
   bool grown = false;
   for (const size_t w : FullestFirst()) {
     if (windows_[w].in_core) continue;
     if (highest >= peak.limit || stop()) return offsets_.clear(), grown;
-    const bool may_fail = num_failed < kMostFailures;
-    const int64_t top = PackWindow(w, may_fail ? peak.aim : std::max(peak.aim, highest), stop);
-    if (may_fail && top > peak.aim) windows_[w].in_core = grown = true, ++num_failed;
+    const bool may_fail = num_failed < most_failures;
+    const int64_t aim = may_fail ? peak.aim : std::max(peak.aim, highest);
+    const int64_t top = PackWindow(w, aim, stop);
+    windows_[w].failed = top > aim;
+    if (may_fail && top > aim) windows_[w].in_core = grown = true, ++num_failed;
     highest = std::max(highest, top);
     if (looks_left_ < 0) return offsets_.clear(), false;
   }

@@ -35,7 +35,9 @@ class WindowPacker {
     int32_t first;
     int32_t last;
     bool in_core = false;
-    int64_t load = 0;  // most units alive in it
+    bool failed = false;  // ended too high in the latest round
+    int32_t urgency = 0;  // how often it did, since time was cut
+    int64_t load = 0;     // most units alive in it
     // Placed buffers that live in several windows, by where they begin and where they end.
     std::vector<int32_t> beginning = {};
     std::vector<int32_t> ending = {};
@@ -55,9 +57,11 @@ class WindowPacker {
   };
 
   void Cut(int64_t num_events);
+  void Index();
+  bool JoinFailed();
   bool SavesNothing() const;
   void Clear();
-  bool Round(const Bounds& peak, const std::function<bool()>& stop);
+  bool Round(const Bounds& peak, int most_failures, const std::function<bool()>& stop);
   int64_t PackCore(const Task& core, int64_t aim, const std::function<bool()>& stop);
   int64_t PackWindow(size_t w, int64_t aim, const std::function<bool()>& stop);
   std::vector<size_t> FullestFirst() const;
