@@ -55,8 +55,7 @@ void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::functi
     const bool between = attempt_ % 2 == 1 && lowest < kNoLimit;
     const int64_t aim = between ? target + (lowest - target) / 2 : target;
     const bool joins = attempt_ == 0;
-    bool again = true;
-    for (int round = 0; again && lowest > aim && !(round > 0 && stop()); ++round) {
+    for (int round = 0, again = true; again && lowest > aim && !(round > 0 && stop()); ++round) {
       const bool grown = Round({aim, lowest}, joins ? 0 : kMostFailures, stop);
       if (!offsets_.empty()) best = offsets_, lowest = Peak(problem_, best);
       again = joins ? looks_left_ >= 0 && round + 1 < kRoundsOfJoining && JoinFailed() : grown;
@@ -112,8 +111,7 @@ std::pair<size_t, size_t> WindowPacker::Spanned(const Buffer& buffer) const {
 
 void WindowPacker::Clear() {
   for (Window& window : windows_) {
-    window.failed = false;
-    window.beginning.clear(), window.ending.clear();
+    window.failed = false, window.beginning.clear(), window.ending.clear();
   }
   spans_->Reset();
   looks_left_ = kMostLooks * static_cast<int64_t>(problem_.buffers.size());
@@ -136,8 +134,7 @@ bool WindowPacker::JoinFailed() {
   bool any = false;
   for (size_t w = 0; w < windows_.size(); ++w) {
     Window& window = windows_[w];
-    any |= window.failed;
-    window.urgency += window.failed;
+    any |= window.failed, window.urgency += window.failed;
     if (w > 0 && (window.failed || windows_[w - 1].failed)) {
       joined.back().last = window.last;
       joined.back().urgency = std::max(joined.back().urgency, window.urgency);
