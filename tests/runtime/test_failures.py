@@ -142,6 +142,8 @@ def test_an_exception_in_evaluation(ids, wrapped, device) -> None:
     assert_nothing_left(model, good, ids, device)
 
 
+# What fills the memory is in no layout; whether one is solved by then is a matter of time.
+@pytest.mark.filterwarnings("ignore:a step of:UserWarning")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_device_memory(where: str, policy: str, ids, wrapped, device) -> None:
