@@ -17,6 +17,7 @@
 #include "device/cpu_device.h"
 #include "device/host_pool.h"
 #include "device/transfer.h"
+#include "replay_bindings.h"
 
 namespace py = pybind11;
 
@@ -100,20 +101,7 @@ void BindCounters(py::module_& m) {
 }
 
 void BindReplay(py::module_& m) {
-  py::class_<memo::Departure>(m, "Departure")
-      .def_readonly("bytes", &memo::Departure::bytes)
-      .def_readonly("expected_bytes", &memo::Departure::expected_bytes)
-      .def_readonly("place", &memo::Departure::place)
-      .def_readonly("in_use", &memo::Departure::in_use)
-      .def_readonly("op", &memo::Departure::op);
-  py::class_<memo::ReplayCounts>(m, "ReplayCounts")
-      .def_readonly("planned", &memo::ReplayCounts::planned)
-      .def_readonly("outside", &memo::ReplayCounts::outside)
-      .def_readonly("small", &memo::ReplayCounts::small)
-      .def_readonly("departed", &memo::ReplayCounts::departed)
-      .def_readonly("missing", &memo::ReplayCounts::missing)
-      .def_readonly("given_up", &memo::ReplayCounts::given_up)
-      .def_readonly("first", &memo::ReplayCounts::first);
+  memo::BindReplayCounts(m);
   PYBIND11_NUMPY_DTYPE(StepLayout::Request, bytes, offset);
   PYBIND11_NUMPY_DTYPE(StepLayout::Mark, value, first);
   py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout")

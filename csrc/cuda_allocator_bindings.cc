@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "device/cuda_allocators.h"
+#include "replay_bindings.h"
 
 namespace py = pybind11;
 
@@ -17,7 +18,6 @@ namespace {
 using memo::CudaAllocator;
 using memo::CudaAllocatorCounters;
 using memo::CudaAllocators;
-using memo::ReplayCounts;
 using memo::StepLayout;
 using Released = py::call_guard<py::gil_scoped_release>;
 
@@ -51,23 +51,9 @@ py::array_t<uint64_t> Columns(const std::vector<memo::MemoryEvent>& events) {
 
 // Local to the module: memo_train._core has classes of the same types.
 void BindSteps(py::module_& m) {
-  const py::module_local local;
-  py::class_<memo::Departure>(m, "Departure", local)
-      .def_readonly("bytes", &memo::Departure::bytes)
-      .def_readonly("expected_bytes", &memo::Departure::expected_bytes)
-      .def_readonly("place", &memo::Departure::place)
-      .def_readonly("in_use", &memo::Departure::in_use)
-      .def_readonly("op", &memo::Departure::op);
-  py::class_<ReplayCounts>(m, "ReplayCounts", local)
-      .def_readonly("planned", &ReplayCounts::planned)
-      .def_readonly("outside", &ReplayCounts::outside)
-      .def_readonly("small", &ReplayCounts::small)
-      .def_readonly("departed", &ReplayCounts::departed)
-      .def_readonly("missing", &ReplayCounts::missing)
-      .def_readonly("given_up", &ReplayCounts::given_up)
-      .def_readonly("first", &ReplayCounts::first);
+  memo::BindReplayCounts(m);
   using Array = py::array_t<uint64_t, py::array::c_style>;
-  py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout", local)
+  py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout", py::module_local())
       .def(py::init([](const Array& requests, const Array& marks, size_t smallest_bytes) {
              return std::make_shared<StepLayout>(Pairs<StepLayout::Request>(requests),
                                                  Pairs<StepLayout::Mark>(marks), smallest_bytes,

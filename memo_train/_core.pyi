@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from memo_train.device.steps import Departure as Departure
+from memo_train.device.steps import ReplayCounts as ReplayCounts
+
 COMPILER: str
 
 class ArenaCounters:
@@ -36,22 +39,6 @@ class DeviceCounters:
     to_host: LinkCounters
     to_device: LinkCounters
     stalls: StallCounters
-
-class Departure:
-    bytes: int
-    expected_bytes: int
-    place: int
-    in_use: bool
-    op: str
-
-class ReplayCounts:
-    planned: int
-    outside: int
-    small: int
-    departed: int
-    missing: int
-    given_up: bool
-    first: Departure | None
 
 class StepLayout:
     OUTSIDE: int

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from memo_train.device.steps import Departure as Departure
+from memo_train.device.steps import ReplayCounts as ReplayCounts
+
 COMPILER: str
 CUDA_VERSION: str
 
@@ -68,22 +71,6 @@ class Transfer:
     def retire_host(self, data: int, /) -> None: ...
     def to_host(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> Event: ...
     def to_device(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> Event: ...
-
-class Departure:
-    bytes: int
-    expected_bytes: int
-    place: int
-    in_use: bool
-    op: str
-
-class ReplayCounts:
-    planned: int
-    outside: int
-    small: int
-    departed: int
-    missing: int
-    given_up: bool
-    first: Departure | None
 
 class StepLayout:
     """requests: bytes and offset of each, uint64 [n, 2]; marks: value and first, uint64 [m, 2]."""
