@@ -44,8 +44,4 @@ inline memo::CopySpec OneRow(void* target, const void* source, size_t bytes) {
   return memo::CopySpec{target, source, 1, bytes, bytes, bytes};
 }
 
-inline bool Contains(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 #endif  // MEMO_TESTS_CUDA_CHECKS_H_

@@ -1,13 +1,12 @@
 """Fixtures of the CUDA device's tests; they are skipped where there is no toolkit's header."""
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from cuda_build import CudaToolkit, ToolkitMissing, find_toolkit
 from tests.cuda.compile import Compiler
+from tests.cuda.run_check import run_check
 from tests.cuda.simulated import Simulation
 
 Check = Callable[..., str]
@@ -32,13 +31,7 @@ def check(compiler: Compiler) -> Check:
     """`check(name, first, count, sanitizer=...)`: runs one check of main.cc, gives its output."""
 
     def run(name: str, *seeds: int, sanitizer: str = "plain") -> str:
-        command = [str(compiler.checks(sanitizer)), name, *map(str, seeds)]
-        # A thread sanitizer gives up after a fork unless told otherwise.
-        env = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
-        assert f"{name} holds" in done.stdout
-        return done.stdout
+        return run_check(compiler.checks(sanitizer), name, *seeds)
 
     return run
 

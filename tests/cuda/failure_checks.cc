@@ -1,8 +1,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
-
 #include "checks.h"
 
 namespace {
@@ -21,24 +19,6 @@ void UseEverything() {
   transfer.RetireHost(host);
   device->FreeDevice(data);
   device->CheckUsable();
-}
-
-Run RunWithFailure(uint64_t call, std::string* failed) {
-  sim::Options options;
-  options.num_devices = 2;
-  const Run run = RunOn(options, [&](Run*) {
-    sim::Machine::Get().FailAt(call, cudaErrorLaunchFailure);
-    UseEverything();
-  });
-  *failed = sim::Machine::Get().FailedCall();
-  return run;
-}
-
-// What the failed call was to give back stays behind: an object, or the device that was current.
-bool OnlyLeftovers(const Run& run) {
-  return std::all_of(run.violations.begin(), run.violations.end(), [](const auto& found) {
-    return found.kind == sim::Kind::kLeak || Contains(found.text, "was not put back");
-  });
 }
 
 // A clean-up that fails cannot throw where it happens; the next use of the device does.
@@ -63,11 +43,11 @@ void CheckKeptFailure() {
 
 void CheckFailures() {
   std::string failed;
-  const uint64_t num_calls = RunWithFailure(0, &failed).num_calls;
+  const uint64_t num_calls = RunWithFailure(0, UseEverything, &failed).num_calls;
   EXPECT(num_calls > 30, num_calls);
   uint64_t num_thrown = 0;
   for (uint64_t call = 1; call <= num_calls; ++call) {
-    const Run run = RunWithFailure(call, &failed);
+    const Run run = RunWithFailure(call, UseEverything, &failed);
     if (run.refused.empty()) continue;  // in a destructor, or it was not called this time
     ++num_thrown;
     EXPECT(Contains(run.refused, failed + " failed on CUDA device 1"), run.refused);

@@ -1,6 +1,9 @@
 #include "run.h"
 
+#include <algorithm>
 #include <memory>
+
+#include "check.h"
 
 std::string Run::Text() const {
   std::string text = same_bits ? "" : "other bits; ";
@@ -9,6 +12,12 @@ std::string Run::Text() const {
     text += std::string(sim::NameOf(violation.kind)) + ": " + violation.text + "; ";
   }
   return text;
+}
+
+bool OnlyLeftovers(const Run& run) {
+  return std::all_of(run.violations.begin(), run.violations.end(), [](const auto& found) {
+    return found.kind == sim::Kind::kLeak || Contains(found.text, "was not put back");
+  });
 }
 
 Run RunSteps(const Program& program) {

@@ -19,6 +19,10 @@ struct Run {
   std::string Text() const;
 };
 
+// Whether all that a failed call left behind is what it was to give back: an object, or the device
+// that was current.
+bool OnlyLeftovers(const Run& run);
+
 struct Program {
   uint64_t seed = 0;
   int num_devices = 1;
@@ -43,6 +47,20 @@ Run RunOn(const sim::Options& options, Program program) {
   }
   run.violations = machine.Finish();
   run.num_calls = machine.NumCalls();
+  return run;
+}
+
+// `program` on two devices, with call number `call` of the runtime failing (0: none); `failed` is
+// set to that call's name.
+template <typename Program>
+Run RunWithFailure(uint64_t call, Program program, std::string* failed) {
+  sim::Options options;
+  options.num_devices = 2;
+  const Run run = RunOn(options, [&](Run*) {
+    sim::Machine::Get().FailAt(call, cudaErrorLaunchFailure);
+    program();
+  });
+  *failed = sim::Machine::Get().FailedCall();
   return run;
 }
 

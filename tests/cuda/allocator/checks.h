@@ -70,10 +70,6 @@ std::string RefusalOf(Body body) {
   return "";
 }
 
-inline bool Has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 template <typename Program>
 void CheckClean(const char* what, const sim::Options& options, Program program) {
   const Run run = RunOn(options, [&](Run* result) { program(result); });

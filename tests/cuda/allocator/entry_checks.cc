@@ -38,14 +38,14 @@ void CheckRefused() {
   EXPECT(memo_cuda_alloc(0, 0, nullptr) == nullptr && all.LastError().empty(), all.LastError());
   memo_cuda_free(nullptr, 0, 0, nullptr);
   EXPECT(memo_cuda_alloc(ssize_t{4} << 30, 1, nullptr) == nullptr, "more than the device has");
-  EXPECT(Has(all.LastError(), "asked 4294967296 bytes"), all.LastError());
+  EXPECT(Contains(all.LastError(), "asked 4294967296 bytes"), all.LastError());
   for (const int device : {-1, 64}) {
     EXPECT(memo_cuda_alloc(1, device, nullptr) == nullptr, device);
-    EXPECT(Has(all.LastError(), "no CUDA device " + std::to_string(device)), all.LastError());
+    EXPECT(Contains(all.LastError(), "no CUDA device " + std::to_string(device)), all.LastError());
   }
   EXPECT(memo_cuda_alloc(-1, 0, nullptr) == nullptr, "negative bytes");
   memo_cuda_record_stream(&all, nullptr);
-  EXPECT(Has(all.LastError(), "is not memory of a CUDA device"), all.LastError());
+  EXPECT(Contains(all.LastError(), "is not memory of a CUDA device"), all.LastError());
 }
 
 }  // namespace
@@ -60,6 +60,7 @@ void CheckEntry() {
     for (const int device : {0, 1}) memo::CudaAllocators::OfProcess().Of(device).ReleaseIdle();
   });
   EXPECT(run.same_bits && run.refused.empty(), run.Text());
-  const bool only_events = run.violations.size() == 1 && Has(run.violations[0].text, " events");
+  const bool only_events =
+      run.violations.size() == 1 && Contains(run.violations[0].text, " events");
   EXPECT(only_events, run.Text());
 }

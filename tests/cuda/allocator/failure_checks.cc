@@ -31,34 +31,19 @@ void UseEverything() {
   allocator.Alloc(1, nullptr);
 }
 
-Run RunWithFailure(uint64_t call, std::string* failed) {
-  sim::Options options;
-  options.num_devices = 2;
-  const Run run = RunOn(options, [&](Run*) {
-    sim::Machine::Get().FailAt(call, cudaErrorLaunchFailure);
-    UseEverything();
-  });
-  *failed = sim::Machine::Get().FailedCall();
-  return run;
-}
-
 }  // namespace
 
 void CheckFailures() {
   std::string failed;
-  const Run clean = RunWithFailure(0, &failed);
+  const Run clean = RunWithFailure(0, UseEverything, &failed);
   EXPECT(clean.Clean(), clean.Text());
   uint64_t num_thrown = 0;
   for (uint64_t call = 1; call <= clean.num_calls; ++call) {
-    const Run run = RunWithFailure(call, &failed);
+    const Run run = RunWithFailure(call, UseEverything, &failed);
     if (run.refused.empty()) continue;  // in a destructor, or it was not called this time
     ++num_thrown;
-    EXPECT(Has(run.refused, failed + " failed on CUDA device 1"), run.refused);
-    for (const sim::Violation& found : run.violations) {
-      const bool is_leftover =
-          found.kind == sim::Kind::kLeak || Has(found.text, "was not put back");
-      EXPECT(is_leftover, failed + ": " + run.Text());
-    }
+    EXPECT(Contains(run.refused, failed + " failed on CUDA device 1"), run.refused);
+    EXPECT(OnlyLeftovers(run), failed + ": " + run.Text());
   }
   EXPECT(num_thrown * 2 > clean.num_calls, num_thrown);
 

@@ -3,12 +3,10 @@
 Numerics level 1: nobody writes what somebody else still reads.
 """
 
-import os
-import subprocess
-
 import pytest
 
 from tests.cuda.compile import Compiler
+from tests.cuda.run_check import run_check
 
 ALONE = ("ranges", "growth", "failures", "threads", "entry")
 
@@ -18,11 +16,7 @@ def check(compiler: Compiler):
     """`check(name, first, count, sanitizer=...)`: runs one check of main.cc."""
 
     def run(name: str, *seeds: int, sanitizer: str = "plain") -> None:
-        command = [str(compiler.allocator_checks(sanitizer)), name, *map(str, seeds)]
-        env = {**os.environ, "TSAN_OPTIONS": "die_after_fork=0"}
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
-        assert f"{name} holds" in done.stdout
+        run_check(compiler.allocator_checks(sanitizer), name, *seeds)
 
     return run
 
