@@ -23,7 +23,7 @@ from benchmarks.recorded_steps import Step, fake_steps, real_steps
 from benchmarks.results import ResultRow, append_csv, print_table, write_json
 from memo_planner.allocators.compare import ComparisonOptions, compare_allocators
 from memo_planner.allocators.run import AllocatorRun
-from memo_planner.step_file import read_requests
+from memo_planner.step_file import read_step
 
 _GIB = 2**30
 _RECORDED = ("hf_", "meg_", "real_")
@@ -62,7 +62,7 @@ def _steps(options: argparse.Namespace) -> Iterator[Step]:
     if options.csv_traces is not None:
         for path in sorted(options.csv_traces.glob("*.csv")):
             if path.name.startswith(_RECORDED):
-                yield path.stem, functools.partial(read_requests, path)
+                yield path.stem, functools.partial(read_step, path)
 
 
 def _record(run: AllocatorRun) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from memo_train.runtime.probe import NOT_RUNNABLE
 from memo_train.runtime.probe_calls import evaluating, probe_ids
 from memo_train.runtime.rng import preserved_rng
 
-_TOLERANCE = 1e-3
+_LOSS_TOLERANCE = 1e-3
 
 
 def why_loss_is_whole(parts: ModelParts, device: Device) -> str | None:
@@ -31,6 +31,6 @@ def why_loss_is_whole(parts: ModelParts, device: Device) -> str | None:
         except NOT_RUNNABLE as error:
             return f"the head does not run on a part of the tokens ({error})"
     by_tiles = float(loss.detach())
-    if abs(by_tiles - whole) <= _TOLERANCE * abs(whole):
+    if abs(by_tiles - whole) <= _LOSS_TOLERANCE * abs(whole):
         return None
     return f"its loss by tiles is {by_tiles:.6g}, whole {whole:.6g}"

@@ -12,7 +12,7 @@ from memo_train.selftest.pieces import Piece, Round
 from memo_train.selftest.place import Place
 from memo_train.selftest.scenario import Figures, NotSupported
 
-_NUM_ROUNDS = 10
+_ROUNDS_TOGETHER = 10
 
 
 def side_by_side(places: Sequence[Place]) -> Figures:
@@ -22,9 +22,9 @@ def side_by_side(places: Sequence[Place]) -> Figures:
     """
     if len(places) == 1:
         raise NotSupported("this process has one device only")
-    for index in range(_NUM_ROUNDS):
+    for index in range(_ROUNDS_TOGETHER):
         _swap_on_all(places, index)
-    return {"rounds": _NUM_ROUNDS, "devices": len(places)}
+    return {"rounds": _ROUNDS_TOGETHER, "devices": len(places)}
 
 
 def _swap_on_all(places: Sequence[Place], index: int) -> None:

@@ -14,7 +14,7 @@ from memo_planner.length import max_tokens
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
-from memo_planner.prediction import Prediction
+from memo_planner.expected import Prediction
 from memo_planner.profile import BlockTimes, Link, PeakLine, Profile
 from memo_planner.solve import make_plan
 

@@ -13,7 +13,7 @@ from memo_planner.codec import decode, encode, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.limits import Limits
 from memo_planner.policy import Policy
-from memo_planner.prediction import Prediction, predict
+from memo_planner.expected import Prediction
 from memo_planner.profile import Profile
 from memo_planner.setting import Setting
 
@@ -107,6 +107,9 @@ class Plan:
 
 def _check_prediction(plan: Plan) -> None:
     """Raises: InvalidInput if the prediction is not what the policy gives."""
+    # The programme imports plans; only a plan that is read needs the programme.
+    from memo_planner.prediction import predict
+
     expected = asdict(replace(predict(plan.profile, plan.policy), binds=plan.prediction.binds))
     for name, value in asdict(plan.prediction).items():
         wanted = expected[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memo_planner.checks import check_fields, check_int, check_text
-from memo_planner.prediction import Prediction
+from memo_planner.expected import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)

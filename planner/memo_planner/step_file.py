@@ -13,7 +13,7 @@ from memo_planner.trace.table import HEADER, read_csv
 from memo_planner.trace.trace import Trace
 
 
-def read_requests(path: Path) -> Requests:
+def read_step(path: Path) -> Requests:
     """The requests in a trace (JSON), in a trace's CSV, or in a packing problem's.
 
     A packing problem (`id,lower,upper,size`) knows no phases: all is forward, outside of blocks.

@@ -15,7 +15,7 @@ from memo_planner.export.addresses import Addresses, addresses_by
 from memo_planner.export.memory_map import memory_map
 from memo_planner.export.memory_viz import snapshot, write_snapshot
 from memo_planner.export.perfetto import LARGEST_SHOWN, chrome_trace, write_chrome_trace
-from memo_planner.step_file import read_requests
+from memo_planner.step_file import read_step
 from memo_planner.trace.columns import Column
 from memo_planner.trace.requests import Requests
 
@@ -47,7 +47,7 @@ def export(
 ) -> None:
     """Write a step for PyTorch's memory visualiser, for Perfetto, or as a picture of memory."""
     with clear_errors():
-        requests = read_requests(path)
+        requests = read_step(path)
         places = addresses_by(addresses, requests, alignment_bytes=alignment)
         name = title or f"{path.name}, {addresses.value} addresses"
         _written(output, _writer(to, requests, places, name, largest))

@@ -15,7 +15,7 @@ from memo_planner.allocators.run import AllocatorRun
 from memo_planner.checks import LARGEST, check_number
 from memo_planner.cli.app import app, clear_errors, plain_console
 from memo_planner.sizes import format_bytes
-from memo_planner.step_file import read_requests
+from memo_planner.step_file import read_step
 
 _GIB = 2**30
 _HEAD = ("allocator", "reserved", "allocated", "fragmentation", "segments", "retries", "found by")
@@ -36,7 +36,7 @@ def fragmentation(
 ) -> None:
     """Serve a step's requests by PyTorch's allocators (simulated), glibc (measured), a layout."""
     with clear_errors():
-        requests = read_requests(path)
+        requests = read_step(path)
         cap_bytes = None if device_gib is None else _bytes(device_gib)
         options = ComparisonOptions(num_steps=steps, cap_bytes=cap_bytes, seconds=seconds)
         runs = compare_allocators(requests, options)

@@ -55,9 +55,9 @@ def simulate(
         schedule = schedule_of(plan, budget=CopyBudget.of(plan), rest=rest)
         step = run(schedule, speeds)
         if output is not None:
-            _written(output, lambda: schedule.save(output))
+            _write_output(output, lambda: schedule.save(output))
         if svg is not None:
-            _written(svg, lambda: svg.write_text(svg_text(step), encoding="utf-8"))
+            _write_output(svg, lambda: svg.write_text(svg_text(step), encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps(summary(step), indent=1, allow_nan=False))
     else:
@@ -73,7 +73,7 @@ def _speeds(plan: Plan, link_gb_s: float | None, peak_tflop_s: float | None) -> 
     return replace(speeds, d2h_bytes_per_s=link_gb_s * _GB, h2d_bytes_per_s=link_gb_s * _GB)
 
 
-def _written(path: Path, write: Callable[[], object]) -> None:
+def _write_output(path: Path, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as error:

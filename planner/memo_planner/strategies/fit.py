@@ -6,7 +6,8 @@ from memo_planner.cost import Choices, price
 from memo_planner.feasible import highest_point
 from memo_planner.limits import Limits
 from memo_planner.policy import Policy
-from memo_planner.prediction import Prediction, shape_of
+from memo_planner.expected import Prediction
+from memo_planner.prediction import shape_of
 from memo_planner.profile import Profile
 
 Excess = tuple[str, str, int, int]

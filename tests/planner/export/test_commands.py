@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from memo_planner.allocators.glibc import can_measure
 from memo_planner.cli import app
-from memo_planner.step_file import read_requests
+from memo_planner.step_file import read_step
 from memo_planner.trace import Trace, TraceSource, write_csv
 from tests.planner.allocators.steps import MIB, PAPER, step
 from tests.planner.export.placed import placed_step
@@ -44,10 +44,10 @@ def test_requests_are_read_from_traces_tables_and_packing_problems(tmp_path: Pat
     Trace.of(SOURCE, requests).save(trace)
     write_csv(requests, table)
     problem.write_text("id,lower,upper,size\nlate,50,70,8\nearly,-3,50,9\n")
-    assert read_requests(trace) == requests
+    assert read_step(trace) == requests
     # A table holds no names that no request has.
-    assert read_requests(table).ids.tolist() == requests.ids.tolist()
-    bare = read_requests(problem)
+    assert read_step(table).ids.tolist() == requests.ids.tolist()
+    bare = read_step(problem)
     assert bare.ids.tolist() == [1, 0]
     assert bare.malloc_times.tolist() == [1, 2]
     assert bare.free_times.tolist() == [2, 3]
