@@ -25,12 +25,10 @@ from benchmarks.llama import build_model, piece_of_text
 from benchmarks.native import compiled
 from benchmarks.results import ResultRow, append_csv, print_table
 from memo_train import _core
-from memo_train.device.cpu import get_cpu_device
-from memo_train.device.events import EventKind, Events
-from memo_train.layout.recorded import RecordedStep, recorded_step
-from memo_train.layout.solved import SolvedStep, solve_step
-from memo_train.runtime.observe import NOWHERE
-from memo_train.trace.places import Place
+from memo_train.device import EventKind, Events, get_cpu_device
+from memo_train.layout._solved import RecordedStep, SolvedStep, recorded_step, solve_step
+from memo_train.runtime import NOWHERE
+from memo_train.trace import Place
 
 NS = 1e9
 

@@ -25,10 +25,10 @@ from torch import nn
 
 from benchmarks.results import MIB, ResultRow, append_csv, print_table, write_json
 from memo_planner import BlockPolicy, Place, Policy
-from memo_planner.copy_budget import CopyBudget
-from memo_train.runtime.wrapped import StepPolicy
-from memo_train.trace.fake_step import FakeModel
-from memo_train.trace.speeds import A800
+from memo_planner.schedule import CopyBudget
+from memo_train.runtime import StepPolicy
+from memo_train.trace._fake_device import A800
+from memo_train.trace._fake_step import FakeModel
 
 GIB = 2**30
 MODES = ("plain", "tiled", "profile")

@@ -21,9 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "planner")]
 
 from benchmarks.recorded_steps import Step, fake_steps, real_steps
 from benchmarks.results import ResultRow, append_csv, print_table, write_json
-from memo_planner.allocators.compare import ComparisonOptions, compare_allocators
-from memo_planner.allocators.run import AllocatorRun
-from memo_planner.step_file import read_step
+from memo_planner.allocators import AllocatorRun, ComparisonOptions, compare_allocators
+from memo_planner.layout import read_step
 
 _GIB = 2**30
 _RECORDED = ("hf_", "meg_", "real_")

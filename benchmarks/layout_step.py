@@ -25,13 +25,11 @@ from benchmarks.job import Job
 from benchmarks.llama import build_model, piece_of_text
 from benchmarks.results import MIB, ResultRow, append_csv, mib, print_table
 from memo_planner import BlockPolicy, Place, Policy
-from memo_planner.copy_budget import CopyBudget
-from memo_planner.layout import Placement, faults
-from memo_planner.layout.step import lay_out_step
-from memo_planner.trace.requests import Requests
-from memo_planner.trace.table import read_requests
-from memo_train.runtime.wrapped import StepPolicy, WrappedModel
-from memo_train.trace.record import record_step
+from memo_planner.layout import Placement, faults, lay_out_step
+from memo_planner.schedule import CopyBudget
+from memo_planner.trace import Requests, read_requests
+from memo_train.runtime import StepPolicy, WrappedModel
+from memo_train.trace._record import record_step
 
 TOKENS, TILE_TOKENS = 512, 32
 POLICIES = {"recompute": (0, 0), "swap": (0, 8), "mixed": (4, 4)}

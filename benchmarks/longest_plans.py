@@ -24,8 +24,8 @@ from benchmarks.results import (
     write_json,
 )
 from memo_planner import max_tokens
+from memo_planner.errors import format_bytes
 from memo_planner.hardware import machine
-from memo_planner.sizes import format_bytes
 from memo_planner.strategies import Job, Strategy, longest_job, plan_job
 from memo_planner.workload import Parallel, Workload, model_named
 

@@ -29,14 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "planner")]
 
 from benchmarks.results import ResultRow, append_csv, print_table
 from memo_planner.errors import InvalidInput
-from memo_planner.layout import (
-    NoPlacement,
-    PackingProblem,
-    Placement,
-    faults,
-    pack,
-    read_problem,
-)
+from memo_planner.layout import NoPlacement, PackingProblem, Placement, faults, pack, read_problem
 
 SIDE = 1024
 

@@ -2,7 +2,7 @@
 
 from benchmarks.paper_cells import ALPHA, OUT_OF_HOST, K
 from benchmarks.paper_fit import ABLATION_PARALLEL, Fit
-from memo_planner.prediction import predict
+from memo_planner.programme import predict
 from memo_planner.strategies import Strategy, fixed_policies
 
 GIB = 2**30

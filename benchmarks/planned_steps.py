@@ -12,19 +12,11 @@ import memo_train
 from benchmarks.job import Job
 from benchmarks.llama import build_model, piece_of_text
 from memo_planner import Limits, Link, Plan, Profile, make_plan
-from memo_planner.copy_budget import CopyBudget
-from memo_planner.schedule import (
-    Simulation,
-    Speeds,
-    StepRest,
-    schedule_of,
-    simulate,
-)
-from memo_train.device.cpu import get_cpu_device
-from memo_train.runtime.observe import ignore
-from memo_train.runtime.wrapped import StepPolicy, WrappedModel
-from memo_train.trace.profile import measure_profile
-from memo_train.trace.stages import StageRecorder
+from memo_planner.schedule import CopyBudget, Simulation, Speeds, StepRest, schedule_of, simulate
+from memo_train.device import get_cpu_device
+from memo_train.runtime import StepPolicy, WrappedModel, ignore
+from memo_train.trace import measure_profile
+from memo_train.trace._steps import StageRecorder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from bisect import bisect_left
 from pathlib import Path
 
 from benchmarks.native import compiled
-from memo_train.device.cpu import CpuDevice
-from memo_train.device.hook import install_hook
+from memo_train.device import CpuDevice
+from memo_train.device._cpu import install_hook
 
 
 def use_posix_allocator(device: CpuDevice) -> None:

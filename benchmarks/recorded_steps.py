@@ -11,14 +11,13 @@ from torch import nn
 
 import memo_train
 from benchmarks.fake_trace import LLAMA_2_7B, tiled_policy
-from memo_planner.trace.requests import Requests
-from memo_train.device.cpu import get_cpu_device
-from memo_train.runtime.parts import find_parts
-from memo_train.runtime.wrapped import WrappedModel
-from memo_train.trace.fake_step import FakeModel
-from memo_train.trace.places import PlaceRecorder
-from memo_train.trace.record import Batch, record_requests
-from memo_train.trace.speeds import A800
+from memo_planner.trace import Requests
+from memo_train.device import get_cpu_device
+from memo_train.runtime import WrappedModel, find_parts
+from memo_train.trace import PlaceRecorder
+from memo_train.trace._fake_device import A800
+from memo_train.trace._fake_step import FakeModel
+from memo_train.trace._record import Batch, record_requests
 
 KIB = 2**10
 MODES = ("plain", "checkpointed", "tiles")

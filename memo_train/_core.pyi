@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from memo_train.device.steps import Departure as Departure
-from memo_train.device.steps import ReplayCounts as ReplayCounts
+from memo_train.device._steps import Departure as Departure
+from memo_train.device._steps import ReplayCounts as ReplayCounts
 
 COMPILER: str
 

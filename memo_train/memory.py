@@ -8,13 +8,11 @@ from pathlib import Path
 from torch import nn
 
 from memo_planner import Plan
-from memo_planner.errors import PlanFileError
-from memo_planner.sizes import format_bytes
-from memo_train.device.choose import devices_in_use
-from memo_train.layout import Shape, ShapeReport, StepLayouts
-from memo_train.layout.file import PlanLayout
+from memo_planner.errors import PlanFileError, format_bytes
+from memo_train.device import devices_in_use
+from memo_train.layout import PlanLayout, Shape, ShapeReport, StepLayouts
 from memo_train.stats import counted
-from memo_train.trace.profile import model_hash
+from memo_train.trace import model_hash
 from memo_train.wrap import planned_step_of, planner_of
 
 

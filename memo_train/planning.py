@@ -1,4 +1,7 @@
-"""Plans the steps of a wrapped model, one plan for each batch, length and precision."""
+"""The caps that a wrapped model puts on the device, and takes off again.
+
+Plans the steps of a wrapped model, one plan for each batch, length and precision.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,48 @@ from dataclasses import dataclass
 
 import torch
 
-from memo_planner import (
-    BlockPolicy,
-    Limits,
-    Place,
-    Plan,
-    PlanInfeasible,
-    Policy,
-    Profile,
-)
-from memo_planner.copy_budget import CopyBudget
-from memo_planner.schedule import copy_budget, plan_on_clock
-from memo_train.caps import Caps
+from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Policy, Profile
+from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
+from memo_train.device import Device
 from memo_train.layout import Shape, StepLayouts
-from memo_train.runtime.ambient import precision
-from memo_train.runtime.wrapped import StepPolicy, WrappedModel
-from memo_train.trace.profile import measure_profile
+from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
+from memo_train.trace import measure_profile
+
+
+class Caps:
+    """Remembers the device's caps as it is made; `set` changes some, `restore` puts those back."""
+
+    def __init__(self, device: Device) -> None:
+        counters = device.counters()
+        self._device = device
+        self._before = (counters.device_cap_bytes, counters.host_cap_bytes)
+        self._is_set = [False, False]
+
+    def set(self, device_bytes: int | None, host_bytes: int | None, parts: ModelParts) -> None:
+        """Set the caps that are given.
+
+        The model's tensors that are older than the device count against its cap, though not in it.
+        Raises: InvalidDeviceArgument if more is in use already, where the device knows of it.
+        """
+        if device_bytes is not None:
+            where = self._device.torch_device
+            tensors = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
+            here = [tensor for tensor in tensors if tensor.device == where]
+            older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
+            self._device.set_device_cap(max(device_bytes - older, 1))
+            self._is_set[0] = True
+        if host_bytes is not None:
+            self._device.set_host_cap(host_bytes)
+            self._is_set[1] = True
+
+    def restore(self) -> None:
+        """The caps this object set become what they were before."""
+        if self._is_set[0]:
+            self._device.set_device_cap(self._before[0])
+        if self._is_set[1]:
+            self._device.set_host_cap(self._before[1])
+        self._is_set = [False, False]
+
 
 _EVAL_TILE_TOKENS = 1024
 

@@ -6,8 +6,8 @@ import weakref
 from dataclasses import dataclass, fields
 
 from memo_planner.policy import TilePlace
-from memo_train.device.choose import devices_in_use
-from memo_train.runtime.wrapped import WrappedModel
+from memo_train.device import devices_in_use
+from memo_train.runtime import WrappedModel
 
 _counted: weakref.WeakSet[WrappedModel] = weakref.WeakSet()
 

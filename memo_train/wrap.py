@@ -8,17 +8,20 @@ import warnings
 from torch import nn
 
 from memo_planner import Limits, Plan
-from memo_train.caps import Caps
-from memo_train.device.choose import device_of
-from memo_train.device.device import Device, physical_bytes
+from memo_train.device import Device, device_of, physical_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
-from memo_train.planning import Choices, PlannedStep, StepPlanner
-from memo_train.runtime.parts import ModelParts, causal_lm_of, find_parts
-from memo_train.runtime.probe import probe_blocks
-from memo_train.runtime.probe_loss import why_loss_is_whole
-from memo_train.runtime.verdict import BlockVerdict, HowToRun
-from memo_train.runtime.wrapped import WrappedModel
+from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
+from memo_train.runtime import (
+    BlockVerdict,
+    HowToRun,
+    ModelParts,
+    WrappedModel,
+    causal_lm_of,
+    find_parts,
+    probe_blocks,
+    why_loss_is_whole,
+)
 from memo_train.stats import count
 
 GIB = 2**30
@@ -45,7 +48,7 @@ def wrap(
     device_gib, host_gib: GiB of this process's device memory (everything: parameters, gradients,
         AdamW's moments, activations) and of its host pool. A `device_gib` is enforced: on the CPU
         device and where torch's own allocator serves the GPU, beyond it torch.OutOfMemoryError
-        (memo-train's allocator: see `memo_train.device.cuda_memory`). host_gib defaults to half of
+        (memo-train's allocator: see `memo_train.device._cuda_memory`). host_gib defaults to half of
         the physical memory, device_gib to the same, on a GPU to nine tenths of the GPU's.
     alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
         o are swapped. None lets the planner choose what to keep, swap and recompute.

@@ -1,22 +1,42 @@
 """Devices under the runtime: memory, asynchronous copies and their counters."""
 
-from memo_train.device.choose import device_of, devices_in_use
-from memo_train.device.counters import CpuCounters, DeviceCounters
-from memo_train.device.cpu import CpuDevice, get_cpu_device
-from memo_train.device.cuda import CudaDevice, get_cuda_device
-from memo_train.device.device import CopyEvent, Device
-from memo_train.device.rows import Rows
+from memo_train.device._choose import device_of, devices_in_use
+from memo_train.device._counters import CpuCounters
+from memo_train.device._cpu import CpuDevice, get_cpu_device
+from memo_train.device._cuda import CudaDevice, get_cuda_device, load_cuda
+from memo_train.device._device import CopyEvent, Device, Rows, physical_bytes
+from memo_train.device._errors import CudaUnavailable, DeviceError, InvalidDeviceArgument
+from memo_train.device._steps import (
+    OUTSIDE,
+    Departure,
+    EventKind,
+    Events,
+    ReplayCounts,
+    StepAddresses,
+    StepLayout,
+)
 
 __all__ = [
+    "OUTSIDE",
     "CopyEvent",
     "CpuCounters",
     "CpuDevice",
     "CudaDevice",
+    "CudaUnavailable",
+    "Departure",
     "Device",
-    "DeviceCounters",
+    "DeviceError",
+    "EventKind",
+    "Events",
+    "InvalidDeviceArgument",
+    "ReplayCounts",
     "Rows",
+    "StepAddresses",
+    "StepLayout",
     "device_of",
     "devices_in_use",
     "get_cpu_device",
     "get_cuda_device",
+    "load_cuda",
+    "physical_bytes",
 ]

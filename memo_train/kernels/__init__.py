@@ -7,11 +7,16 @@ On a GPU these are kernels. On the CPU the same element code runs on the calling
 for tests, not fast. On a GPU they have not run.
 """
 
-from memo_train.kernels.activation import gelu
-from memo_train.kernels.gated import swiglu
-from memo_train.kernels.norm import rms_norm
-from memo_train.kernels.rotary import rope
-from memo_train.kernels.switch import UsedKernels, use
-from memo_train.kernels.tile_copy import copy_tile
+from memo_train.kernels._activation import gelu
+from memo_train.kernels._gated import swiglu
+from memo_train.kernels._launch import copy_tile
+from memo_train.kernels._norm import rms_norm
+from memo_train.kernels._rotary import rope
 
-__all__ = ["UsedKernels", "copy_tile", "gelu", "rms_norm", "rope", "swiglu", "use"]
+__all__ = [
+    "copy_tile",
+    "gelu",
+    "rms_norm",
+    "rope",
+    "swiglu",
+]

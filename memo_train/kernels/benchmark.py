@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from memo_train.kernels.launch import DTYPES
-from memo_train.kernels.peers import OPERATIONS, Peers, Sizes
-from memo_train.kernels.timings import Timing, device_name, save_timings, timings_path
+from memo_train.kernels._launch import DTYPES
+from memo_train.kernels._peers import OPERATIONS, Peers, Sizes
+from memo_train.kernels._timings import Timing, device_name, save_timings, timings_path
 
 _WARM_UP = 3
 

@@ -1,6 +1,8 @@
 """A small Llama of the project's own, for examples, tests and readers."""
 
-from memo_train.model.config import LlamaConfig
-from memo_train.model.llama import Llama, LlamaOutput
+from memo_train.model._llama import Llama, LlamaConfig
 
-__all__ = ["Llama", "LlamaConfig", "LlamaOutput"]
+__all__ = [
+    "Llama",
+    "LlamaConfig",
+]

@@ -1,1 +1,60 @@
 """Carries a plan out: token tiles, swaps and recomputation of a training step."""
+
+from memo_train.runtime._ambient import precision, preserved_rng
+from memo_train.runtime._block import BlockPass, SavedBytes
+from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._cut import attention
+from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
+from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts
+from memo_train.runtime._probe import (
+    NOT_RUNNABLE,
+    BlockVerdict,
+    HowToRun,
+    judge_plain_run,
+    probe_blocks,
+    why_loss_is_whole,
+)
+from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
+from memo_train.runtime._saved import storage_key
+from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
+from memo_train.runtime._swap import CopiesInFlight
+from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output
+from memo_train.runtime._wrapped import ChoosePolicy, StepPolicy, WrappedModel
+
+__all__ = [
+    "NOT_RUNNABLE",
+    "NOWHERE",
+    "AtCut",
+    "BlockCall",
+    "BlockPass",
+    "BlockSpec",
+    "BlockVerdict",
+    "ChoosePolicy",
+    "CopiesInFlight",
+    "HowToRun",
+    "ModelParts",
+    "Observer",
+    "SavedBytes",
+    "StepMemory",
+    "StepPolicy",
+    "TokenDims",
+    "WrappedModel",
+    "attention",
+    "causal_lm_of",
+    "evaluating",
+    "find_parts",
+    "ignore",
+    "installed",
+    "judge_plain_run",
+    "learn_token_dims",
+    "precision",
+    "preserved_rng",
+    "probe_blocks",
+    "record_calls",
+    "shadows_of",
+    "split_input",
+    "split_output",
+    "storage_key",
+    "trainable_parameters",
+    "why_loss_is_whole",
+]

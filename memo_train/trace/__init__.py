@@ -1,1 +1,17 @@
 """Measures one block of a model, so that a step can be planned before it runs."""
+
+from memo_train.trace._link import CopyBuffers, measure_link, measure_link_rates
+from memo_train.trace._places import Place, PlaceMarks, PlaceRecorder, requests_at
+from memo_train.trace._profile import measure_profile, model_hash
+
+__all__ = [
+    "CopyBuffers",
+    "Place",
+    "PlaceMarks",
+    "PlaceRecorder",
+    "measure_link",
+    "measure_link_rates",
+    "measure_profile",
+    "model_hash",
+    "requests_at",
+]

@@ -1,8 +1,12 @@
 """A plain training loop around a wrapped model."""
 
-from memo_train.trainer.config import TrainerConfig
-from memo_train.trainer.errors import TrainerError
-from memo_train.trainer.metrics import StepMetrics
-from memo_train.trainer.trainer import Trainer
+from memo_train.trainer._config import TrainerConfig, TrainerError
+from memo_train.trainer._metrics import StepMetrics
+from memo_train.trainer._trainer import Trainer
 
-__all__ = ["StepMetrics", "Trainer", "TrainerConfig", "TrainerError"]
+__all__ = [
+    "StepMetrics",
+    "Trainer",
+    "TrainerConfig",
+    "TrainerError",
+]

@@ -3,20 +3,12 @@
 Needs numpy and PuLP, never torch, so that a plan can be made and read on any machine.
 """
 
-from memo_planner.errors import (
-    InvalidInput,
-    MemoError,
-    PlanFileError,
-    PlanInfeasible,
-    SolverError,
-)
-from memo_planner.length import max_tokens
+from memo_planner.errors import InvalidInput, MemoError, PlanFileError, PlanInfeasible, SolverError
 from memo_planner.limits import Limits
-from memo_planner.plan import Plan
+from memo_planner.plan import Plan, Prediction
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
-from memo_planner.expected import Prediction
 from memo_planner.profile import BlockTimes, Link, PeakLine, Profile
-from memo_planner.solve import make_plan
+from memo_planner.programme import make_plan, max_tokens
 
 __all__ = [
     "BlockPolicy",

@@ -1,4 +1,9 @@
-"""A plan: what was measured, what was allowed, what was decided and what is expected."""
+"""What a plan expects of its step: bytes and seconds, and what binds.
+
+What a plan made from a machine and a model is about, beside its profile.
+
+A plan: what was measured, what was allowed, what was decided and what is expected.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,94 @@ import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from memo_planner.checks import check_int
+from memo_planner.checks import check_fields, check_int, check_text
 from memo_planner.codec import decode, encode, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.limits import Limits
 from memo_planner.policy import Policy
-from memo_planner.expected import Prediction
 from memo_planner.profile import Profile
-from memo_planner.setting import Setting
+
+BINDS = ("device", "host", "forward window", "backward window")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Figures of one step under a policy. Seconds cover the blocks, not embedding or loss.
+
+    Attributes:
+        device_peak_bytes, device_peak_point: most bytes in use on the device, and where.
+        host_peak_bytes: bytes on the host at the end of forward.
+        extra_s: seconds over a step without tiles that keeps everything:
+            recompute_s + stall_s + the overhead of tiling and swapping.
+        step_forward_s, step_backward_s: all blocks, with stalls and recomputation.
+        binds: those of `BINDS` without which, one at a time, the plan would be faster.
+    """
+
+    device_peak_bytes: int
+    device_peak_point: str
+    host_peak_bytes: int
+    extra_s: float
+    recompute_s: float
+    stall_s: float
+    step_forward_s: float
+    step_backward_s: float
+    binds: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_int("Prediction.device_peak_bytes", self.device_peak_bytes, 0, 2**128)
+        check_int("Prediction.host_peak_bytes", self.host_peak_bytes, 0, 2**128)
+        check_text("Prediction.device_peak_point", self.device_peak_point)
+        check_fields(self, tuple(f for f in self.__dataclass_fields__ if f.endswith("_s")))
+        if self.binds != tuple(name for name in BINDS if name in self.binds):
+            raise InvalidInput(f"Prediction.binds is {self.binds}; it holds some of {BINDS}, once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The job around a rank's step: enough for step time and MFU.
+
+    Attributes:
+        strategy: what decided the policy. hardware, parallel: names for people.
+        gpus: devices of the job; ranks_on_node: those that share one node's host memory.
+        ranks_of_sequence: those that share one sequence.
+        micro_steps: passes of a rank in one optimiser step.
+        step_flops: of the whole job and one optimiser step, nothing counted twice.
+        peak_flops: of one device.
+        outside_s: head and loss, seconds of one micro step.
+
+    Raises: InvalidInput.
+    """
+
+    strategy: str
+    hardware: str
+    parallel: str
+    gpus: int
+    ranks_on_node: int
+    ranks_of_sequence: int
+    micro_steps: int
+    step_flops: float
+    peak_flops: float
+    outside_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("strategy", "hardware", "parallel"):
+            check_text(f"Setting.{name}", getattr(self, name))
+        for name in ("gpus", "ranks_on_node", "ranks_of_sequence", "micro_steps"):
+            check_int(f"Setting.{name}", getattr(self, name), 1)
+        check_fields(self, ("outside_s",))
+        # A long step on many devices has more FLOPs than any other figure may be large.
+        check_fields(self, ("peak_flops",), least=1.0)
+        check_fields(self, ("step_flops",), least=1.0, most=2.0**120)
+
+    def step_s(self, prediction: Prediction) -> float:
+        """Seconds of one optimiser step; the optimiser itself is not in it."""
+        blocks_s = prediction.step_forward_s + prediction.step_backward_s
+        return self.micro_steps * (blocks_s + self.outside_s)
+
+    def mfu(self, prediction: Prediction) -> float:
+        """Model FLOPs per second over the devices' peak, from 0 to 1. Source: MEMO, set-up."""
+        return self.step_flops / (self.step_s(prediction) * self.gpus * self.peak_flops)
+
 
 FORMAT = "memo-plan"
 VERSION = 3
@@ -108,7 +193,7 @@ class Plan:
 def _check_prediction(plan: Plan) -> None:
     """Raises: InvalidInput if the prediction is not what the policy gives."""
     # The programme imports plans; only a plan that is read needs the programme.
-    from memo_planner.prediction import predict
+    from memo_planner.programme import predict
 
     expected = asdict(replace(predict(plan.profile, plan.policy), binds=plan.prediction.binds))
     for name, value in asdict(plan.prediction).items():

@@ -49,7 +49,7 @@ def use_simulation(monkeypatch: pytest.MonkeyPatch, simulation: Simulation) -> N
 
 @pytest.fixture
 def on_simulation(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
-    """The simulation, started, with memo_train.device.cuda running on it."""
+    """The simulation, started, with memo_train.device._cuda running on it."""
     use_simulation(monkeypatch, simulation)
     simulation.start(0, num_devices=2)
     yield simulation

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import memo_train
-from memo_train.device.cuda_memory import MemoMemory
-from memo_train.device.events import EventKind, Events
-from memo_train.device.hook import install_hook
+from memo_train.device import EventKind, Events
+from memo_train.device._cpu import install_hook
+from memo_train.device._cuda_memory import MemoMemory
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.cuda.conftest import use_simulation
 from tests.cuda.simulated import CpuTensorsOnCuda, Simulation

@@ -10,10 +10,16 @@ from types import ModuleType
 
 import torch
 
-from memo_train.device import CpuDevice, CudaDevice, get_cpu_device
-from memo_train.device.cuda_memory import MemoryReading, TensorMemory
-from memo_train.device.events import Events
-from memo_train.device.steps import ReplayCounts, StepAddresses, StepLayout
+from memo_train.device import (
+    CpuDevice,
+    CudaDevice,
+    Events,
+    ReplayCounts,
+    StepAddresses,
+    StepLayout,
+    get_cpu_device,
+)
+from memo_train.device._cuda_memory import MemoryReading, TensorMemory
 
 _MOST_TEXT_BYTES = 4000
 

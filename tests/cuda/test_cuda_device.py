@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from memo_train.device import Rows
-from memo_train.device.cuda import CudaDevice, get_cuda_device, load_cuda
-from memo_train.device.cuda_memory import MemoMemory
-from memo_train.device.errors import (
+from memo_train.device import (
+    CudaDevice,
     CudaUnavailable,
-    HostMemoryExceeded,
     InvalidDeviceArgument,
+    Rows,
+    get_cuda_device,
+    load_cuda,
 )
+from memo_train.device._cuda_memory import MemoMemory
+from memo_train.device._errors import HostMemoryExceeded
 from tests.cuda.simulated import Simulation
 from tests.device.conftest import view  # noqa: F401
 
@@ -107,7 +109,7 @@ def test_who_serves_the_tensors_is_seen_at_every_use(
 ) -> None:
     device = CudaDevice(0, current_stream=lambda: 0)
     assert "torch's own allocator serves this GPU" in device.why_no_layouts
-    monkeypatch.setattr("memo_train.device.cuda.allocator_installed", lambda: True)
+    monkeypatch.setattr("memo_train.device._cuda.allocator_installed", lambda: True)
     assert device.why_no_layouts == ""
     assert device.counters().device_used_bytes == 0
 

@@ -14,14 +14,13 @@ import torch
 import memo_train
 from memo_planner.errors import PlanFileError
 from memo_train.device import get_cpu_device
-from memo_train.selftest.copies import COPY_SCENARIOS
-from memo_train.selftest.gradients import by_hooks, by_wrap
-from memo_train.selftest.peaks import planned_peak
-from memo_train.selftest.place import Place, cpu_place
-from memo_train.selftest.scenario import ScenarioFailed
-from memo_train.selftest.side_by_side import side_by_side
+from memo_train.selftest._copies import COPY_SCENARIOS, side_by_side
+from memo_train.selftest._gradients import by_hooks, by_wrap
+from memo_train.selftest._peaks import planned_peak
+from memo_train.selftest._place import Place, cpu_place
+from memo_train.selftest._scenario import ScenarioFailed
 from memo_train.testing import Step, assert_same_bits, run_step
-from memo_train.trace.link import measure_link, measure_link_rates
+from memo_train.trace import measure_link, measure_link_rates
 from tests.cuda.conftest import use_simulation
 from tests.cuda.simulated import ArenaMemory, CpuTensorsOnCuda, Simulation
 from tests.runtime.policies import force, wrapped_of

@@ -6,8 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from memo_train.device import CpuDevice
-from memo_train.device.errors import InvalidDeviceArgument
+from memo_train.device import CpuDevice, InvalidDeviceArgument
 
 SEEDS = range(12)
 NUM = 1 << 14

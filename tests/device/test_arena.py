@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from memo_train import _core
-from memo_train.device.errors import DeviceMemoryExceeded, InvalidDeviceArgument
+from memo_train.device import InvalidDeviceArgument
+from memo_train.device._errors import DeviceMemoryExceeded
 
 KIB = 1024
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memo_train import _core
-from memo_train.device.errors import DeviceMemoryExceeded, InvalidDeviceArgument
+from memo_train.device import InvalidDeviceArgument
+from memo_train.device._errors import DeviceMemoryExceeded
 
 CAP_BYTES = 8192
 

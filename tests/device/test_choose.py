@@ -9,9 +9,16 @@ import pytest
 import torch
 
 import memo_train
-from memo_train.device import CpuDevice, Device, device_of, devices_in_use, get_cpu_device
-from memo_train.device.cuda import CudaDevice
-from memo_train.device.errors import CudaUnavailable, UnsupportedDevice
+from memo_train.device import (
+    CpuDevice,
+    CudaDevice,
+    CudaUnavailable,
+    Device,
+    device_of,
+    devices_in_use,
+    get_cpu_device,
+)
+from memo_train.device._errors import UnsupportedDevice
 from memo_train.errors import MemoError
 from tests.runtime.small_llama import own_llama
 
@@ -34,7 +41,7 @@ def test_both_kinds_are_devices() -> None:
 
 
 def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memo_train.device.choose.get_cuda_device", lambda ordinal: ordinal)
+    monkeypatch.setattr("memo_train.device._choose.get_cuda_device", lambda ordinal: ordinal)
     assert device_of(lying_on("cuda:3", "cuda:3")) == 3
 
 

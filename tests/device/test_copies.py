@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memo_train.device import CpuDevice, Rows
-from memo_train.device.errors import InvalidDeviceArgument
+from memo_train.device import CpuDevice, InvalidDeviceArgument, Rows
 
 KIB, MIB = 1 << 10, 1 << 20
 SLOW = 5e6  # bytes/s: 1 MiB takes 210 ms

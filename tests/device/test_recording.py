@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from memo_train import _core
-from memo_train.device.cpu import get_cpu_device
-from memo_train.device.events import EventKind
+from memo_train.device import EventKind, get_cpu_device
 
 
 def test_events_are_recorded_in_order_between_start_and_stop() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memo_train.device.cuda_memory import TorchMemory
-from memo_train.device.errors import NoPlannedAddresses
-from memo_train.device.steps import StepAddresses
+from memo_train.device import StepAddresses
+from memo_train.device._cuda_memory import TorchMemory
+from memo_train.device._errors import NoPlannedAddresses
 
 TOTAL_BYTES = 24 * 2**30
 ORDINAL = 2

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON_DIRS = ("memo_train", "planner", "tests", "examples", "benchmarks")
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 MAX_NESTING = 3
 VAGUE_NAMES = {"utils", "helpers", "common", "manager", "misc"}
@@ -50,7 +50,7 @@ def test_there_is_something_to_check() -> None:
 
 
 @pytest.mark.parametrize("path", [*PYTHON_FILES, *CXX_FILES], ids=name_of)
-def test_a_file_is_one_noun_of_at_most_300_lines(path: Path) -> None:
+def test_a_file_is_one_noun_of_at_most_600_lines(path: Path) -> None:
     num_lines = len(path.read_text().splitlines())
     assert num_lines <= MAX_FILE_LINES, f"{name_of(path)} has {num_lines} lines"
     assert VAGUE_NAMES.isdisjoint(path.stem.split("_")), f"{name_of(path)} names nothing"

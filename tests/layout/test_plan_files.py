@@ -142,7 +142,7 @@ LAYOUT = {
     ],
 )
 def test_a_wrong_layout_is_refused(tmp_path: Path, changes: Any, wrong: str) -> None:
-    from memo_train.layout.file import _decode
+    from memo_train.layout._file import _decode
 
     device = get_cpu_device()
     with pytest.raises(memo_train.MemoError, match=wrong):

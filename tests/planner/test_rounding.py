@@ -10,10 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner.block_counts import BlockCounts
-from memo_planner.candidates import useful
-from memo_planner.mip import branch_and_bound, relax, solve_counts
-from memo_planner.rounding import improve, round_counts
+from memo_planner.programme._blocks import useful
+from memo_planner.programme._counts import (
+    BlockCounts,
+    branch_and_bound,
+    improve,
+    relax,
+    round_counts,
+    solve_counts,
+)
 
 
 @st.composite

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from memo_planner import Limits, Link, Place, Plan, PlanInfeasible, Profile, make_plan
-from memo_planner.candidates import EQUAL_SHARE, EXACT_TILES
 from memo_planner.hardware import machine
+from memo_planner.programme._blocks import EQUAL_SHARE, EXACT_TILES
 from memo_planner.strategies import Job, Strategy, plan_job
 from memo_planner.workload import MODELS, Parallel, Workload
 from tests.planner.cases import GIB, large_profile, small_cases, small_profile, with_device

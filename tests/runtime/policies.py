@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from memo_planner import BlockPolicy, Place, Policy
-from memo_planner.copy_budget import CopyBudget
+from memo_planner.schedule import CopyBudget
 from memo_train.planning import StepPlanner
-from memo_train.runtime.wrapped import StepPolicy, WrappedModel
+from memo_train.runtime import StepPolicy, WrappedModel
 
 POLICIES = ("keep", "swap", "recompute", "mixed")
 

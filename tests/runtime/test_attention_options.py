@@ -12,7 +12,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 import memo_train
-from memo_train.runtime.verdict import HowToRun
+from memo_train.runtime import HowToRun
 from memo_train.testing import assert_as_exact_as_plain, assert_same_bits, float64_step, run_step
 from tests.runtime import toy
 from tests.runtime.causal_lms import MODELS

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from memo_train.runtime.block_state import AtCut
-from memo_train.testing import (
-    assert_as_exact_as_plain,
-    assert_same_bits,
-    float64_step,
-    run_step,
-)
+from memo_train.runtime import AtCut
+from memo_train.testing import assert_as_exact_as_plain, assert_same_bits, float64_step, run_step
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES, force, wrapped_of
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memo_train.runtime.saved import SavedTensors
-from memo_train.runtime.swap import CopiesInFlight, WholeTensor
-from memo_train.trace.fake_device import FakeDevice
-from memo_train.trace.speeds import A800
+from memo_train.runtime import CopiesInFlight
+from memo_train.runtime._saved import SavedTensors
+from memo_train.runtime._swap import WholeTensor
+from memo_train.trace._fake_device import A800, FakeDevice
 
 META = torch.device("meta")
 

@@ -13,8 +13,7 @@ from torch import nn
 
 import memo_train
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime.block_state import AtCut
-from memo_train.runtime.verdict import HowToRun
+from memo_train.runtime import AtCut, HowToRun
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,

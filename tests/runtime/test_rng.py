@@ -10,8 +10,8 @@ from torch import nn
 
 import memo_train
 from memo_train.device import CpuDevice
-from memo_train.runtime.ambient import Ambient, precision
-from memo_train.runtime.rng import RngStates, preserved_rng, set_rng
+from memo_train.runtime import precision, preserved_rng
+from memo_train.runtime._ambient import Ambient, RngStates, set_rng
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.runtime.policies import force
 from tests.runtime.small_llama import own_llama

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memo_train import attention
-from memo_train.model.llama import LlamaOutput
+from memo_train.model._llama import LlamaOutput
 from tests.runtime.causal_lms import NUM_BLOCKS, VOCAB_SIZE
 
 HIDDEN = 32

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import torch
 
-from memo_train.device.cpu import CpuDevice
-from memo_train.device.rows import Rows
-from memo_train.selftest import gradients, modes, step_times
+from memo_train.device import CpuDevice, Rows
+from memo_train.selftest import _gradients as gradients
+from memo_train.selftest import _modes as modes
+from memo_train.selftest import _step_times as step_times
 from memo_train.selftest.__main__ import main
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 
 from memo_train import _core
-from memo_train.device.cpu import get_cpu_device
-from memo_train.device.errors import InvalidDeviceArgument
-from memo_train.selftest import anonymous
-from memo_train.selftest.copies import COPY_SCENARIOS
-from memo_train.selftest.place import cpu_place
-from memo_train.selftest.scenario import ScenarioFailed, outcome_of
-from memo_train.selftest.side_by_side import side_by_side
+from memo_train.device import InvalidDeviceArgument, get_cpu_device
+from memo_train.selftest import _scenario as anonymous
+from memo_train.selftest._copies import COPY_SCENARIOS, side_by_side
+from memo_train.selftest._place import cpu_place
+from memo_train.selftest._scenario import ScenarioFailed, outcome_of
 
 LATE_COPIES = {each.name: each.run for each in COPY_SCENARIOS if each.name.endswith("late copies")}
 
@@ -91,5 +89,5 @@ def test_an_unforeseen_error_is_a_failure_with_its_lines() -> None:
 
     result = outcome_of(run)
     assert result["outcome"].startswith("failed: AttributeError: ")
-    assert any("memo_train.selftest.copies:" in line for line in result["raised_at"])
+    assert any("memo_train.selftest._copies:" in line for line in result["raised_at"])
     assert str(Path(__file__).parent) not in str(result)

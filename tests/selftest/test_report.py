@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from memo_train.device.errors import HookUnavailable
-from memo_train.selftest import report
-from memo_train.selftest.ranks import Ranks
+from memo_train.device._errors import HookUnavailable
+from memo_train.selftest import _report as report
+from memo_train.selftest._ranks import Ranks
 
 TWO_GPUS = {"cuda": {"names": ["A", "A"]}}
 

@@ -18,12 +18,12 @@ from memo_planner.trace import NOWHERE, PHASES, ProfileFile, Requests
 from memo_train.device import get_cpu_device
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.model import Llama, LlamaConfig
-from memo_train.trace.block_flops import count_block_flops
-from memo_train.trace.fake_mode import FakeArithmetic
-from memo_train.trace.fake_step import FakeModel, FakeStep
-from memo_train.trace.profile import measure_profile
-from memo_train.trace.record import record_step
-from memo_train.trace.speeds import Speeds
+from memo_train.trace import measure_profile
+from memo_train.trace._fake_device import Speeds
+from memo_train.trace._fake_mode import FakeArithmetic
+from memo_train.trace._fake_step import FakeModel, FakeStep
+from memo_train.trace._flops import count_block_flops
+from memo_train.trace._record import record_step
 from tests.runtime.causal_lms import MODELS, NUM_BLOCKS, VOCAB_SIZE
 from tests.runtime.policies import chooser, force, wrapped_of
 

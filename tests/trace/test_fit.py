@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from memo_train.trace.fit import Shapes, fit_block_times
-from memo_train.trace.steps import MeasuredStep
+from memo_train.trace._fit import Shapes, fit_block_times
+from memo_train.trace._steps import MeasuredStep
 
 PRE, POST, BACK = 1e-5, 3e-5, 2e-5  # seconds of a token
 ATTENTION = 4e-9  # seconds of a pair of tokens

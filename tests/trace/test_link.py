@@ -14,10 +14,9 @@ import pytest
 import memo_train
 from memo_planner.trace import LinkRates, ProfileFile
 from memo_train.device import get_cpu_device
-from memo_train.trace.fake_device import FakeDevice
-from memo_train.trace.link import measure_link, measure_link_rates
-from memo_train.trace.profile_file import measure_profile_file
-from memo_train.trace.speeds import Speeds
+from memo_train.trace import measure_link, measure_link_rates
+from memo_train.trace._fake_device import FakeDevice, Speeds
+from memo_train.trace._profile import measure_profile_file
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import wrapped_of
 
@@ -28,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 import torch.distributed as dist
 from memo_train.device import get_cpu_device
-from memo_train.trace.link import measure_link_rates
+from memo_train.trace._link import measure_link_rates
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 device = get_cpu_device()

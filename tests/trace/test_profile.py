@@ -11,8 +11,8 @@ from torch import nn
 import memo_train
 from memo_train.device import get_cpu_device
 from memo_train.model import Llama, LlamaConfig
-from memo_train.trace.link import measure_link
-from memo_train.trace.profile import measure_profile, model_hash, state_bytes
+from memo_train.trace import measure_link, measure_profile, model_hash
+from memo_train.trace._profile import state_bytes
 from tests.runtime.policies import wrapped_of
 
 HIDDEN, FFN, HEADS, KV_HEADS = 64, 96, 4, 2

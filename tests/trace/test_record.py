@@ -12,7 +12,7 @@ from torch import nn
 import memo_train
 from memo_planner.trace import BEFORE, NOWHERE, PHASES, Trace
 from memo_train.device import get_cpu_device
-from memo_train.trace.record import record_step
+from memo_train.trace._record import record_step
 from tests.runtime.causal_lms import MODELS, VOCAB_SIZE
 from tests.runtime.policies import force, wrapped_of
 

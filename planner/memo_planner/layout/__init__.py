@@ -1,18 +1,33 @@
 """Addresses for everything that lives during a step: problems, placements, packers, a validator."""
 
-from memo_planner.layout.packing import DEFAULT_SECONDS, pack
-from memo_planner.layout.placement import NoPlacement, Placement
-from memo_planner.layout.problem import PackingProblem
-from memo_planner.layout.table import read_problem, write_placement
-from memo_planner.layout.validate import faults
+from memo_planner.layout._packing import (
+    DEFAULT_SECONDS,
+    Progress,
+    lay_out_step,
+    pack,
+    read_step,
+    step_problem,
+)
+from memo_planner.layout._problem import (
+    NoPlacement,
+    PackingProblem,
+    Placement,
+    read_problem,
+    write_placement,
+)
+from memo_planner.layout._validate import faults
 
 __all__ = [
     "DEFAULT_SECONDS",
     "NoPlacement",
     "PackingProblem",
     "Placement",
+    "Progress",
     "faults",
+    "lay_out_step",
     "pack",
     "read_problem",
+    "read_step",
+    "step_problem",
     "write_placement",
 ]

@@ -5,21 +5,25 @@ step = simulate(schedule, Speeds.of_link(plan.profile.link))
 step.step_s, step.stall_s_by_cause, step.device.peak_bytes
 """
 
-from memo_planner.schedule.backlog import copy_budget
-from memo_planner.schedule.builder import ScheduleBuilder
-from memo_planner.schedule.choose import plan_on_clock
-from memo_planner.schedule.layers import LayerCosts, LayerStep, layer_operations
-from memo_planner.schedule.of_plan import StepRest, schedule_of, tile_schedule
-from memo_planner.schedule.operation import Kind, Operation, Phase, Stream
-from memo_planner.schedule.order import ScheduleDeadlock
-from memo_planner.schedule.schedule import Schedule
-from memo_planner.schedule.simulate import simulate
-from memo_planner.schedule.simulation import Simulation, Stall
-from memo_planner.schedule.speeds import Speeds
-from memo_planner.schedule.strategies import STRATEGIES, strategy_schedule
+from memo_planner.schedule._budget import CopyBudget
+from memo_planner.schedule._builder import ScheduleBuilder
+from memo_planner.schedule._choose import copy_budget, plan_on_clock
+from memo_planner.schedule._of_plan import StepRest, schedule_of
+from memo_planner.schedule._picture import figure_rows, summary, svg_text, timeline_lines
+from memo_planner.schedule._schedule import Kind, Operation, Phase, Schedule, Stream
+from memo_planner.schedule._simulate import ScheduleDeadlock, simulate
+from memo_planner.schedule._simulation import Simulation, Speeds
+from memo_planner.schedule._strategies import (
+    STRATEGIES,
+    LayerCosts,
+    LayerStep,
+    layer_operations,
+    strategy_schedule,
+)
 
 __all__ = [
     "STRATEGIES",
+    "CopyBudget",
     "Kind",
     "LayerCosts",
     "LayerStep",
@@ -30,14 +34,16 @@ __all__ = [
     "ScheduleDeadlock",
     "Simulation",
     "Speeds",
-    "Stall",
     "StepRest",
     "Stream",
     "copy_budget",
+    "figure_rows",
     "layer_operations",
     "plan_on_clock",
     "schedule_of",
     "simulate",
     "strategy_schedule",
-    "tile_schedule",
+    "summary",
+    "svg_text",
+    "timeline_lines",
 ]

@@ -1,6 +1,29 @@
 """Ways to decide a step's policy, side by side on one cost model."""
 
-from memo_planner.strategies.job import Job, longest_job, plan_job
-from memo_planner.strategies.strategy import Strategy, fixed_policies, strategy_named
+from memo_planner.strategies._job import (
+    SEVERAL,
+    Compared,
+    Job,
+    Margin,
+    compare,
+    excesses,
+    longest_job,
+    margins,
+    plan_job,
+)
+from memo_planner.strategies._strategy import Strategy, fixed_policies, strategy_named
 
-__all__ = ["Job", "Strategy", "fixed_policies", "longest_job", "plan_job", "strategy_named"]
+__all__ = [
+    "SEVERAL",
+    "Compared",
+    "Job",
+    "Margin",
+    "Strategy",
+    "compare",
+    "excesses",
+    "fixed_policies",
+    "longest_job",
+    "margins",
+    "plan_job",
+    "strategy_named",
+]

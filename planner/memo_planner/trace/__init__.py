@@ -3,24 +3,45 @@
 Types and files only, numpy and no torch: `memo_train.trace` records them, the layout packs them.
 """
 
-from memo_planner.trace.events import requests_of_events
-from memo_planner.trace.profile_file import BlockFlops, LinkRates, ProfileFile, ProfileSource
-from memo_planner.trace.requests import BEFORE, NOWHERE, PHASES, Requests
-from memo_planner.trace.table import read_csv, write_csv
-from memo_planner.trace.trace import Trace, TraceSource
+from memo_planner.trace._profile_file import BlockFlops, LinkRates, ProfileFile, ProfileSource
+from memo_planner.trace._requests import (
+    BEFORE,
+    NOWHERE,
+    PHASES,
+    Column,
+    EventLog,
+    Requests,
+    int_column,
+    requests_of_events,
+)
+from memo_planner.trace._trace import (
+    HEADER,
+    Trace,
+    TraceSource,
+    is_trace,
+    read_csv,
+    read_requests,
+    write_csv,
+)
 
 __all__ = [
     "BEFORE",
+    "HEADER",
     "NOWHERE",
     "PHASES",
     "BlockFlops",
+    "Column",
+    "EventLog",
     "LinkRates",
     "ProfileFile",
     "ProfileSource",
     "Requests",
     "Trace",
     "TraceSource",
+    "int_column",
+    "is_trace",
     "read_csv",
+    "read_requests",
     "requests_of_events",
     "write_csv",
 ]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from memo_train.device.cuda_allocator import (
+from memo_train.device import InvalidDeviceArgument
+from memo_train.device._cuda_memory import (
     allocator_installed,
     cuda_memory,
     cuda_refusal,
@@ -19,7 +20,6 @@ from memo_train.device.cuda_allocator import (
     reset_cuda_peak,
     set_cuda_cap,
 )
-from memo_train.device.errors import InvalidDeviceArgument
 from tests.cuda.compile import Compiler
 from tests.cuda.simulated import Simulation
 
@@ -33,7 +33,7 @@ def own_simulation(
 ) -> Iterator[Simulation]:
     """A module whose allocators, which live as long as the process, no other test has seen."""
     simulation = Simulation(Path(shutil.copy(compiler.extension(), tmp_path / "_cuda.so")))
-    monkeypatch.setattr("memo_train.device.cuda_allocator.load_cuda", lambda: simulation.module)
+    monkeypatch.setattr("memo_train.device._cuda_memory.load_cuda", lambda: simulation.module)
     simulation.start(0)
     yield simulation
     release_cuda_memory(0)
@@ -109,7 +109,7 @@ def test_torch_is_given_the_three_functions(
 
     monkeypatch.setattr(torch.cuda.memory, "CUDAPluggableAllocator", Pluggable)
     monkeypatch.setattr(torch.cuda.memory, "change_current_allocator", given.append)
-    monkeypatch.setattr("memo_train.device.cuda_allocator._installed", False)  # and put back
+    monkeypatch.setattr("memo_train.device._cuda_memory._installed", False)  # and put back
     install_cuda_allocator()
     assert allocator_installed()
     path, alloc, free, record_stream, installed = given

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from memo_train.device.errors import CudaUnavailable, InvalidDeviceArgument
+from memo_train.device import CudaUnavailable, InvalidDeviceArgument
 from memo_train.kernels import copy_tile, gelu, rms_norm, rope, swiglu
 
 pytestmark = pytest.mark.usefixtures("toolkit")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memo_train.kernels.launch import DTYPES
-from memo_train.kernels.peers import OPERATIONS
-from memo_train.kernels.timings import faster_on, load_timings
+from memo_train.kernels._launch import DTYPES
+from memo_train.kernels._peers import OPERATIONS
+from memo_train.kernels._timings import faster_on, load_timings
 
 pytestmark = pytest.mark.usefixtures("toolkit")
 

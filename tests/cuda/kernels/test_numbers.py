@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from memo_train.kernels import copy_tile, gelu, rms_norm, rope, swiglu
+from memo_train.kernels._peers import EPSILON, OPERATIONS, Peers, Sizes
 from memo_train.kernels.benchmark import make_inputs
-from memo_train.kernels.peers import EPSILON, OPERATIONS, Peers, Sizes
 from memo_train.testing import TOLERANCES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

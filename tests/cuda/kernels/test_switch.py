@@ -18,7 +18,7 @@ import memo_train
 from memo_train import kernels
 from memo_train.device import get_cpu_device
 from memo_train.errors import InvalidInput, UnsupportedModel
-from memo_train.kernels.timings import Timing, save_timings, timings_path
+from memo_train.kernels._timings import Timing, save_timings, timings_path
 from memo_train.testing import assert_as_exact_as_plain, assert_same_bits, float64_step, run_step
 from tests.runtime.causal_lms import MODELS, NUM_BLOCKS
 from tests.runtime.policies import force
@@ -226,7 +226,7 @@ def timing(operation: str, dtype: str, kernel_s: float, device: str = "NVIDIA Th
 
 
 def test_auto_goes_by_the_timings_of_this_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memo_train.kernels.switch.device_name", lambda device: "NVIDIA This")
+    monkeypatch.setattr("memo_train.kernels._switch.device_name", lambda device: "NVIDIA This")
     model = MODELS["own"]()
     done = kernels.use(model)
     assert done.used == {}

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from memo_planner.trace.requests import BEFORE, PHASES, Requests
+from memo_planner.trace import BEFORE, PHASES, Requests
 
 MIB = 2**20
 FORWARD = PHASES.index("forward")

@@ -2,9 +2,8 @@
 
 import pytest
 
-from memo_planner.allocators.best_fit import BestFitAllocator
-from memo_planner.allocators.replay import replay
-from memo_planner.allocators.run import SimulatedOutOfMemory
+from memo_planner.allocators import BestFitAllocator, replay
+from memo_planner.allocators._replay import SimulatedOutOfMemory
 from memo_planner.errors import InvalidInput
 from tests.planner.allocators.steps import MIB, PAPER, step
 

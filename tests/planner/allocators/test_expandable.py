@@ -2,9 +2,9 @@
 
 import pytest
 
-from memo_planner.allocators.expandable import ExpandableAllocator
-from memo_planner.allocators.replay import replay
-from memo_planner.allocators.run import SimulatedOutOfMemory
+from memo_planner.allocators import replay
+from memo_planner.allocators._caching import ExpandableAllocator
+from memo_planner.allocators._replay import SimulatedOutOfMemory
 from tests.planner.allocators.steps import MIB, PAPER, step
 
 

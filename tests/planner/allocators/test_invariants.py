@@ -6,17 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner.allocators.best_fit import BestFitAllocator
-from memo_planner.allocators.block import Block
-from memo_planner.allocators.caching import CachingAllocator
-from memo_planner.allocators.expandable import ExpandableAllocator
-from memo_planner.allocators.replay import Allocator, event_order, replay
-from memo_planner.allocators.run import SimulatedOutOfMemory
-from memo_planner.allocators.two_ended import TwoEndedAllocator
-from memo_planner.layout.placement import Placement
-from memo_planner.layout.step import step_problem
-from memo_planner.layout.validate import faults
-from memo_planner.trace.requests import Requests
+from memo_planner.allocators import BestFitAllocator, CachingAllocator, event_order, replay
+from memo_planner.allocators._blocks import Block
+from memo_planner.allocators._caching import ExpandableAllocator
+from memo_planner.allocators._fits import TwoEndedAllocator
+from memo_planner.allocators._replay import Allocator, SimulatedOutOfMemory
+from memo_planner.layout import Placement, faults, step_problem
+from memo_planner.trace import Requests
 from tests.planner.allocators.steps import LARGE, MIB, steps
 
 MAKERS: dict[str, Callable[[int | None], Allocator]] = {

@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 
-from memo_planner.allocators.best_fit import BestFitAllocator
-from memo_planner.allocators.caching import CachingAllocator
-from memo_planner.allocators.compare import ComparisonOptions, compare_allocators
-from memo_planner.allocators.glibc import can_measure, measure_glibc
-from memo_planner.allocators.planned import planned
-from memo_planner.allocators.replay import replay
-from memo_planner.allocators.run import AllocatorRun
+from memo_planner.allocators import (
+    AllocatorRun,
+    BestFitAllocator,
+    CachingAllocator,
+    ComparisonOptions,
+    compare_allocators,
+    planned,
+    replay,
+)
+from memo_planner.allocators._glibc import can_measure, measure_glibc
 from memo_planner.errors import InvalidInput
-from memo_planner.layout.problem import PackingProblem
-from memo_planner.step_file import requests_of_problem
+from memo_planner.layout import PackingProblem
+from memo_planner.layout._packing import requests_of_problem
 from tests.planner.allocators.steps import MIB, PAPER, step
 
 glibc_only = pytest.mark.skipif(not can_measure(), reason="the C library has no mallinfo2")

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 
-from memo_planner.allocators.replay import replay
-from memo_planner.allocators.run import SimulatedOutOfMemory
-from memo_planner.allocators.two_ended import TwoEndedAllocator, least_cap
-from memo_planner.trace.requests import Requests
+from memo_planner.allocators import replay
+from memo_planner.allocators._fits import TwoEndedAllocator, least_cap
+from memo_planner.allocators._replay import SimulatedOutOfMemory
+from memo_planner.trace import Requests
 from tests.planner.allocators.steps import MIB, PAPER, step, steps
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from memo_planner.trace.requests import BEFORE, NOWHERE, PHASES, Requests
+from memo_planner.trace import BEFORE, NOWHERE, PHASES, Requests
 
 FORWARD, LOSS, BACKWARD = (PHASES.index(name) for name in ("forward", "loss", "backward"))
 OP_NAMES = ("", "pre:mm", "post", "post_backward:add", "mean")

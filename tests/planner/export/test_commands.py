@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from memo_planner.allocators.glibc import can_measure
+from memo_planner.allocators._glibc import can_measure
 from memo_planner.cli import app
-from memo_planner.step_file import read_step
+from memo_planner.layout import read_step
 from memo_planner.trace import Trace, TraceSource, write_csv
 from tests.planner.allocators.steps import MIB, PAPER, step
 from tests.planner.export.placed import placed_step

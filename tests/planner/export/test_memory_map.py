@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 
-from memo_planner.export.memory_map import Kind, kinds_of, memory_map
-from memo_planner.trace.requests import PHASES, Requests
+from memo_planner.export import memory_map
+from memo_planner.export._memory_map import Kind, kinds_of
+from memo_planner.trace import PHASES, Requests
 from tests.planner.allocators.steps import MIB, step, steps
 from tests.planner.export.placed import ADDRESSES, placed_step
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from torch.cuda import _memory_viz
 
 from memo_planner.errors import InvalidInput
-from memo_planner.export.memory_viz import snapshot, write_snapshot
-from memo_planner.trace.requests import BEFORE, Requests
+from memo_planner.export import snapshot, write_snapshot
+from memo_planner.trace import BEFORE, Requests
 from tests.planner.allocators.steps import steps
 from tests.planner.export.placed import ADDRESSES, placed_step
 

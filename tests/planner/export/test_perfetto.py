@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from memo_planner.errors import InvalidInput
-from memo_planner.export.perfetto import chrome_trace, write_chrome_trace
-from memo_planner.trace.requests import Requests
+from memo_planner.export import chrome_trace, write_chrome_trace
+from memo_planner.trace import Requests
 from tests.planner.allocators.steps import steps
 from tests.planner.export.placed import ADDRESSES, placed_step
 

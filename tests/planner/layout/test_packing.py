@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memo_planner.errors import InvalidInput
 from memo_planner.layout import NoPlacement, PackingProblem, faults, pack
-from memo_planner.layout.mip import pack_mip
+from memo_planner.layout._levels import pack_mip
 from tests.planner.layout.problems import cut_rectangle, lowest_peak, problem_of
 
 ROWS = st.tuples(st.integers(0, 8), st.integers(1, 5), st.integers(1, 9)).map(

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner.layout import PackingProblem, faults, pack
-from memo_planner.layout.levels import find_groups, lay_out_by_levels
-from memo_planner.layout.mip import pack_mip
-from memo_planner.layout.step import lay_out_step, step_problem
-from memo_planner.trace.requests import PHASES, Requests
+from memo_planner.layout import PackingProblem, faults, lay_out_step, pack, step_problem
+from memo_planner.layout._levels import find_groups, lay_out_by_levels, pack_mip
+from memo_planner.trace import PHASES, Requests
 
 FORWARD, BACKWARD = PHASES.index("forward"), PHASES.index("backward")
 

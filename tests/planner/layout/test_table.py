@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from memo_planner.errors import InvalidInput
 from memo_planner.layout import pack, read_problem, write_placement
-from memo_planner.layout.table import parse_problem
+from memo_planner.layout._problem import parse_problem
 from tests.planner.layout.problems import problem_of
 
 HEAD = "id,lower,upper,size\n"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner.copy_budget import CopyBudget
 from memo_planner.plan import Plan
 from memo_planner.schedule import (
+    CopyBudget,
     Phase,
+    Schedule,
     ScheduleBuilder,
     Simulation,
     Speeds,
@@ -16,8 +17,8 @@ from memo_planner.schedule import (
     schedule_of,
     simulate,
 )
-from memo_planner.schedule.backlog import backlog_bytes
-from memo_planner.schedule.schedule import VERSION, Schedule
+from memo_planner.schedule._choose import backlog_bytes
+from memo_planner.schedule._schedule import VERSION
 from tests.planner.schedule.test_of_plan import plans
 
 

@@ -12,19 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memo_planner import (
-    BlockPolicy,
-    Limits,
-    Link,
-    Place,
-    Plan,
-    Policy,
-    Profile,
-    make_plan,
-)
-from memo_planner.copy_budget import CopyBudget
-from memo_planner.prediction import predict
+from memo_planner import BlockPolicy, Limits, Link, Place, Plan, Policy, Profile, make_plan
+from memo_planner.programme import predict
 from memo_planner.schedule import (
+    CopyBudget,
     Kind,
     Phase,
     Simulation,

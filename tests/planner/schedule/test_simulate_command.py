@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from memo_planner import Limits, Plan, make_plan
 from memo_planner.cli import app
-from memo_planner.schedule import Schedule, Speeds, schedule_of, simulate
-from memo_planner.schedule.picture import svg_text
+from memo_planner.schedule import Schedule, Speeds, schedule_of, simulate, svg_text
 from tests.planner.cases import GIB, large_profile
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,8 +7,7 @@ import pytest
 from benchmarks.paper_cells import ABLATION, ALPHA, MAIN, K
 from benchmarks.paper_fit import ABLATION_PARALLEL, CELLS, Fit, fit_cells
 from memo_planner import PlanInfeasible
-from memo_planner.hardware import machine
-from memo_planner.hardware.efficiency import PAPER
+from memo_planner.hardware import PAPER, machine
 from memo_planner.strategies import Strategy, plan_job, strategy_named
 from memo_planner.workload import Parallel
 

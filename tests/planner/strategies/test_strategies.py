@@ -11,14 +11,15 @@ from memo_planner.errors import InvalidInput
 from memo_planner.hardware import machine
 from memo_planner.strategies import (
     Job,
+    Margin,
     Strategy,
+    compare,
     fixed_policies,
     longest_job,
+    margins,
     plan_job,
     strategy_named,
 )
-from memo_planner.strategies.compare import compare
-from memo_planner.strategies.margins import Margin, margins
 from memo_planner.workload import MODELS, Parallel, Workload
 from tests.planner.checker import tally
 

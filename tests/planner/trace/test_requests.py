@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memo_planner import InvalidInput
-from memo_planner.trace import BEFORE, NOWHERE, PHASES, Requests
-from memo_planner.trace.events import EventLog, requests_of_events
+from memo_planner.trace import BEFORE, NOWHERE, PHASES, EventLog, Requests, requests_of_events
 
 FORWARD = PHASES.index("forward")
 

@@ -7,12 +7,11 @@ import torch
 
 import memo_train
 from memo_planner import Profile
-from memo_planner.hardware import machine
-from memo_planner.hardware.efficiency import PAPER
+from memo_planner.hardware import PAPER, machine
 from memo_planner.profile import POINTS
 from memo_planner.workload import MODELS, ModelDims, Parallel, Way, Workload, analytic_profile
 from memo_train.model import Llama, LlamaConfig
-from memo_train.trace.fit import _HOLES_OF_TENSORS, _HOLES_OF_TILES
+from memo_train.trace._fit import _HOLES_OF_TENSORS, _HOLES_OF_TILES
 
 M = 2**20
 HIDDEN = 256

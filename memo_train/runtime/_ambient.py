@@ -1,0 +1,122 @@
+"""State of PyTorch that surrounds a block: grad mode, autocast, the choice of kernels.
+
+Random-number states, so that what is computed again draws what it drew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+
+def precision(device_type: str) -> str:
+    """What a step on such a device computes in, as far as autocast says."""
+    if not torch.is_autocast_enabled(device_type):
+        return "its own types"
+    return f"autocast to {torch.get_autocast_dtype(device_type)}".replace("torch.", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ambient:
+    """Grad mode, autocast of one type of device, and the choice of attention kernels, in a thread.
+
+    The autocast weight cache is off while blocks run: a cast cached under no_grad would cut the
+    graph of a later tile that records one.
+    """
+
+    device_type: str
+    grad: bool
+    autocast: bool
+    autocast_dtype: torch.dtype
+    autocast_cache: bool
+    kernels: tuple[bool, bool, bool, bool]
+
+    @classmethod
+    def current(cls, device_type: str) -> Ambient:
+        """The state in force now, for computation on devices of that type."""
+        return cls(
+            device_type=device_type,
+            grad=torch.is_grad_enabled(),
+            autocast=torch.is_autocast_enabled(device_type),
+            autocast_dtype=torch.get_autocast_dtype(device_type),
+            autocast_cache=torch.is_autocast_cache_enabled(),
+            kernels=(
+                torch._C._get_flash_sdp_enabled(),
+                torch._C._get_mem_efficient_sdp_enabled(),
+                torch._C._get_math_sdp_enabled(),
+                torch._C._get_cudnn_sdp_enabled(),
+            ),
+        )
+
+    def put_in_force(self) -> None:
+        """Make this the state of the thread."""
+        torch._C._set_grad_enabled(self.grad)
+        torch.set_autocast_enabled(self.device_type, self.autocast)
+        torch.set_autocast_dtype(self.device_type, self.autocast_dtype)
+        torch.set_autocast_cache_enabled(self.autocast_cache)
+        flash, mem_efficient, math, cudnn = self.kernels
+        torch._C._set_sdp_use_flash(flash)
+        torch._C._set_sdp_use_mem_efficient(mem_efficient)
+        torch._C._set_sdp_use_math(math)
+        torch._C._set_sdp_use_cudnn(cudnn)
+
+    @contextmanager
+    def restored(self, *, grad: bool | None = None, cache: bool = False) -> Iterator[None]:
+        """A context in which this state is in force, with another grad mode if one is given."""
+        outside = Ambient.current(self.device_type)
+        self.put_in_force()
+        torch.set_autocast_cache_enabled(cache)
+        if grad is not None:
+            torch._C._set_grad_enabled(grad)
+        try:
+            yield
+        finally:
+            outside.put_in_force()
+
+    def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype in which attention computes on `dtype`: autocast lowers fp32."""
+        return self.autocast_dtype if self.autocast and dtype == torch.float32 else dtype
+
+
+Generators: TypeAlias = Sequence[torch.Generator]
+"""All that a computation may draw from: on a GPU its own generator and the CPU's."""
+
+RngState: TypeAlias = tuple[torch.Tensor, ...]
+"""A state of each generator, uint8 on the CPU; not to be written to."""
+
+
+class RngStates:
+    """Takes the states of `generators`; those between which nothing was drawn are one tensor."""
+
+    def __init__(self, generators: Generators) -> None:
+        self._generators = generators
+        self._last: RngState = (torch.empty(0, dtype=torch.uint8),) * len(generators)
+
+    def take(self) -> RngState:
+        """The states now."""
+        states = tuple(generator.get_state() for generator in self._generators)
+        self._last = tuple(
+            last if torch.equal(state, last) else state
+            for state, last in zip(states, self._last, strict=True)
+        )
+        return self._last
+
+
+def set_rng(generators: Generators, states: RngState) -> None:
+    """Let `generators` go on from `states`, which `RngStates.take` gave."""
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+
+
+@contextmanager
+def preserved_rng(generators: Generators) -> Iterator[None]:
+    """Leave the states of `generators` as they were found."""
+    states = tuple(generator.get_state() for generator in generators)
+    try:
+        yield
+    finally:
+        set_rng(generators, states)

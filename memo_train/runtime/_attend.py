@@ -1,0 +1,108 @@
+"""The attention of one block: gathered from tiles, run once, differentiated once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from memo_train.runtime._ambient import Ambient
+from memo_train.runtime._cut import Cut
+from memo_train.runtime._saved import SavedTensors
+from memo_train.runtime._swap import SwapTarget
+from memo_train.runtime._tile import Gradients, differentiate, release_data, tile_of
+
+QKV_TOKEN_DIM = 2
+
+
+class Gathered:
+    """q, k and v of all tokens, each [batch, heads, tokens, head_dim], filled tile by tile.
+
+    Stored token-major ([batch, tokens, heads, head_dim] in memory, as projections write them).
+    With one tile the tile's own tensors serve and nothing is copied.
+    """
+
+    def __init__(self, tokens: int, ambient: Ambient) -> None:
+        """ambient: the state in which attention will run."""
+        self._tokens = tokens
+        self._ambient = ambient
+        self._whole: tuple[torch.Tensor, ...] | None = None
+
+    def put(self, qkv: Sequence[torch.Tensor], span: range) -> None:
+        """Write the q, k and v of one tile into place, in the dtype attention will use.
+
+        Autocast would cast them whole inside attention; this casts while gathering instead.
+        """
+        if len(span) == self._tokens:
+            self._whole = tuple(t.detach().to(self._ambient.attention_dtype(t.dtype)) for t in qkv)
+            return
+        if self._whole is None:
+            self._whole = tuple(self._empty(t) for t in qkv)
+        for whole, tile in zip(self._whole, qkv, strict=True):
+            tile_of(whole, span, QKV_TOKEN_DIM).copy_(tile.detach())
+
+    def take(self) -> tuple[torch.Tensor, ...]:
+        """The gathered tensors; the references are given away."""
+        whole, self._whole = self._whole, None
+        assert whole is not None
+        return whole
+
+    def _empty(self, tile: torch.Tensor) -> torch.Tensor:
+        batch, heads, _, head_dim = tile.shape
+        shape = (batch, self._tokens, heads, head_dim)
+        dtype = self._ambient.attention_dtype(tile.dtype)
+        return torch.empty(shape, dtype=dtype, device=tile.device).transpose(1, 2)
+
+
+class AttentionRun:
+    """Attention over all tokens, run once; keeps what its backward needs besides q, k, v and o."""
+
+    def __init__(self, cut: Cut, options: dict[str, Any]) -> None:
+        self.o_token_dim = cut.o_token_dim
+        self.ambient = cut.ambient
+        self._call = cut.call
+        self._options = options
+        self._edge: GradientEdge | None = None
+        self._leaves: tuple[torch.Tensor, ...] = ()
+        self.saved = SavedTensors()
+
+    def forward(
+        self, qkv: Sequence[torch.Tensor], *, record: bool, swap: SwapTarget | None = None
+    ) -> torch.Tensor:
+        """The attention output without a graph; with `record`, backward can follow.
+
+        What attention saves besides q, k, v and o goes where `swap` says (None keeps it).
+        """
+        if not record:
+            with self.ambient.restored(grad=False):
+                return self._call(*qkv, **self._options)
+        leaves = tuple(t.detach().requires_grad_() for t in qkv)
+        with self.ambient.restored(grad=True), self.saved.hooks():
+            o = self._call(*leaves, **self._options)
+        self.saved.settle(dict(zip("qkv", leaves, strict=True)) | {"o": o}, swap=swap)
+        self._edge = get_gradient_edge(o)
+        for leaf in leaves:
+            release_data(leaf)
+        self._leaves = leaves
+        return o.detach()
+
+    def backward(
+        self,
+        qkv: Sequence[torch.Tensor],
+        o: torch.Tensor,
+        do: torch.Tensor,
+        parameters: Sequence[torch.Tensor],
+    ) -> tuple[tuple[torch.Tensor, ...], Gradients]:
+        """((dq, dk, dv), parameter gradients); q, k, v, o as they were in forward."""
+        self.saved.bind(q=qkv[0], k=qkv[1], v=qkv[2], o=o)
+        edge, leaves = self._edge, self._leaves
+        self._edge, self._leaves = None, ()
+        found = differentiate([edge], [do], (*leaves, *parameters), retain_graph=False)
+        self.saved = SavedTensors()
+        dqkv = tuple(
+            torch.zeros_like(leaf) if d is None else d
+            for leaf, d in zip(leaves, found[:3], strict=True)
+        )
+        return dqkv, found[3:]

@@ -1,0 +1,435 @@
+"""Forward of one block: pre of every tile, attention once, post of every tile.
+
+Backward of one block: post tile by tile, attention once, pre tile by tile.
+
+A tile that was recorded in forward (keep, swap) goes straight to its backward; one that was not
+(recompute) first runs its pre and post again, on the saved x and o. Attention never runs again.
+
+One pass of a token-tiled block: a forward and, once, its backward.
+
+The whole block as one autograd function, so that parameter hooks fire once a step.
+
+The fallback for a block that is not token-wise: checkpointed whole, with its input x swapped.
+
+PyTorch's own checkpointing runs the block, so whatever autograd supports is right here too;
+attention is run again in backward with everything else.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from memo_planner.policy import Place, TilePlace
+from memo_train.errors import BackwardTwice, InPlaceModified
+from memo_train.runtime._ambient import Ambient, RngStates, preserved_rng, set_rng
+from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
+from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
+from memo_train.runtime._observe import NOWHERE
+from memo_train.runtime._saved import SavedTensors, storage_key
+from memo_train.runtime._shadow import GradientSum, shadows_of
+from memo_train.runtime._swap import WholeTensor
+from memo_train.runtime._tile import (
+    TileGraph,
+    TileRun,
+    TokenArguments,
+    release_data,
+    tile_of,
+    tile_spans,
+)
+
+
+class BlockForward:
+    """Runs one forward into `state`; `rest` are the block's outputs besides y, or None."""
+
+    def __init__(self, state: BlockState) -> None:
+        self.rest: tuple[Any, ...] | None = None
+        self._state = state
+        self._runs: list[TileRun] = []
+        self._rng = RngStates(state.spec.device.generators)
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [batch, tokens, hidden] -> y, the same shape, without a graph."""
+        state, spec, version = self._state, self._state.spec, _version(x)
+        spans = tile_spans(x.shape[1], spec.tile_tokens)
+        state.tiles = [TileRecord(span, self._place(i)) for i, span in enumerate(spans)]
+        self._runs = [TileRun(spec.forward, span, x.device.type) for span in spans]
+        arguments = state.arguments(x.shape[1])
+        with ExitStack() as stack:
+            state.enter(stack)
+            for run in self._runs:
+                stack.callback(run.close)
+            o = self._attend(self._all_pre(x, arguments))
+            y = self._all_post(x, o, arguments)
+        if _version(x) != version:
+            raise InPlaceModified(
+                f"the block modified its input {tuple(x.shape)} in place; it cannot be tiled"
+            )
+        if state.record:
+            state.x = WholeTensor(x, *spec.swap_target, swap=spec.policy.x is Place.SWAP)
+        spec.observer("between", NOWHERE, NOWHERE)
+        return y
+
+    def _place(self, tile: int) -> TilePlace:
+        """Where a tile's saved tensors go; nothing is saved unless a backward may follow."""
+        state = self._state
+        return state.spec.policy.tile_place(tile) if state.record else TilePlace.RECOMPUTE
+
+    def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> tuple[torch.Tensor, ...]:
+        state = self._state
+        gathered: Gathered | None = None
+        for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
+            state.spec.observe("pre", index)
+            tile.pre_rng = self._rng.take()
+            x_tile = state.leaf(x, tile.span) if tile.is_recorded else tile_of(x, tile.span)
+            cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
+            if gathered is None:
+                gathered = Gathered(x.shape[1], cut.ambient)
+                state.attention = AttentionRun(cut, arguments.whole(cut.options))
+            qkv = (cut.q, cut.k, cut.v)
+            gathered.put(qkv, tile.span)
+            if tile.is_recorded:
+                tile.graph = run.graph
+                tile.qkv = [tile.qkv_saved.save(t) for t in qkv]
+                swap = tile.place is TilePlace.SWAP
+                state.settle(tile.qkv_saved, {}, arguments, swap=swap)
+                state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
+            elif len(self._runs) > 1:
+                _leave_at_cut(state.spec.at_cut, qkv, kept=(x, *state.shadows))
+        assert gathered is not None
+        return gathered.take()
+
+    def _attend(self, qkv: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        state, spec = self._state, self._state.spec
+        assert state.attention is not None
+        spec.observe("attention")
+        state.qkv_bytes = sum(t.nbytes for t in qkv)
+        swap = spec.policy.o is Place.SWAP
+        target = spec.swap_target if swap else None
+        o = state.attention.forward(qkv, record=state.record, swap=target)
+        if state.record:
+            state.o = WholeTensor(o, *spec.swap_target, swap=swap)
+        return o
+
+    def _all_post(
+        self, x: torch.Tensor, o: torch.Tensor, arguments: TokenArguments
+    ) -> torch.Tensor:
+        state = self._state
+        assert state.attention is not None
+        y: torch.Tensor | None = None
+        for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
+            state.spec.observe("post", index)
+            tile.post_rng = self._rng.take()
+            o_tile = tile_of(o, tile.span, state.attention.o_token_dim)
+            y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
+            if tile.is_recorded:
+                swap = tile.place is TilePlace.SWAP
+                state.settle(tile.post_saved, {"x": x, "o": o}, arguments, swap=swap)
+                _release_leaves(tile)
+            if len(self._runs) == 1:
+                return y_tile
+            if y is None:
+                y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
+            tile_of(y, tile.span).copy_(y_tile)
+        assert y is not None
+        return y
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors do not count theirs."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _release_leaves(tile: TileRecord) -> None:
+    """x and o live on in the block's state, so the tile's graph need not hold them."""
+    assert tile.graph is not None
+    for leaf in (tile.graph.x, tile.graph.o):
+        assert leaf is not None
+        release_data(leaf)
+
+
+def _leave_at_cut(
+    at_cut: AtCut, tensors: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+) -> None:
+    """Free (or poison) tensors that nothing should read any more, though suspended frames do name
+    them."""
+    untouchable = {storage_key(tensor) for tensor in kept}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        if at_cut is AtCut.HOLD or not storage.nbytes() or storage_key(tensor) in untouchable:
+            continue
+        if at_cut is AtCut.RELEASE:
+            storage.resize_(0)
+        else:
+            whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            elements = storage.nbytes() // tensor.element_size()
+            whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)
+
+
+class BlockBackward:
+    """Runs one backward out of `state`.
+
+    x: the block's input again. prefetch_previous: starts the copies back for the block whose
+    backward comes next, up to so many bytes: what the plan left free while attention's backward
+    runs, and then also what that has freed.
+    """
+
+    def __init__(
+        self, state: BlockState, x: torch.Tensor, prefetch_previous: Callable[[int], None]
+    ) -> None:
+        self._state = state
+        self._x = x
+        self._prefetch_previous = prefetch_previous
+        self._arguments: TokenArguments = state.arguments(x.shape[1])
+        self._sums = GradientSum(state.parameters)
+        self._dx = torch.empty_like(x) if state.x_needs_grad else None
+
+    def run(
+        self, o: torch.Tensor, dy: torch.Tensor
+    ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+        """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
+        state, attention = self._state, self._state.attention
+        state.attention = None
+        assert attention is not None
+        gathered = Gathered(self._x.shape[1], attention.ambient)
+        with ExitStack() as stack:
+            stack.enter_context(preserved_rng(state.spec.device.generators))
+            state.enter(stack)
+            # Copies queue: asked for later, it would wait for all that the block before fetches.
+            attention.saved.prefetch()
+            do = self._all_post(o, dy, attention.o_token_dim, gathered)
+            state.spec.observe("attention_backward")
+            self._prefetch_previous(state.spec.ahead_bytes)
+            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
+            self._sums.add(gradients)
+            freed_bytes = state.qkv_bytes + o.nbytes
+            del o, do, attention
+            state.spec.observe("pre_backward")
+            self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
+            self._all_pre(dqkv)
+        state.spec.observer("between", NOWHERE, NOWHERE)
+        return self._dx, self._sums.take()
+
+    def _all_post(
+        self, o: torch.Tensor, dy: torch.Tensor, o_token_dim: int, gathered: Gathered
+    ) -> torch.Tensor:
+        """Post of every tile: do of all tokens, part of dx; q, k and v go to `gathered`."""
+        do = torch.empty_like(o)
+        tiles = self._state.tiles
+        self._prefetch_tile(tiles[-1])
+        for index, tile in reversed(list(enumerate(tiles))):
+            self._state.spec.observe("post_backward", index)
+            self._prefetch_tile(tiles[index - 1] if index else None)
+            o_tile = tile_of(o, tile.span, o_token_dim)
+            gathered.put(self._qkv(tile, o, o_tile), tile.span)
+            assert tile.graph is not None
+            gradients = tile.graph.post_backward(tile_of(dy, tile.span), self._state.shadows)
+            tile.post_saved = SavedTensors()
+            self._sums.add(gradients[2:])
+            _write(tile_of(do, tile.span, o_token_dim), gradients[1])
+            if self._dx is not None:
+                _write(tile_of(self._dx, tile.span), gradients[0])
+        return do
+
+    def _prefetch_tile(self, tile: TileRecord | None) -> None:
+        """Start the copies back of the tile whose turn is next, if the plan left room for it."""
+        spec = self._state.spec
+        if tile is not None and tile.swapped_bytes <= spec.ahead_bytes:
+            tile.prefetch()
+            if not spec.park_pre:
+                tile.pre_saved.prefetch()
+
+    def _qkv(
+        self, tile: TileRecord, o: torch.Tensor, o_tile: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """The tile's q, k and v, with its graph in place."""
+        if tile.is_recorded:
+            tile.pre_saved.bind(x=self._x)
+            tile.post_saved.bind(x=self._x, o=o)
+            return tile.take_qkv()
+        state = self._state
+        run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
+        generators = state.spec.device.generators
+        set_rng(generators, tile.pre_rng)
+        x_tile = state.leaf(self._x, tile.span)
+        saved = tile.pre_saved if state.spec.park_pre else None
+        cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
+        if saved is not None:
+            state.settle(saved, {"x": self._x}, self._arguments, swap=True)
+            saved.bind(x=self._x)
+        set_rng(generators, tile.post_rng)
+        run.post(o_tile, record=True)
+        tile.graph = run.graph
+        return cut.q, cut.k, cut.v
+
+    def _all_pre(self, dqkv: tuple[torch.Tensor, ...]) -> None:
+        tiles = self._state.tiles
+        for index, tile in reversed(list(enumerate(tiles))):
+            self._state.spec.observe("pre_backward", index)
+            if index:
+                tiles[index - 1].pre_saved.prefetch()
+            graph, tile.graph = tile.graph, None
+            assert graph is not None
+            self._pre(tile, graph, tuple(tile_of(d, tile.span, QKV_TOKEN_DIM) for d in dqkv))
+
+    def _pre(self, tile: TileRecord, graph: TileGraph, dqkv: tuple[torch.Tensor, ...]) -> None:
+        dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
+        tile.pre_saved = SavedTensors()
+        self._sums.add(gradients)
+        if self._dx is not None and dx is not None:
+            tile_of(self._dx, tile.span).add_(dx)
+
+
+def _write(place: torch.Tensor, value: torch.Tensor | None) -> None:
+    if value is None:
+        place.zero_()
+    else:
+        place.copy_(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedBytes:
+    """Bytes a block saved for backward, by class; pre does not count q, k and v."""
+
+    x: int
+    o: int
+    qkv: int
+    attention: int
+    pre: int
+    post: int
+
+
+class BlockPass:
+    """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it."""
+
+    def __init__(
+        self,
+        spec: BlockSpec,
+        parameters: Sequence[torch.Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        record: bool,
+    ) -> None:
+        """record: whether a backward may follow; without it nothing is saved."""
+        self.rest: tuple[Any, ...] | None = None
+        self.previous: weakref.ref[Any] | None = None
+        self._state = BlockState(
+            spec=spec,
+            parameters=parameters,
+            shadows=shadows_of(parameters) if record else tuple(parameters),
+            args=args,
+            kwargs=kwargs,
+            record=record,
+            ambient=Ambient.current(spec.device.torch_device.type),
+        )
+
+    def forward(self, x: torch.Tensor, *, x_needs_grad: bool) -> torch.Tensor:
+        """x: [batch, tokens, hidden] -> y, the same shape, without a graph."""
+        self._state.x_needs_grad = x_needs_grad
+        run = BlockForward(self._state)
+        y = run.run(x)
+        self.rest = run.rest
+        return y
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of q, k, v and o of all tokens, which only attention and its backward need."""
+        o = self._state.o
+        return self._state.qkv_bytes + (0 if o is None else o.num_bytes)
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Start copies back for a backward that comes next, up to `limit_bytes`."""
+        self._state.prefetch(limit_bytes)
+
+    def backward(self, dy: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
+        """dy: [batch, tokens, hidden] -> (dx or None, gradients of the parameters).
+
+        Raises: BackwardTwice.
+        """
+        state = self._state
+        if state.x is None or state.o is None:
+            raise BackwardTwice(
+                "backward ran a second time through a wrapped block; its saved tensors are "
+                "released by the first (retain_graph is not supported while wrapped)"
+            )
+        state.spec.observe("post_backward")
+        in_flight = state.spec.in_flight
+        # What the block itself sent comes back now, and copies to the host end in order.
+        in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
+        in_flight.release_done()
+        x, o = state.x.take(), state.o.take()
+        state.x = state.o = None
+        gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
+        state.tiles.clear()
+        if state.spec.park_pre:
+            in_flight.drain()  # all that was parked has come back
+        return gradients
+
+    def saved_bytes(self) -> SavedBytes:
+        """What forward saved, on the device or on the host, with all tiles recorded."""
+        state = self._state
+        assert state.x is not None
+        assert state.o is not None
+        assert state.attention is not None
+        return SavedBytes(
+            x=state.x.num_bytes,
+            o=state.o.num_bytes,
+            qkv=state.qkv_bytes,
+            attention=state.attention.saved.num_bytes,
+            pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
+            post=sum(tile.post_saved.num_bytes for tile in state.tiles),
+        )
+
+    def _prefetch_previous(self, limit_bytes: int) -> None:
+        previous = None if self.previous is None else self.previous()
+        if previous is not None:
+            previous.prefetch(limit_bytes)
+
+
+class BlockFunction(torch.autograd.Function):
+    """y = block(x), with the block's trainable parameters as inputs of their own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, block_pass: BlockPass, x: torch.Tensor, *parameters: torch.Tensor
+    ) -> torch.Tensor:
+        """x: [batch, tokens, hidden] -> y of the same shape."""
+        ctx.block_pass = block_pass
+        # Saved only so that autograd notices parameters changed between forward and backward.
+        ctx.save_for_backward(*parameters)
+        return block_pass.forward(x, x_needs_grad=ctx.needs_input_grad[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
+        _ = ctx.saved_tensors
+        dx, gradients = ctx.block_pass.backward(dy)
+        return (None, dx, *gradients)
+
+
+def run_checkpointed(
+    spec: BlockSpec,
+    x: torch.Tensor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    foreign: Iterable[torch.Tensor],
+) -> Any:
+    """The block's output, with a graph that runs the block again in backward.
+
+    x: [batch, tokens, hidden]. foreign: tensors among the arguments, which are not swapped.
+    """
+    saved = SavedTensors()
+    with saved.hooks():
+        output = checkpoint(spec.forward, x, *args, use_reentrant=False, **kwargs)
+    saved.settle({}, foreign, spec.swap_target if spec.policy.x is Place.SWAP else None)
+    return output

@@ -1,0 +1,165 @@
+"""What a pass of a block is told, and what its forward leaves for its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import nn
+
+from memo_planner.policy import BlockPolicy, TilePlace
+from memo_train.device import Device
+from memo_train.runtime._ambient import Ambient, RngState
+from memo_train.runtime._attend import AttentionRun
+from memo_train.runtime._cut import intercept
+from memo_train.runtime._observe import NOWHERE, Observer, ignore
+from memo_train.runtime._saved import SavedTensor, SavedTensors
+from memo_train.runtime._shadow import installed
+from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
+from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
+
+
+class AtCut(Enum):
+    """What happens to a suspended frame's q, k and v, whose values attention has taken over."""
+
+    RELEASE = "release"
+    HOLD = "hold"
+    POISON = "poison"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec:
+    """A block and how a step carries it out.
+
+    at_cut: what happens to a frame's q, k, v once they are gathered (the probe proves it safe).
+    token_dims: which dimension of each further argument counts tokens.
+    ahead_bytes: device bytes that copies back may take beyond what the plan counts on.
+    park_pre: whether what pre saved waits on the host while attention's backward runs.
+    observer: is told of every stage. index: of the block, for the observer.
+    """
+
+    module: nn.Module
+    forward: Callable[..., Any]
+    policy: BlockPolicy
+    tile_tokens: int
+    device: Device
+    in_flight: CopiesInFlight
+    at_cut: AtCut
+    token_dims: TokenDims
+    ahead_bytes: int = 0
+    park_pre: bool = False
+    observer: Observer = ignore
+    index: int = NOWHERE
+
+    def observe(self, stage: str, tile: int = NOWHERE) -> None:
+        """Tell the observer that a stage of this block begins."""
+        self.observer(stage, self.index, tile)
+
+    @property
+    def swap_target(self) -> SwapTarget:
+        """Where this block's tensors are swapped to."""
+        return self.device, self.in_flight
+
+
+class TileRecord:
+    """What is kept of one tile between forward and backward.
+
+    pre_rng, post_rng: random-number states at the start of pre and post. Of a recorded tile:
+    its graph, what pre and post saved for it, and q, k and v, which attention's backward needs.
+    """
+
+    def __init__(self, span: range, place: TilePlace) -> None:
+        self.span = span
+        self.place = place
+        self.pre_rng: RngState = ()
+        self.post_rng: RngState = ()
+        self.graph: TileGraph | None = None
+        self.pre_saved = SavedTensors()
+        self.post_saved = SavedTensors()
+        self.qkv_saved = SavedTensors()
+        self.qkv: list[SavedTensor] = []
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether forward records this tile's graph."""
+        return self.place is not TilePlace.RECOMPUTE
+
+    @property
+    def swapped_bytes(self) -> int:
+        """Bytes that will come back from the host for post's backward and attention's."""
+        return self.qkv_saved.swapped_bytes + self.post_saved.swapped_bytes
+
+    def prefetch(self) -> None:
+        """Start the copies back for post's backward and attention's."""
+        self.qkv_saved.prefetch()
+        self.post_saved.prefetch()
+
+    def take_qkv(self) -> tuple[torch.Tensor, ...]:
+        """q, k and v of a recorded tile, once: the references are given away."""
+        qkv = tuple(self.qkv_saved.restore(entry) for entry in self.qkv)
+        self.qkv, self.qkv_saved = [], SavedTensors()
+        return qkv
+
+
+@dataclass(kw_only=True)
+class BlockState:
+    """One pass between its forward and its backward.
+
+    parameters: the block's trainable ones; shadows: their leaf aliases in the block's graphs.
+    args, kwargs: the block's further arguments. record: whether a backward may follow.
+    """
+
+    spec: BlockSpec
+    parameters: Sequence[torch.Tensor]
+    shadows: Sequence[torch.Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    record: bool
+    ambient: Ambient
+    x_needs_grad: bool = False
+    tiles: list[TileRecord] = field(default_factory=list)
+    attention: AttentionRun | None = None
+    x: WholeTensor | None = None
+    o: WholeTensor | None = None
+    qkv_bytes: int = 0
+
+    def enter(self, stack: ExitStack) -> None:
+        """The surroundings in which the block's own code runs, in forward and in backward."""
+        stack.enter_context(intercept())
+        stack.enter_context(self.ambient.restored())
+        if self.record:
+            stack.enter_context(installed(self.spec.module, self.parameters, self.shadows))
+
+    def prefetch(self, limit_bytes: int) -> None:
+        """Start copies back in the order backward needs them, while they fit `limit_bytes`."""
+        items: list[WholeTensor | TileRecord] = [t for t in (self.x, self.o) if t is not None]
+        for item in (*items, *reversed(self.tiles)):
+            limit_bytes -= item.swapped_bytes
+            if limit_bytes < 0:
+                return
+            item.prefetch()
+
+    def settle(
+        self,
+        saved: SavedTensors,
+        known: dict[str, torch.Tensor],
+        arguments: TokenArguments,
+        *,
+        swap: bool,
+    ) -> None:
+        """Decide where a stretch's saved tensors live; what outlives the step is not swapped."""
+        module = self.spec.module
+        foreign = [*arguments.tensors(), *self.shadows, *module.parameters(), *module.buffers()]
+        saved.settle(known, foreign, self.spec.swap_target if swap else None)
+
+    def arguments(self, tokens: int) -> TokenArguments:
+        """The block's further arguments, ready to be cut to tiles."""
+        return TokenArguments(tokens, self.args, self.kwargs, self.spec.token_dims)
+
+    def leaf(self, x: torch.Tensor, span: range) -> torch.Tensor:
+        """A tile of x as the leaf of its graph."""
+        return tile_of(x, span).detach().requires_grad_(self.x_needs_grad)

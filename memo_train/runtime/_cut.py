@@ -1,0 +1,254 @@
+"""A block's own forward on one token tile, suspended at its attention call (the cut).
+
+The block is not rewritten: its forward runs in a greenlet, and the attention function that
+`attention.intercept` put in place switches out of it. The driver attends over all tokens and
+resumes every frame with its tile of the attention output.
+
+The attention call: `attention` for own models, and its interception inside frames.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from memo_train.errors import NotTokenWise
+from memo_train.runtime._ambient import Ambient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What a frame waits for: attention over all tokens.
+
+    q, k, v: this tile's [batch, heads, tile tokens, head_dim].
+    call: (q, k, v, options) of all tokens -> attention output.
+    options: the call's keyword arguments, as the tile's frame gave them.
+    ambient: the state in which the block made the call.
+    o_token_dim: the dimension of the attention output that counts tokens.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    call: Callable[..., torch.Tensor]
+    options: dict[str, Any]
+    o_token_dim: int
+    ambient: Ambient
+
+
+class SecondCut(NotTokenWise):
+    """A block attended twice: its tiles would need the first attention to reach the second."""
+
+
+class _FrameGreenlet(greenlet):  # type: ignore[misc]  # greenlet ships no strict types
+    """Marks the greenlets in which an attention call is a cut."""
+
+
+def in_frame() -> bool:
+    """Whether the caller runs inside a frame, so that attention must be cut."""
+    return isinstance(getcurrent(), _FrameGreenlet)
+
+
+def wait_for_attention(cut: Cut) -> torch.Tensor:
+    """Switch out of the frame with `cut`; returns the tile of the attention output."""
+    o_tile: torch.Tensor = getcurrent().parent.switch(cut)
+    return o_tile
+
+
+class Frame:
+    """One run of a block's forward on one tile: `run_to_cut`, then `resume`.
+
+    Contexts that the block has open at the cut (autocast, a choice of kernels) are PyTorch state of
+    the thread, which all frames share: each frame takes its own along and leaves the driver's.
+    """
+
+    def __init__(self, forward: Callable[..., Any], device_type: str) -> None:
+        """device_type: of the tensors that `forward` computes on."""
+        self._device_type = device_type
+        self._greenlet = _FrameGreenlet(forward)
+        self._greenlet.gr_context = contextvars.copy_context()
+        self._ambient: Ambient | None = None
+
+    def run_to_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cut:
+        """Run until the attention call. Raises: NotTokenWise when there is none."""
+        cut = self._switch(Ambient.current(self._device_type), *args, **kwargs)
+        if not isinstance(cut, Cut):
+            raise NotTokenWise("the block made no attention call that memo-train can see")
+        self._ambient = cut.ambient
+        return cut
+
+    def resume(self, o_tile: torch.Tensor) -> Any:
+        """Give the frame its attention output; returns what the block returns.
+
+        Raises: SecondCut when the block attends a second time.
+        """
+        assert self._ambient is not None
+        output = self._switch(self._ambient, o_tile)
+        if isinstance(output, Cut):
+            self.close()
+            raise SecondCut("the block made two attention calls; one per block is supported")
+        return output
+
+    def close(self) -> None:
+        """End a frame that is still suspended; its locals are released."""
+        if not self._greenlet.dead:
+            outside = Ambient.current(self._device_type)
+            self._greenlet.throw(GreenletExit)
+            outside.put_in_force()
+
+    def _switch(self, inside: Ambient, *args: Any, **kwargs: Any) -> Any:
+        outside = Ambient.current(self._device_type)
+        if inside != outside:
+            inside.put_in_force()
+        try:
+            return self._greenlet.switch(*args, **kwargs)
+        finally:
+            if Ambient.current(self._device_type) != outside:
+                outside.put_in_force()
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention that a wrapped block is cut at.
+
+    q: [batch, heads, tokens, head_dim]; k, v: the same with as many or fewer heads (GQA), the
+    dtype of q. mask: None or broadcastable to [batch, heads, tokens, tokens]; excludes `causal`.
+    Returns [batch, heads, tokens, head_dim]. Outside a wrapped block it is PyTorch's own call.
+    """
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=causal and mask is None,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+
+
+@contextmanager
+def intercept() -> Iterator[None]:
+    """While active, attention calls made inside a frame become cuts.
+
+    Caught are `torch.nn.functional.scaled_dot_product_attention` and whatever attention function
+    Transformers picks for a model (`AttentionInterface.get_interface`); calls outside a frame,
+    also those the driver makes itself, go through unchanged. May be active in several threads.
+    """
+    _interception.enter()
+    try:
+        yield
+    finally:
+        _interception.leave()
+
+
+class _Interception:
+    """The functions put in place for all threads, while any thread is inside `intercept`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_inside = 0
+        self._plain: Callable[..., torch.Tensor] = F.scaled_dot_product_attention
+        self._registry: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._num_inside == 0:
+                self._put_in_place()
+            self._num_inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._num_inside -= 1
+            if self._num_inside == 0:
+                self._take_out()
+
+    def _put_in_place(self) -> None:
+        self._plain = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = partial(_torch_call, self._plain)
+        transformers = sys.modules.get("transformers.modeling_utils")
+        self._registry = transformers.ALL_ATTENTION_FUNCTIONS if transformers else None
+        if self._registry is not None:
+            get = type(self._registry).get_interface
+            self._registry.get_interface = partial(_get_interface, get, self._registry)
+
+    def _take_out(self) -> None:
+        F.scaled_dot_product_attention = self._plain
+        if self._registry is not None:
+            del self._registry.get_interface
+
+
+_interception = _Interception()
+
+
+def _torch_call(
+    plain: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    if not in_frame():
+        return plain(query, key, value, *args, **options)
+    options |= dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args, strict=False))
+    return wait_for_attention(_cut((query, key, value), plain, options, o_token_dim=2))
+
+
+def _get_interface(
+    get: Callable[..., Any], registry: Any, implementation: str, default: Any
+) -> Callable[..., Any]:
+    return partial(_transformers_call, get(registry, implementation, default))
+
+
+def _transformers_call(
+    plain: Callable[..., Any],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The signature of Transformers' attention functions; o is [batch, tokens, heads, dim]."""
+    if not in_frame():
+        output: tuple[torch.Tensor, torch.Tensor | None] = plain(
+            module, query, key, value, attention_mask, **options
+        )
+        return output
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **whole: Any) -> torch.Tensor:
+        o: torch.Tensor = plain(module, q, k, v, attention_mask, **whole)[0]
+        return o
+
+    return wait_for_attention(_cut((query, key, value), call, options, o_token_dim=1)), None
+
+
+def _cut(
+    qkv: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    call: Callable[..., torch.Tensor],
+    options: dict[str, Any],
+    *,
+    o_token_dim: int,
+) -> Cut:
+    q, k, v = qkv
+    ambient = Ambient.current(q.device.type)
+    return Cut(q=q, k=k, v=v, call=call, options=options, o_token_dim=o_token_dim, ambient=ambient)

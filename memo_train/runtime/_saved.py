@@ -1,0 +1,162 @@
+"""Saved-tensor hooks of one stretch of a block (pre or post of a tile, or the attention call).
+
+Autograd saves through `hooks`; when the stretch is over, `settle` decides for each saved tensor:
+recognised as part of a tensor that backward has anyway (x, o, q, k, v) and let go, swapped to the
+host, or kept on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from memo_train.errors import InPlaceModified
+from memo_train.runtime._swap import SwappedStorage, SwapTarget
+
+MIN_SWAP_BYTES = 4096
+
+
+class _Geometry(NamedTuple):
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
+
+    def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
+        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return empty.set_(storage, self.offset, self.shape, self.stride)
+
+
+class _Slot:
+    """One swapped storage, restored at most once however many saved tensors view it."""
+
+    def __init__(self, swapped: SwappedStorage) -> None:
+        self.swapped: SwappedStorage | None = swapped
+        self._storage: torch.UntypedStorage | None = None
+
+    def take(self) -> torch.UntypedStorage:
+        if self._storage is None:
+            assert self.swapped is not None
+            self._storage, self.swapped = self.swapped.take(), None
+        return self._storage
+
+
+class SavedTensor:
+    """One saved tensor: on the device until settled, then wherever `home` says.
+
+    home: None (on the device), the name of a known tensor, or a swapped storage.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor: torch.Tensor | None = tensor.detach()
+        self.version = tensor._version
+        self.geometry = _Geometry(
+            tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+        )
+        self.home: str | _Slot | None = None
+
+    def value(self) -> torch.Tensor:
+        """The tensor while it is on the device. Raises: InPlaceModified."""
+        assert self.tensor is not None
+        if self.tensor._version != self.version:
+            raise InPlaceModified(
+                f"a tensor {tuple(self.tensor.shape)} needed for backward was modified in place: "
+                f"version {self.tensor._version}, saved at version {self.version}"
+            )
+        return self.tensor
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """The identity of a live tensor's memory."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _is_swappable(tensor: torch.Tensor, swap: SwapTarget | None) -> bool:
+    """Worth a copy, and device memory at all (tensors older than the device are not)."""
+    storage = tensor.untyped_storage()
+    return (
+        swap is not None and storage.nbytes() >= MIN_SWAP_BYTES and swap[0].owns(storage.data_ptr())
+    )
+
+
+class SavedTensors:
+    """What autograd saved in one stretch, until this object and the graph are dropped."""
+
+    def __init__(self) -> None:
+        self._unsettled: list[SavedTensor] = []
+        self._slots: list[_Slot] = []
+        self._bound: dict[str, torch.UntypedStorage] = {}
+        self.num_bytes = 0
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """The context in which autograd saves through this object."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def settle(
+        self,
+        known: Mapping[str, torch.Tensor],
+        foreign: Iterable[torch.Tensor] = (),
+        swap: SwapTarget | None = None,
+    ) -> None:
+        """Decide where the stretch's saved tensors live until backward.
+
+        known: name -> tensor whose memory `bind` will provide again, with the same strides.
+        foreign: tensors that outlive the step (buffers, position embeddings); never swapped.
+        swap: the device and its copies in flight, or None to keep.
+        """
+        names = {storage_key(tensor): name for name, tensor in known.items()}
+        stay = {storage_key(tensor) for tensor in foreign}
+        slots: dict[int, _Slot] = {}
+        for entry in self._unsettled:
+            tensor = entry.value()
+            key, num_bytes = storage_key(tensor), tensor.untyped_storage().nbytes()
+            if key in names:
+                entry.home, entry.tensor = names[key], None
+            elif key not in stay and _is_swappable(tensor, swap):
+                assert swap is not None
+                if key not in slots:
+                    slots[key] = _Slot(SwappedStorage(tensor, *swap))
+                    self.num_bytes += num_bytes
+                entry.home, entry.tensor = slots[key], None
+            elif key not in stay:
+                stay.add(key)
+                self.num_bytes += num_bytes
+        self._slots.extend(slots.values())
+        self._unsettled.clear()
+
+    def bind(self, **known: torch.Tensor) -> None:
+        """Provide the known tensors for backward, with the strides they had in forward."""
+        self._bound |= {name: tensor.untyped_storage() for name, tensor in known.items()}
+
+    @property
+    def swapped_bytes(self) -> int:
+        """Bytes that will come back from the host."""
+        return sum(slot.swapped.num_bytes for slot in self._slots if slot.swapped is not None)
+
+    def prefetch(self) -> None:
+        """Start the copies back of everything swapped."""
+        for slot in self._slots:
+            if slot.swapped is not None:
+                slot.swapped.prefetch()
+
+    def save(self, tensor: torch.Tensor) -> SavedTensor:
+        """Save a tensor by hand, under the same rules; `restore` gives it back."""
+        return self._pack(tensor)
+
+    def restore(self, entry: SavedTensor) -> torch.Tensor:
+        """A tensor saved by `save`."""
+        return self._unpack(entry)
+
+    def _pack(self, tensor: torch.Tensor) -> SavedTensor:
+        entry = SavedTensor(tensor)
+        self._unsettled.append(entry)
+        return entry
+
+    def _unpack(self, entry: SavedTensor) -> torch.Tensor:
+        if isinstance(entry.home, str):
+            return entry.geometry.view(self._bound[entry.home])
+        if isinstance(entry.home, _Slot):
+            return entry.geometry.view(entry.home.take())
+        return entry.value()

@@ -1,0 +1,243 @@
+"""Token tiles: the contiguous ranges of tokens a block is run on, and slicing by them.
+
+One token tile of one block: its forward in two stretches, its graph, its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from memo_train.runtime._cut import Cut, Frame
+from memo_train.runtime._saved import SavedTensors
+
+
+def tile_spans(tokens: int, tile_tokens: int) -> tuple[range, ...]:
+    """The tiles of a block: half-open token ranges; the last one may be shorter."""
+    starts = range(0, tokens, tile_tokens)
+    return tuple(range(start, min(start + tile_tokens, tokens)) for start in starts)
+
+
+def tile_of(tensor: torch.Tensor, span: range, dim: int = 1) -> torch.Tensor:
+    """The view of `tensor` on the tokens of `span`, counted by dimension `dim`."""
+    return tensor.narrow(dim, span.start, len(span))
+
+
+Path = tuple[str | int, ...]
+TokenDims = Mapping[Path, int | None]
+"""Where a tensor is among a block's arguments -> its dimension that counts tokens, or None."""
+
+
+def learn_token_dims(short: Any, long: Any) -> dict[Path, int | None]:
+    """The token dimensions of a block's arguments, from calls that differ in length only.
+
+    short, long: (args, kwargs). One dimension differs: it counts tokens. Two or more differ (an
+    attention mask) or none: the tensor is the same for every tile.
+    """
+    longer = dict(_tensors(long))
+    dims: dict[Path, int | None] = {}
+    for path, tensor in _tensors(short):
+        other = longer.get(path)
+        if other is None or other.dim() != tensor.dim():
+            continue
+        moved = [d for d in range(tensor.dim()) if tensor.shape[d] != other.shape[d]]
+        dims[path] = moved[0] if len(moved) == 1 else None
+    return dims
+
+
+class TokenArguments:
+    """A block's further arguments, cut to tiles where they have one entry per token.
+
+    dims: what the probe learnt. For a tensor it did not see, the first of dimensions 1 and 0 that
+    is as long as the sequence; masks, [..., tokens, tokens] or named attention_mask, belong to the
+    cut and stay whole.
+    """
+
+    def __init__(
+        self, tokens: int, args: tuple[Any, ...], kwargs: dict[str, Any], dims: TokenDims
+    ) -> None:
+        self._tokens = tokens
+        self._args = args
+        self._kwargs = kwargs
+        self._dims = dims
+        self._pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def tile(self, span: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) for the tile `span`."""
+        self._pieces.clear()
+        args, kwargs = self._cut((self._args, self._kwargs), span, ())
+        return args, kwargs
+
+    def whole(self, options: dict[str, Any]) -> dict[str, Any]:
+        """`options` of the last tile's attention call, its slices replaced by the whole tensors."""
+        whole = {id(piece): tensor for piece, tensor in self._pieces}
+        return {name: whole.get(id(value), value) for name, value in options.items()}
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """Every tensor among the arguments."""
+        for _, tensor in _tensors((self._args, self._kwargs)):
+            yield tensor
+
+    def _cut(self, value: Any, span: range, path: Path) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._cut_tensor(value, span, path)
+        if isinstance(value, dict):
+            return {key: self._cut(item, span, (*path, key)) for key, item in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(self._cut(v, span, (*path, i)) for i, v in enumerate(value))
+        return value
+
+    def _cut_tensor(self, value: torch.Tensor, span: range, path: Path) -> torch.Tensor:
+        dim = self._dims[path] if path in self._dims else self._guessed_dim(value)
+        if dim is None or "attention_mask" in path or value.shape[dim] != self._tokens:
+            return value
+        piece = tile_of(value, span, dim)
+        self._pieces.append((piece, value))
+        return piece
+
+    def _guessed_dim(self, value: torch.Tensor) -> int | None:
+        is_mask = value.dim() >= 2 and value.shape[-1] == value.shape[-2] == self._tokens
+        if is_mask:
+            return None
+        return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
+
+
+def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from _tensors(item, (*path, index))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, (*path, key))
+
+
+Gradients = tuple[torch.Tensor | None, ...]
+
+
+@dataclass(kw_only=True)
+class TileGraph:
+    """A tile's graph as backward differentiates it; the edges are its roots, x and o its leaves."""
+
+    x: torch.Tensor
+    o: torch.Tensor | None = None
+    qkv_edges: tuple[GradientEdge | None, ...] = ()
+    qkv_dtypes: tuple[torch.dtype, ...] = ()
+    y_edge: GradientEdge | None = None
+
+    def post_backward(self, dy: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradients:
+        """(dx part, do, *parameter gradients) from dy; the post graph is released."""
+        assert self.o is not None
+        edge, self.y_edge = self.y_edge, None
+        o, self.o = self.o, None
+        inputs = (self.x, o, *parameters)
+        # Blocks whose post uses pre's values (parallel attention and MLP) share nodes with pre.
+        return differentiate([edge], [dy], inputs, retain_graph=True)
+
+    def pre_backward(
+        self, dqkv: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
+    ) -> Gradients:
+        """(dx part, *parameter gradients) from the gradients of this tile's q, k and v."""
+        edges, self.qkv_edges = self.qkv_edges, ()
+        cast = [d.to(dtype) for d, dtype in zip(dqkv, self.qkv_dtypes, strict=True)]
+        return differentiate(edges, cast, (self.x, *parameters), retain_graph=False)
+
+
+def differentiate(
+    edges: Sequence[GradientEdge | None],
+    gradients: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    *,
+    retain_graph: bool,
+) -> Gradients:
+    """Gradients of graph roots by `inputs`; None for unused inputs and missing roots."""
+    roots = [(edge, g) for edge, g in zip(edges, gradients, strict=True) if edge is not None]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not roots or not wanted:
+        return (None,) * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [edge for edge, _ in roots],
+            wanted,
+            [gradient for _, gradient in roots],
+            retain_graph=retain_graph,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(found) if tensor.requires_grad else None for tensor in inputs)
+
+
+class TileRun:
+    """The forward of one tile; records a graph or not, through saved-tensor hooks or not."""
+
+    def __init__(self, forward: Callable[..., Any], span: range, device_type: str) -> None:
+        """device_type: of the tensors that `forward` computes on."""
+        self.span = span
+        self._frame = Frame(forward, device_type)
+        self.graph: TileGraph | None = None
+
+    def pre(
+        self,
+        x: torch.Tensor,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        record: bool,
+        saved: SavedTensors | None = None,
+    ) -> Cut:
+        """Run up to the cut. x: [batch, tile tokens, hidden], a leaf when `record`.
+
+        saved: hooks for what autograd saves, used when `record`; None saves as usual.
+        """
+        args, kwargs = arguments
+        with torch.set_grad_enabled(record), _hooks(saved if record else None):
+            cut = self._frame.run_to_cut((x, *args), kwargs)
+        if record:
+            qkv = (cut.q, cut.k, cut.v)
+            self.graph = TileGraph(
+                x=x,
+                qkv_edges=tuple(_edge(t) for t in qkv),
+                qkv_dtypes=tuple(t.dtype for t in qkv),
+            )
+        return cut
+
+    def post(
+        self, o: torch.Tensor, record: bool, saved: SavedTensors | None = None
+    ) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
+        """Run from the cut to the end: (y without its graph, further outputs of the block)."""
+        if record:
+            o = o.detach().requires_grad_()
+        with torch.set_grad_enabled(record), _hooks(saved if record else None):
+            output = self._frame.resume(o)
+        y, rest = split_output(output)
+        if record:
+            assert self.graph is not None
+            self.graph.o = o
+            self.graph.y_edge = _edge(y)
+        return y.detach(), rest
+
+    def close(self) -> None:
+        """Release a frame that will not be resumed."""
+        self._frame.close()
+
+
+def split_output(output: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
+    """A block's y, and its further outputs if it returns a tuple."""
+    return (output[0], tuple(output[1:])) if isinstance(output, tuple) else (output, None)
+
+
+def _edge(tensor: torch.Tensor) -> GradientEdge | None:
+    return get_gradient_edge(tensor) if tensor.requires_grad else None
+
+
+def _hooks(saved: SavedTensors | None) -> AbstractContextManager[Any]:
+    return nullcontext() if saved is None else saved.hooks()
+
+
+def release_data(leaf: torch.Tensor) -> None:
+    """Let go of a leaf's memory but keep its shape: its values are provided by `SavedTensors`."""
+    leaf.data = leaf.new_zeros(()).expand(leaf.shape)

@@ -1,0 +1,256 @@
+"""Forwards of modules that are replaced for a while.
+
+A model under the runtime: its blocks and its loss replaced by tiled ones, until `restore`.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from memo_planner.policy import Policy, TilePlace
+from memo_planner.schedule import CopyBudget
+from memo_train.device import Device
+from memo_train.errors import UnsupportedModel
+from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
+from memo_train.runtime._block_state import BlockSpec
+from memo_train.runtime._loss import TiledLoss
+from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
+from memo_train.runtime._parts import ModelParts, Signature, check_block_call, check_model_call
+from memo_train.runtime._probe import BlockVerdict, HowToRun
+from memo_train.runtime._probe_calls import split_input
+from memo_train.runtime._shadow import trainable_parameters
+from memo_train.runtime._swap import CopiesInFlight
+from memo_train.runtime._tile import TokenArguments
+
+
+class ReplacedForwards:
+    """Replaces `forward` on module instances and puts back what was there."""
+
+    def __init__(self) -> None:
+        self._replaced: dict[int, tuple[nn.Module, Callable[..., Any] | None]] = {}
+
+    def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Put `forward` in place; an instance's own one, if it has one, is kept for `restore`."""
+        if id(module) not in self._replaced:
+            self._replaced[id(module)] = (module, module.__dict__.get("forward"))
+
+        @functools.wraps(module.forward)  # Trainer picks a batch's columns by the signature
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        module.forward = replacement
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, own in self._replaced.values():
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+        self._replaced.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPolicy:
+    """What a step carries out.
+
+    loss_tile_tokens: positions per tile of the loss. copies: device bytes they may use.
+    whole_bytes: of the smallest tensor of all tokens; the device places those among their like.
+    """
+
+    policy: Policy
+    loss_tile_tokens: int
+    copies: CopyBudget
+    whole_bytes: int | None = None
+
+
+ChoosePolicy = Callable[[int, int], StepPolicy]
+
+
+class WrappedModel:
+    """Puts tiled forwards in place of the model's own, and takes them out again.
+
+    Attributes a profiler sets: `choose_policy`, asked at the start of each forward; `observer`;
+    `active_block`, the only one that does not pass x through (None: all are active). `memory`
+    looks after the device's memory in steps that nobody observes. `given`: names of the arguments
+    of the last training step's call.
+    """
+
+    def __init__(
+        self,
+        parts: ModelParts,
+        verdicts: tuple[BlockVerdict, ...],
+        device: Device,
+        *,
+        tile_loss: bool,
+    ) -> None:
+        self.parts = parts
+        self.device = device
+        self.choose_policy: ChoosePolicy | None = None
+        self.tile_counts: Counter[TilePlace] = Counter()
+        self.observer: Observer = ignore
+        self.memory: StepMemory = MemoryBySize()
+        self.given: tuple[str, ...] = ()
+        self.active_block: int | None = None
+        self.verdicts = verdicts
+        self._in_flight = CopiesInFlight(0)
+        self._step: StepPolicy | None = None
+        self._in_model = False
+        self._last_pass: weakref.ref[Any] | None = None
+        self._forwards = ReplacedForwards()
+        self._model_forward: Callable[..., Any] = parts.causal_lm.forward
+        self._decoder_forward: Callable[..., Any] = parts.decoder.forward
+        self._block_forwards = tuple(block.forward for block in parts.blocks)
+        self._model_signature = Signature(parts.causal_lm.forward)
+        self._decoder_signature = Signature(parts.decoder.forward)
+        self._loss = TiledLoss(parts.causal_lm, parts.decoder, parts.head) if tile_loss else None
+
+    def install(self, choose_policy: ChoosePolicy) -> None:
+        """Replace the forwards of the model, its decoder and its blocks.
+
+        choose_policy: (batch, tokens) -> the policy of a step.
+        """
+        self.choose_policy = choose_policy
+        for index, block in enumerate(self.parts.blocks):
+            self._forwards.replace(block, partial(self._block_forward, index))
+        self._forwards.replace(self.parts.decoder, self._run_decoder)
+        self._forwards.replace(self.parts.causal_lm, self.run_model)
+
+    def restore(self) -> None:
+        """Give the model its own forwards back, and wait for copies under way."""
+        self._forwards.restore()
+        self.memory.end()
+        self._in_flight.drain()
+        self.device.set_large_bytes(None)
+
+    def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
+        """Equal for steps that ask for the same memory, as far as one can tell beforehand.
+
+        given: names of the arguments that the step's call has.
+        """
+        return step, self.parts.causal_lm.training, frozenset(given)
+
+    def last_pass(self) -> Any:
+        """The pass of the last block that ran with gradients, while its graph lives; or None."""
+        return None if self._last_pass is None else self._last_pass()
+
+    def run_model(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward under the runtime, without what others put around it since wrap."""
+        arguments = self._model_signature.by_name(args, kwargs)
+        self._begin_step(check_model_call(arguments, self._model_signature), arguments)
+        self._in_model = True
+        try:
+            run = self._model_forward if self._loss is None else self._loss.forward
+            output = run(**arguments)
+        finally:
+            self._in_model = False
+        last = self.last_pass()
+        if last is not None and self._step is not None:
+            last.prefetch(self._step.copies.ahead_bytes[-1] + last.gathered_bytes)
+        return output
+
+    def _run_decoder(self, *args: Any, **kwargs: Any) -> Any:
+        """A decoder that is called without its model begins a step of its own."""
+        arguments = self._decoder_signature.by_name(args, kwargs)
+        if not self._in_model:
+            self._begin_step(check_model_call(arguments, self._decoder_signature), arguments)
+        return self._decoder_forward(**arguments)
+
+    def _begin_step(self, shape: tuple[int, int] | None, arguments: dict[str, Any]) -> None:
+        """shape: (batch, tokens); None where the model is left to refuse its arguments."""
+        if shape is None:
+            return
+        assert self.choose_policy is not None
+        step = self.choose_policy(*shape)
+        self._step, self._last_pass = step, None
+        self._in_flight.drain()
+        self._begin_memory(shape, step, arguments)
+        self.device.set_large_bytes(step.whole_bytes)
+        if self._loss is not None:
+            self._loss.tile_tokens = step.loss_tile_tokens
+            self._loss.observer = self._observe
+
+    def _begin_memory(
+        self, shape: tuple[int, int], step: StepPolicy, arguments: dict[str, Any]
+    ) -> None:
+        is_profiled = self.observer is not ignore or self.active_block is not None
+        if torch.is_grad_enabled() and not is_profiled:
+            self.given = tuple(sorted(n for n, value in arguments.items() if value is not None))
+            self.memory.begin(*shape, self.how(step, self.given))
+        else:
+            self.memory.end()
+        self._in_flight.hold = self.memory.is_recording
+
+    def _observe(self, stage: str, block: int, tile: int) -> None:
+        self.observer(stage, block, tile)
+        self.memory(stage, block, tile)
+
+    def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        x, args, kwargs = split_input(args, kwargs)
+        block, how = self.parts.blocks[index], self.verdicts[index].how
+        check_block_call(block, kwargs)
+        if self.active_block not in (None, index):
+            return x
+        if how is HowToRun.PLAIN:
+            return self._block_forwards[index](x, *args, **kwargs)
+        spec = self._spec(index, block)
+        assert self._step is not None
+        self._in_flight.allow(self._step.copies.in_flight_bytes[index])
+        others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
+        needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
+        if how is HowToRun.CHECKPOINTED or needs_grad:
+            return run_checkpointed(spec, x, args, kwargs, others)
+        return self._run_tiled(spec, x, args, kwargs)
+
+    def _run_tiled(
+        self, spec: BlockSpec, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        parameters = trainable_parameters(spec.module)
+        record = torch.is_grad_enabled() and (x.requires_grad or bool(parameters))
+        block_pass = BlockPass(spec, parameters, args, kwargs, record=record)
+        if record:
+            block_pass.previous, self._last_pass = self._last_pass, weakref.ref(block_pass)
+            y = BlockFunction.apply(  # type: ignore[no-untyped-call]
+                block_pass, x, *parameters
+            )
+        else:
+            y = block_pass.forward(x, x_needs_grad=False)
+        return y if block_pass.rest is None else (y, *block_pass.rest)
+
+    def _spec(self, index: int, block: nn.Module) -> BlockSpec:
+        assert self._step is not None
+        verdict, policy = self.verdicts[index], self._step.policy
+        places = policy.blocks[index]
+        if verdict.how is HowToRun.TILED and torch.is_grad_enabled():
+            self.tile_counts[TilePlace.KEEP] += places.keep_tiles
+            self.tile_counts[TilePlace.SWAP] += places.swap_tiles
+            self.tile_counts[TilePlace.RECOMPUTE] += places.recompute_tiles
+        return BlockSpec(
+            module=block,
+            forward=self._block_forwards[index],
+            policy=places,
+            tile_tokens=policy.tile_tokens,
+            device=self.device,
+            in_flight=self._in_flight,
+            at_cut=verdict.at_cut,
+            token_dims=verdict.token_dims,
+            ahead_bytes=self._step.copies.ahead_bytes[index],
+            park_pre=self._step.copies.park_pre,
+            observer=self._observe,
+            index=index,
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedModel(
+            "a wrapped model cannot be copied or pickled; call memo_train.unwrap(model) first, or "
+            "save model.state_dict()"
+        )

@@ -1,0 +1,183 @@
+"""Seconds and device bytes of every stage of a step, noted as the step goes by.
+
+Short profiling steps through one block of a wrapped model; the others pass x through.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
+from memo_planner.schedule import CopyBudget
+from memo_train.device import Device
+from memo_train.runtime import (
+    NOWHERE,
+    Observer,
+    SavedBytes,
+    StepPolicy,
+    WrappedModel,
+    ignore,
+    installed,
+    shadows_of,
+    trainable_parameters,
+)
+
+
+class StageRecorder:
+    """An observer (see `runtime.observe`): sums seconds and keeps the peak of every stage.
+
+    seconds[stage]: s, summed, without waiting for copies. peak_bytes[stage]: most device bytes
+    above those in use when the recorder was made.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.peak_bytes: dict[str, int] = defaultdict(int)
+        self._device = device
+        self._before_bytes = device.counters().device_used_bytes
+        self._stage = "between"
+        self._since = self._computed_s()
+        device.reset_peak()
+
+    def __call__(self, stage: str, block: int = NOWHERE, tile: int = NOWHERE) -> None:
+        """`stage` begins: note what the one before it took."""
+        if stage == self._stage:
+            return
+        now = self._computed_s()
+        self.seconds[self._stage] += now - self._since
+        peak = self._device.counters().device_peak_bytes - self._before_bytes
+        self.peak_bytes[self._stage] = max(self.peak_bytes[self._stage], peak)
+        self._device.reset_peak()
+        self._stage, self._since = stage, self._computed_s()
+
+    def _computed_s(self) -> float:
+        return self._device.now() - self._device.counters().stall_s
+
+
+_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    """Seconds and device bytes (above those before the step) of each stage, at one shape."""
+
+    tokens: int
+    tile_tokens: int
+    seconds: dict[str, float]
+    peak_bytes: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How all tiles of a profiling step are run. park_pre: as in `StepPolicy`."""
+
+    place: TilePlace
+    park_pre: bool = False
+
+
+@contextmanager
+def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
+    """While active, only that block of `wrapped` does anything; counts are left as found."""
+    chosen, counts = wrapped.choose_policy, wrapped.tile_counts.copy()
+    wrapped.active_block = index
+    try:
+        yield
+    finally:
+        wrapped.choose_policy, wrapped.observer = chosen, ignore
+        wrapped.active_block = None
+        wrapped.tile_counts.clear()
+        wrapped.tile_counts.update(counts)
+
+
+def measure_saved(wrapped: WrappedModel, batch: int, tokens: int) -> SavedBytes:
+    """What the active block saves for backward with everything kept, in one tile of `tokens`.
+
+    A block that is not run by tiles saves its input only.
+    """
+    loss = _loss(
+        wrapped, batch, tokens, uniform_policy(wrapped, tokens, tokens, Way(place=TilePlace.KEEP))
+    )
+    block_pass = wrapped.last_pass()
+    if block_pass is not None:
+        saved: SavedBytes = block_pass.saved_bytes()
+        del loss
+        return saved
+    x_bytes = batch * tokens * wrapped.parts.hidden_bytes
+    return SavedBytes(x=x_bytes, o=0, qkv=0, attention=0, pre=0, post=0)
+
+
+def measure_step(
+    wrapped: WrappedModel, batch: int, tokens: int, tile_tokens: int, way: Way
+) -> MeasuredStep:
+    """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
+    seconds: dict[str, float] = {}
+    peak_bytes: dict[str, int] = {}
+    for _ in range(_REPEATS):
+        recorder = StageRecorder(wrapped.device)
+        run_step(wrapped, recorder, batch, uniform_policy(wrapped, tokens, tile_tokens, way))
+        recorder("end")
+        for stage, value in recorder.seconds.items():
+            seconds[stage] = min(value, seconds.get(stage, value))
+        for stage, peak in recorder.peak_bytes.items():
+            peak_bytes[stage] = max(peak, peak_bytes.get(stage, 0))
+    return MeasuredStep(
+        tokens=tokens, tile_tokens=tile_tokens, seconds=seconds, peak_bytes=peak_bytes
+    )
+
+
+def run_step(wrapped: WrappedModel, observer: Observer, batch: int, policy: StepPolicy) -> None:
+    """Forward and backward of a step under `policy`, watched; no gradient is kept."""
+    causal_lm = wrapped.parts.causal_lm
+    trained = trainable_parameters(causal_lm)
+    # On aliases of the parameters, hooks that users put on them do not fire.
+    shadows = shadows_of(trained)
+    wrapped.observer = observer
+    with installed(causal_lm, trained, shadows):
+        loss = _loss(wrapped, batch, policy.policy.tokens, policy)
+        torch.autograd.grad(loss, shadows, allow_unused=True)
+
+
+def measure_shapes(
+    wrapped: WrappedModel, batch: int, tile: int, way: Way
+) -> tuple[MeasuredStep, MeasuredStep, MeasuredStep]:
+    """Steps of (8 t tokens, tile t), (16 t, t) and (16 t, 2 t), as `fit` wants them."""
+    return (
+        measure_step(wrapped, batch, 8 * tile, tile, way),
+        measure_step(wrapped, batch, 16 * tile, tile, way),
+        measure_step(wrapped, batch, 16 * tile, 2 * tile, way),
+    )
+
+
+def _loss(wrapped: WrappedModel, batch: int, tokens: int, policy: StepPolicy) -> torch.Tensor:
+    wrapped.choose_policy = lambda batch, tokens: policy
+    where = wrapped.device.torch_device
+    ids = torch.randint(wrapped.parts.vocab_size, (batch, tokens), device=where)
+    with torch.enable_grad():
+        loss: torch.Tensor = wrapped.run_model(input_ids=ids, labels=ids).loss
+    return loss
+
+
+def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Way) -> StepPolicy:
+    """All tiles of all blocks run one way; x and o are kept with kept tiles, swapped otherwise."""
+    num_tiles, place = -(-tokens // tile_tokens), way.place
+    whole = Place.KEEP if place is TilePlace.KEEP else Place.SWAP
+    block = BlockPolicy(
+        keep_tiles=num_tiles if place is TilePlace.KEEP else 0,
+        swap_tiles=num_tiles if place is TilePlace.SWAP else 0,
+        recompute_tiles=num_tiles if place is TilePlace.RECOMPUTE else 0,
+        x=whole,
+        o=whole,
+    )
+    blocks = (block,) * len(wrapped.parts.blocks)
+    return StepPolicy(
+        policy=Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks),
+        loss_tile_tokens=wrapped.parts.loss_tile_tokens(tile_tokens),
+        copies=CopyBudget.same(
+            len(blocks), in_flight_bytes=0, ahead_bytes=0, park_pre=way.park_pre
+        ),
+    )

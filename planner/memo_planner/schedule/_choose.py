@@ -1,0 +1,100 @@
+"""How far copies to the host fall behind, and the device bytes that this is worth.
+
+Plans chosen on the clock: of several that fit, the one whose simulated step is shortest.
+
+The cost model counts a copy as free while it fits the time of the computation beside it. For that
+the runtime needs device bytes in which tensors wait for their copies, and a plan that fills the
+device with kept tensors leaves none. So plans are also made with part of the device held back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memo_planner.errors import PlanInfeasible
+from memo_planner.limits import Limits
+from memo_planner.plan import Plan
+from memo_planner.profile import Profile
+from memo_planner.programme import make_plan
+from memo_planner.schedule._budget import HOLES_SHARE, CopyBudget
+from memo_planner.schedule._of_plan import schedule_of
+from memo_planner.schedule._schedule import Stream
+from memo_planner.schedule._simulate import simulate
+from memo_planner.schedule._simulation import Simulation, Speeds
+
+_MARGIN = 2
+"""Copies may be so much slower than they were measured before anything waits for memory."""
+
+
+def copy_budget(plan: Plan, *, park_pre: bool = False) -> CopyBudget:
+    """What the plan leaves free, but no more in flight than its copies are seen to need.
+
+    A tensor's memory is planned to be in use for as long as its copy may take. Where far more is
+    free than copies need, that would be most of the step.
+    """
+    budget = CopyBudget.of(plan, park_pre=park_pre)
+    step = simulate(schedule_of(plan, budget=budget), Speeds.of_link(plan.profile.link))
+    needed = _MARGIN * backlog_bytes(step)
+    in_flight = tuple(min(free, needed) for free in budget.in_flight_bytes)
+    return replace(budget, in_flight_bytes=in_flight)
+
+
+def backlog_bytes(step: Simulation) -> int:
+    """Most bytes at once whose copies to the host are asked for and not over."""
+    operations = step.schedule.operations
+    under_way: list[tuple[float, int]] = []
+    most = held = oldest = 0
+    for index, one in enumerate(operations):
+        if one.stream is not Stream.D2H:
+            continue
+        asked_s = max((step.ends_s[waited] for waited in one.waits_for), default=0.0)
+        while oldest < len(under_way) and under_way[oldest][0] <= asked_s:
+            held -= under_way[oldest][1]
+            oldest += 1
+        under_way.append((step.ends_s[index], one.num_bytes))
+        held += one.num_bytes
+        most = max(most, held)
+    return most
+
+
+HELD_SHARES = (0.0, HOLES_SHARE, HOLES_SHARE + 0.05, HOLES_SHARE + 0.15)
+"""Shares of the bytes for activations that are held back for copies, one after another."""
+
+
+def plan_on_clock(
+    profile: Profile,
+    tokens: int,
+    limits: Limits,
+    *,
+    alpha: float | None = None,
+    tile_tokens: int | None = None,
+    park_pre: bool = False,
+) -> Plan:
+    """`make_plan`, or a plan with room for copies where that is simulated to be faster.
+
+    Its limits are `limits`. park_pre: as in `CopyBudget`. Raises: as `make_plan`.
+    """
+    best = make_plan(profile, tokens, limits, alpha=alpha, tile_tokens=tile_tokens)
+    if limits.device_bytes is None or alpha is not None:
+        return best
+    best_s = simulated_s(best, park_pre=park_pre)
+    for held in HELD_SHARES[1:]:
+        room = limits.device_bytes - profile.state_bytes
+        less = replace(limits, device_bytes=max(1, limits.device_bytes - int(held * room)))
+        try:
+            made = make_plan(profile, tokens, less, tile_tokens=tile_tokens)
+        except PlanInfeasible:
+            break
+        plan = Plan.of(
+            profile=profile, limits=limits, policy=made.policy, prediction=made.prediction
+        )
+        seconds = simulated_s(plan, park_pre=park_pre)
+        if seconds < best_s:
+            best, best_s = plan, seconds
+    return best
+
+
+def simulated_s(plan: Plan, *, park_pre: bool = False) -> float:
+    """Seconds of the plan's step on the clock, at the speeds of its profile."""
+    schedule = schedule_of(plan, budget=CopyBudget.of(plan, park_pre=park_pre))
+    return simulate(schedule, Speeds.of_link(plan.profile.link)).step_s
