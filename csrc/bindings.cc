@@ -51,7 +51,7 @@ std::vector<T> Rows(const py::array_t<T>& array) {
 }
 
 void Raise(const char* name, const std::exception& error) {
-  const py::module_ errors = py::module_::import("memo_train.device._errors");
+  const py::module_ errors = py::module_::import("memo_train.device.errors");
   PyErr_SetString(errors.attr(name).ptr(), error.what());
 }
 

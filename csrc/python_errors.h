@@ -1,4 +1,4 @@
-// C++ errors as the exceptions of memo_train.device._errors, for modules that need CUDA.
+// C++ errors as the exceptions of memo_train.device.errors, for modules that need CUDA.
 #ifndef MEMO_PYTHON_ERRORS_H_
 #define MEMO_PYTHON_ERRORS_H_
 
@@ -12,7 +12,7 @@
 namespace memo {
 
 inline void RaisePython(const char* name, const std::exception& error) {
-  const pybind11::module_ errors = pybind11::module_::import("memo_train.device._errors");
+  const pybind11::module_ errors = pybind11::module_::import("memo_train.device.errors");
   PyErr_SetString(errors.attr(name).ptr(), error.what());
 }
 

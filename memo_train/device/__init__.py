@@ -1,11 +1,10 @@
 """Devices under the runtime: memory, asynchronous copies and their counters."""
 
 from memo_train.device._choose import device_of, devices_in_use
-from memo_train.device._counters import CpuCounters
+from memo_train.device._counters import CpuCounters, DeviceCounters
 from memo_train.device._cpu import CpuDevice, get_cpu_device
 from memo_train.device._cuda import CudaDevice, get_cuda_device, load_cuda
 from memo_train.device._device import CopyEvent, Device, Rows, physical_bytes
-from memo_train.device._errors import CudaUnavailable, DeviceError, InvalidDeviceArgument
 from memo_train.device._steps import (
     OUTSIDE,
     Departure,
@@ -15,6 +14,7 @@ from memo_train.device._steps import (
     StepAddresses,
     StepLayout,
 )
+from memo_train.device.errors import CudaUnavailable, DeviceError, InvalidDeviceArgument
 
 __all__ = [
     "OUTSIDE",
@@ -25,6 +25,7 @@ __all__ = [
     "CudaUnavailable",
     "Departure",
     "Device",
+    "DeviceCounters",
     "DeviceError",
     "EventKind",
     "Events",

@@ -9,7 +9,7 @@ import torch
 from memo_train.device._cpu import cpu_device_if_made, get_cpu_device
 from memo_train.device._cuda import cuda_devices_made, get_cuda_device
 from memo_train.device._device import Device
-from memo_train.device._errors import UnsupportedDevice
+from memo_train.device.errors import UnsupportedDevice
 
 
 def device_of(tensors: Iterable[torch.Tensor]) -> Device:

@@ -26,8 +26,8 @@ import torch
 from memo_train import _core
 from memo_train.device._counters import CpuCounters, read_counters
 from memo_train.device._device import Device, bytes_per_s, cap_bytes, physical_bytes, positive
-from memo_train.device._errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
+from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
 
 SOURCE_NAME = "cpu_allocator_hook.cc"
 _COMPILERS = ("c++", "g++", "clang++")

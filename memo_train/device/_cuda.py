@@ -27,8 +27,8 @@ from memo_train.device._cuda_memory import (
     load_cuda,
 )
 from memo_train.device._device import Device, cap_bytes, positive
-from memo_train.device._errors import CudaUnavailable
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
+from memo_train.device.errors import CudaUnavailable
 
 if TYPE_CHECKING:
     from memo_train import _cuda

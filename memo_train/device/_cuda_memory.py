@@ -28,8 +28,8 @@ import numpy as np
 import torch
 
 from memo_train.device._device import cap_bytes
-from memo_train.device._errors import CudaUnavailable, NoPlannedAddresses
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
+from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses
 
 
 def load_cuda() -> ModuleType:

@@ -30,8 +30,8 @@ from typing import Protocol, SupportsIndex
 import torch
 
 from memo_train.device._counters import DeviceCounters
-from memo_train.device._errors import InvalidDeviceArgument
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
+from memo_train.device.errors import InvalidDeviceArgument
 
 
 def positive(name: str, value: SupportsIndex, way_out: str = "") -> int:

@@ -12,11 +12,14 @@ from memo_train.kernels._gated import swiglu
 from memo_train.kernels._launch import copy_tile
 from memo_train.kernels._norm import rms_norm
 from memo_train.kernels._rotary import rope
+from memo_train.kernels._switch import UsedKernels, use
 
 __all__ = [
+    "UsedKernels",
     "copy_tile",
     "gelu",
     "rms_norm",
     "rope",
     "swiglu",
+    "use",
 ]

@@ -9,3 +9,7 @@ attached to a report of a problem (docs/formats.md).
     python -m memo_train.selftest                                  all devices, one after the other
     torchrun --nproc-per-node 2 -m memo_train.selftest             each rank its own GPU, or the CPU
 """
+
+from memo_train.selftest._report import run_selftest
+
+__all__ = ["run_selftest"]

@@ -16,7 +16,7 @@ from memo_train.device import (
     load_cuda,
 )
 from memo_train.device._cuda_memory import MemoMemory
-from memo_train.device._errors import HostMemoryExceeded
+from memo_train.device.errors import HostMemoryExceeded
 from tests.cuda.simulated import Simulation
 from tests.device.conftest import view  # noqa: F401
 

@@ -5,7 +5,7 @@ import pytest
 
 from memo_train import _core
 from memo_train.device import InvalidDeviceArgument
-from memo_train.device._errors import DeviceMemoryExceeded
+from memo_train.device.errors import DeviceMemoryExceeded
 
 KIB = 1024
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from memo_train import _core
 from memo_train.device import InvalidDeviceArgument
-from memo_train.device._errors import DeviceMemoryExceeded
+from memo_train.device.errors import DeviceMemoryExceeded
 
 CAP_BYTES = 8192
 

@@ -7,7 +7,7 @@ import pytest
 
 from memo_planner.errors import MemoError
 from memo_train.device import CpuDevice, InvalidDeviceArgument, Rows
-from memo_train.device._errors import DeviceMemoryExceeded, HostMemoryExceeded
+from memo_train.device.errors import DeviceMemoryExceeded, HostMemoryExceeded
 
 BAD_SIZES = [0, -1, 1.5, "8", None, True, 1 << 63]
 

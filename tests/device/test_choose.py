@@ -18,7 +18,7 @@ from memo_train.device import (
     devices_in_use,
     get_cpu_device,
 )
-from memo_train.device._errors import UnsupportedDevice
+from memo_train.device.errors import UnsupportedDevice
 from memo_train.errors import MemoError
 from tests.runtime.small_llama import own_llama
 

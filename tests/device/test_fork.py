@@ -3,7 +3,7 @@
 FORK = """
 import os, torch
 from memo_train.device import get_cpu_device
-from memo_train.device._errors import ForkedProcess
+from memo_train.device.errors import ForkedProcess
 device = get_cpu_device()
 
 def in_child(action):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from memo_train.device._cpu import build_hook
-from memo_train.device._errors import HookUnavailable
+from memo_train.device.errors import HookUnavailable
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from memo_train import _core
 from memo_train.device import InvalidDeviceArgument
-from memo_train.device._errors import HostMemoryExceeded
+from memo_train.device.errors import HostMemoryExceeded
 
 PAGE = mmap.PAGESIZE
 

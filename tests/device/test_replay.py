@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from memo_train import _core
 from memo_train.device import InvalidDeviceArgument, get_cpu_device
-from memo_train.device._errors import DeviceMemoryExceeded
+from memo_train.device.errors import DeviceMemoryExceeded
 
 REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
 MARK = np.dtype([("value", "<u8"), ("first", "<u8")])

@@ -7,7 +7,7 @@ import torch
 
 from memo_train.device import StepAddresses
 from memo_train.device._cuda_memory import TorchMemory
-from memo_train.device._errors import NoPlannedAddresses
+from memo_train.device.errors import NoPlannedAddresses
 
 TOTAL_BYTES = 24 * 2**30
 ORDINAL = 2

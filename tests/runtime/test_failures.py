@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from memo_train.device._errors import HostMemoryExceeded
+from memo_train.device.errors import HostMemoryExceeded
 from memo_train.testing import Step, assert_same_bits, run_step
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES, force

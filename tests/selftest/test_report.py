@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memo_train.device._errors import HookUnavailable
+from memo_train.device.errors import HookUnavailable
 from memo_train.selftest import _report as report
 from memo_train.selftest._ranks import Ranks
 

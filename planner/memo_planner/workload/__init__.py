@@ -1,7 +1,8 @@
-"""What is trained, and the profile that follows from its dimensions and a machine's figures."""
+"""What is trained, and the profile that follows
+from its dimensions and a machine's figures."""
 
 from memo_planner.workload._analytic import Way, analytic_profile, outside_s, rank_limits
-from memo_planner.workload._model import MODELS, PAPER_GPUS, ModelDims, model_named
+from memo_planner.workload._model import MODELS, PAPER_GPUS, ModelDims, model_named, model_of_config
 from memo_planner.workload._workload import Parallel, Workload, format_tokens, parse_tokens
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "analytic_profile",
     "format_tokens",
     "model_named",
+    "model_of_config",
     "outside_s",
     "parse_tokens",
     "rank_limits",
