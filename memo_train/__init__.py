@@ -9,6 +9,7 @@ from memo_train.errors import MemoError
 from memo_train.memory import MemoryReport, load_plan, memory_report, save_plan, use_layouts
 from memo_train.runtime import attention
 from memo_train.stats import Stats, reset_stats, stats
+from memo_train.verify import Verification, verify
 from memo_train.wrap import plan, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "Stats",
     "Trainer",
     "TrainerConfig",
+    "Verification",
     "attention",
     "load_plan",
     "memory_report",
@@ -29,6 +31,7 @@ __all__ = [
     "stats",
     "unwrap",
     "use_layouts",
+    "verify",
     "wrap",
 ]
 

@@ -3,7 +3,14 @@
 Everything derives from `MemoError`, which the planner owns. Broken invariants assert instead.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from memo_planner.errors import InvalidInput, MemoError, PlanInfeasible
+
+if TYPE_CHECKING:
+    from memo_train.verify import Verification
 
 __all__ = [
     "BackwardTwice",
@@ -14,6 +21,7 @@ __all__ = [
     "NotTokenWise",
     "PlanInfeasible",
     "UnsupportedModel",
+    "VerificationFailed",
 ]
 
 
@@ -35,3 +43,11 @@ class InPlaceModified(MemoError):
 
 class BackwardTwice(MemoError):
     """Backward ran a second time through a step whose saved tensors are already released."""
+
+
+class VerificationFailed(MemoError):
+    """A wrapped step gave another loss or other gradients than the plain one; see its table."""
+
+    def __init__(self, verification: Verification) -> None:
+        super().__init__(f"the wrapped step differs from the plain one\n{verification}")
+        self.verification = verification

@@ -14,7 +14,13 @@ from memo_train.runtime._probe import (
     probe_blocks,
     why_loss_is_whole,
 )
-from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
+from memo_train.runtime._probe_calls import (
+    BlockCall,
+    evaluating,
+    kept_buffers,
+    record_calls,
+    split_input,
+)
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
@@ -46,6 +52,7 @@ __all__ = [
     "ignore",
     "installed",
     "judge_plain_run",
+    "kept_buffers",
     "learn_token_dims",
     "precision",
     "preserved_rng",

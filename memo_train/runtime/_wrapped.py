@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -105,6 +106,7 @@ class WrappedModel:
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
         self._in_model = False
+        self._is_plain = False
         self._last_pass: weakref.ref[Any] | None = None
         self._forwards = ReplacedForwards()
         self._model_forward: Callable[..., Any] = parts.causal_lm.forward
@@ -132,6 +134,17 @@ class WrappedModel:
         self._in_flight.drain()
         self.device.set_large_bytes(None)
 
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """While active, the model's own forwards run as if it were not wrapped."""
+        self.memory.end()
+        self.device.set_large_bytes(None)
+        self._is_plain = True
+        try:
+            yield
+        finally:
+            self._is_plain = False
+
     def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
         """Equal for steps that ask for the same memory, as far as one can tell beforehand.
 
@@ -145,6 +158,8 @@ class WrappedModel:
 
     def run_model(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward under the runtime, without what others put around it since wrap."""
+        if self._is_plain:
+            return self._model_forward(*args, **kwargs)
         arguments = self._model_signature.by_name(args, kwargs)
         self._begin_step(check_model_call(arguments, self._model_signature), arguments)
         self._in_model = True
@@ -160,6 +175,8 @@ class WrappedModel:
 
     def _run_decoder(self, *args: Any, **kwargs: Any) -> Any:
         """A decoder that is called without its model begins a step of its own."""
+        if self._is_plain:
+            return self._decoder_forward(*args, **kwargs)
         arguments = self._decoder_signature.by_name(args, kwargs)
         if not self._in_model:
             self._begin_step(check_model_call(arguments, self._decoder_signature), arguments)
@@ -195,6 +212,8 @@ class WrappedModel:
         self.memory(stage, block, tile)
 
     def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        if self._is_plain:
+            return self._block_forwards[index](*args, **kwargs)
         x, args, kwargs = split_input(args, kwargs)
         block, how = self.parts.blocks[index], self.verdicts[index].how
         check_block_call(block, kwargs)

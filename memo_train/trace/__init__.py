@@ -2,9 +2,10 @@
 
 from memo_train.trace._link import CopyBuffers, measure_link, measure_link_rates
 from memo_train.trace._places import Place, PlaceMarks, PlaceRecorder, requests_at
-from memo_train.trace._profile import measure_profile, model_hash
+from memo_train.trace._profile import OPTIMIZER_STATES, measure_profile, model_hash
 
 __all__ = [
+    "OPTIMIZER_STATES",
     "CopyBuffers",
     "Place",
     "PlaceMarks",
