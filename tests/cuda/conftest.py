@@ -43,7 +43,7 @@ def simulation(compiler: Compiler) -> Simulation:
 
 def use_simulation(monkeypatch: pytest.MonkeyPatch, simulation: Simulation) -> None:
     """Let memo_train.device take the simulation's module for its own."""
-    for user in ("cuda", "cuda_allocator", "cuda_memory"):
+    for user in ("_cuda", "_cuda_memory"):
         monkeypatch.setattr(f"memo_train.device.{user}.load_cuda", lambda: simulation.module)
 
 

@@ -13,6 +13,10 @@ from memo_train.testing import Step, assert_same_bits, gradients_of, run_step
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES, force
 
+# Hooks and second backwards ask for memory that no layout knows. Whether the layout of the step
+# before is solved in time, and so departed from, depends on what else the machine does.
+pytestmark = pytest.mark.filterwarnings("ignore:a step of .* did not go as its layout planned")
+
 HOOKS = ["register_hook", "register_post_accumulate_grad_hook"]
 
 
