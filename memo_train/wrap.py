@@ -8,7 +8,7 @@ import warnings
 from torch import nn
 
 from memo_planner import Limits, Plan
-from memo_train.device import Device, device_of, physical_bytes
+from memo_train.device import Device, device_of, memory_share_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
 from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
@@ -49,7 +49,8 @@ def wrap(
         AdamW's moments, activations) and of its host pool. A `device_gib` is enforced: on the CPU
         device and where torch's own allocator serves the GPU, beyond it torch.OutOfMemoryError
         (memo-train's allocator: see `memo_train.device._cuda_memory`). host_gib defaults to half of
-        the physical memory, device_gib to the same, on a GPU to nine tenths of the GPU's.
+        this process's share of the memory (a container's limit and torchrun's other ranks on the
+        machine count), device_gib to the same, on a GPU to nine tenths of the GPU's.
     alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
         o are swapped. None lets the planner choose what to keep, swap and recompute.
     tile_tokens: tokens per tile; None lets the planner choose.
@@ -130,7 +131,7 @@ def _check_options(alpha: float | None, tile_tokens: int | None, seq_len: int | 
 def _limits(device: Device, device_bytes: int | None, host_bytes: int | None) -> Limits:
     return Limits(
         device_bytes=device_bytes or device.default_limit_bytes,
-        host_bytes=host_bytes or physical_bytes() // 2,
+        host_bytes=host_bytes or memory_share_bytes() // 2,
     )
 
 

@@ -25,7 +25,7 @@ import torch
 
 from memo_train import _core
 from memo_train.device._counters import CpuCounters, read_counters
-from memo_train.device._device import Device, bytes_per_s, cap_bytes, physical_bytes, positive
+from memo_train.device._device import Device, bytes_per_s, cap_bytes, memory_share_bytes, positive
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
 from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
 
@@ -187,7 +187,7 @@ class CpuDevice(Device):
     @property
     def default_limit_bytes(self) -> int:
         """Half of the machine's memory: the other half is the host pool's."""
-        return physical_bytes() // 2
+        return memory_share_bytes() // 2
 
     def set_device_cap(self, nbytes: int | None) -> None:
         """Limit the highest address of device memory, so that fragmentation counts; None: no cap.

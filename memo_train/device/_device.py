@@ -21,10 +21,12 @@ from __future__ import annotations
 import math
 import operator
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Protocol, SupportsIndex
 
 import torch
@@ -94,9 +96,43 @@ class Rows:
         return cls(rows=1, row_bytes=nbytes, device_pitch_bytes=nbytes, host_pitch_bytes=nbytes)
 
 
-def physical_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def memory_share_bytes(root: Path = Path("/")) -> int:
+    """This process's equal share of the memory that its machine or container may use.
+
+    The processes that torchrun started on this machine (LOCAL_WORLD_SIZE) have a share each.
+    root: where proc and sys are looked for. Source: the kernel's cgroup-v2 and memory pages.
+    """
+    machine_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    local_processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    share = int(local_processes) if local_processes.isdecimal() else 1
+    return min(machine_bytes, *_container_limits(root)) // max(share, 1)
+
+
+def _container_limits(root: Path) -> Iterator[int]:
+    """Limits of the control groups around this process, innermost first, and no limit last."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        # Version 2 has one tree, version 1 one for each controller.
+        top = root / "sys/fs/cgroup" / controllers
+        name = "memory.max" if not controllers else "memory.limit_in_bytes"
+        inner = top / group.lstrip("/")
+        # Inside a container the group is named as outside, and only the top may be seen.
+        for place in (inner, *inner.parents):
+            text = _text(place / name).strip()
+            if text.isdecimal():
+                yield int(text)
+            if place == top:
+                break
+    yield sys.maxsize
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 class CopyEvent(Protocol):

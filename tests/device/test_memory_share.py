@@ -1,0 +1,47 @@
+"""What memory a process may plan with: a container's limit, shared with the machine's other ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from memo_train.device import memory_share_bytes
+
+GIB = 2**30
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+
+
+def test_without_groups_the_machine_is_the_limit(tmp_path: Path) -> None:
+    assert memory_share_bytes(tmp_path) > GIB // 4
+
+
+def test_the_tightest_group_around_the_process_counts(tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", "0::/jobs/mine\n")
+    write(tmp_path / "sys/fs/cgroup/jobs/mine/memory.max", "max\n")
+    write(tmp_path / "sys/fs/cgroup/jobs/memory.max", f"{GIB // 4}\n")
+    assert memory_share_bytes(tmp_path) == GIB // 4
+
+
+def test_a_container_sees_its_limit_at_the_top_only(tmp_path: Path) -> None:
+    write(tmp_path / "proc/self/cgroup", "9:cpu:/outside/name\n4:memory:/outside/name\n")
+    write(tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes", f"{GIB // 8}\n")
+    assert memory_share_bytes(tmp_path) == GIB // 8
+
+
+def test_ranks_of_a_machine_share_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    write(tmp_path / "sys/fs/cgroup/memory.max", f"{GIB}\n")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_share_bytes(tmp_path) == GIB // 4
