@@ -1,4 +1,4 @@
-"""What memory a process may plan with: a container's limit, shared with the machine's other ranks."""
+"""What memory a process may plan with: its share of what a container or the machine allows."""
 
 from __future__ import annotations
 
