@@ -1,6 +1,6 @@
-"""The caps that a wrapped model puts on the device, and takes off again.
+"""Plans the steps of a wrapped model, one plan for each batch, length and precision.
 
-Plans the steps of a wrapped model, one plan for each batch, length and precision.
+The caps that a plan puts on the device are set here and taken off again at the end.
 """
 
 from __future__ import annotations

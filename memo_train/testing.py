@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+_ROUNDING_OF_ZERO = 100 * torch.finfo(torch.float64).eps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
@@ -42,8 +44,6 @@ TOLERANCES: Mapping[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(error_over_plain=2.0, loss_rounding=7.8e-3, training_loss=2e-2),
 }
 """By the dtype that arithmetic runs in: the model's, or autocast's."""
-
-_ROUNDING_OF_ZERO = 100 * torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,11 @@
-"""Makes torch allocate its CPU tensors in the arena.
+"""The CPU device: torch's CPU tensors in an arena with a cap, a host pool, copies on threads.
 
-The hook is one C++ file against torch's own headers, whose binary interface changes between
-releases. It is therefore compiled on first use (about two seconds) into a per-user cache and
-loaded from there ever after.
+    device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
+    device.set_device_cap(2 << 30)
 
-The CPU device: torch's CPU tensors in an arena with a cap, a host pool, copies on threads.
-
-device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
-device.set_device_cap(2 << 30)
+What puts torch's tensors there is a hook: one C++ file against torch's own headers, whose binary
+interface changes between releases. So it is compiled on first use (about two seconds) into a
+per-user cache and loaded from there ever after.
 """
 
 import ctypes
@@ -31,6 +29,11 @@ from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDevi
 
 SOURCE_NAME = "cpu_allocator_hook.cc"
 _COMPILERS = ("c++", "g++", "clang++")
+# Address space is free: fragmentation without a cap must not exhaust it, nor a step that is only
+# traced, whose memory is never touched. Where the system gives less, the arena takes what it gets.
+_RESERVE_BYTES = 64 << 40
+_REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
+_MARK = np.dtype([("value", "<u8"), ("first", "<u8")])
 
 
 def install_hook(context: int, alloc: int, free: int) -> None:
@@ -150,15 +153,6 @@ def _compile(command: list[str], source: Path, target: Path) -> None:
             )
         # One rename: another process sees the whole library or none.
         built.replace(target)
-
-
-__all__ = ["CpuDevice", "cpu_device_if_made", "get_cpu_device"]
-
-# Address space is free: fragmentation without a cap must not exhaust it, nor a step that is only
-# traced, whose memory is never touched. Where the system gives less, the arena takes what it gets.
-_RESERVE_BYTES = 64 << 40
-_REQUEST = np.dtype([("bytes", "<u8"), ("offset", "<u8")])
-_MARK = np.dtype([("value", "<u8"), ("first", "<u8")])
 
 
 class CpuDevice(Device):
@@ -355,7 +349,6 @@ def cpu_device_if_made() -> CpuDevice | None:
 
 
 def _make_process_device() -> CpuDevice:
-
     device = CpuDevice()
     arena = device.core.arena
     install_hook(*arena.hook_entry())

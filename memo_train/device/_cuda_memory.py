@@ -1,18 +1,12 @@
-"""The extension module of the CUDA device, if memo-train was built with it.
-
-Device memory of torch's CUDA tensors from memo-train: planned addresses, chunks, counters.
+"""The memory of a GPU's tensors: torch's own allocator, or memo-train's with planned addresses.
 
     install_cuda_allocator()               # before the first CUDA tensor of the process
     ...
     print(cuda_memory(0).reserved_bytes)
 
-torch does not look at whether a pluggable allocator had memory: where it has not, kernels get a
-null pointer. `cuda_refusal` says why.
-
-The memory of a GPU's tensors: torch's own allocator, or memo-train's with planned addresses.
-
-Which one serves a process is decided before its first CUDA tensor: memo-train's does after
-`memo_train.device._cuda_memory.install_cuda_allocator()`.
+Which one serves a process is decided before its first CUDA tensor. memo-train's is there only if
+the extension was built with CUDA. torch does not look at whether a pluggable allocator had memory:
+where it has not, kernels get a null pointer, and `cuda_refusal` says why.
 """
 
 from __future__ import annotations
@@ -30,6 +24,8 @@ import torch
 from memo_train.device._device import cap_bytes
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
 from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses
+
+_EVENT = np.dtype([("kind", "<u8"), ("source", "<u8"), ("offset", "<u8"), ("bytes", "<u8")])
 
 
 def load_cuda() -> ModuleType:
@@ -137,9 +133,6 @@ def release_cuda_memory(ordinal: int) -> None:
 def cuda_refusal() -> str:
     """Why torch was last refused device memory; empty if it never was."""
     return str(load_cuda().allocator_last_error())
-
-
-_EVENT = np.dtype([("kind", "<u8"), ("source", "<u8"), ("offset", "<u8"), ("bytes", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,6 @@
-"""Checks of what callers hand to the device, before anything is changed.
+"""What the runtime asks of a device: host memory, copies, counters, and planned addresses.
 
-The shape of a two-dimensional copy.
-
-What the runtime asks of a device: host memory, copies, counters, and planned addresses.
-
-    device = device_of(model.parameters())   # memo_train.device._choose
+    device = device_of(model.parameters())   # memo_train.device
     host = device.host_alloc(nbytes)
     sent = device.copy_to_host(host, tensor.data_ptr(), nbytes)
     ...                                      # compute; do not write or free the tensor yet
@@ -14,6 +10,7 @@ Compute is the tensor library's own work: the calling thread on the CPU, torch's
 GPU. On one host range the device keeps the order of the calls between the two directions. On one
 *device* range the caller keeps it, with `CopyEvent.wait`: before the source of a copy to the host
 is written or freed, and before the target of a copy to the device is read, written or freed.
+Arguments are checked here, before anything is changed.
 """
 
 from __future__ import annotations
@@ -149,7 +146,7 @@ class CopyEvent(Protocol):
 
 
 class Transfer(Protocol):
-    """The methods of csrc/device/transfer.h; a shape is rows, bytes of a row, and two pitches."""
+    """The methods of csrc/copies/transfer.h; a shape is rows, bytes of a row, and two pitches."""
 
     def alloc_host(self, bytes: int, /) -> int:
         """Address of a new host range."""

@@ -1,7 +1,4 @@
-"""What device memory was asked, in order: a structured array of events.
-
-Steps at planned addresses, whichever device serves them.
-"""
+"""Steps at planned addresses, whichever device serves them: what was asked, and the layout."""
 
 from __future__ import annotations
 
@@ -22,6 +19,9 @@ offset: where the allocation starts: in bytes from the start of the CPU's arena,
 bytes: its size, rounded up to the device's alignment; of a mark: 0.
 """
 
+OUTSIDE = -1
+"""The offset of a request that is not in the planned range: it lives on after the step."""
+
 
 class EventKind(IntEnum):
     """What happened."""
@@ -32,9 +32,6 @@ class EventKind(IntEnum):
 
 
 Column: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-OUTSIDE = -1
-"""The offset of a request that is not in the planned range: it lives on after the step."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,7 +92,7 @@ class Departure(Protocol):
 
 
 class ReplayCounts(Protocol):
-    """What became of a step's requests; the fields are those of csrc/device/replay.h."""
+    """What became of a step's requests; the fields are those of csrc/memory/replay.h."""
 
     planned: int
     outside: int

@@ -1,6 +1,6 @@
 """What every operation does with its tensors: checks them, aligns them, and runs the kernel.
 
-Copies of token tiles between a tensor of all tokens and one of their own.
+The copy of a token tile out of a tensor of all tokens, or into one, is the plainest of them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,7 @@
-"""Finds out on random numbers whether a kernel computes what a part of a model does.
+"""Which modules of a model a kernel may compute: recognised, then proved on random numbers.
 
-How a model's own modules are computed with kernels: a forward for each kind of module.
-
-Each takes the module as `self` and falls back to the module's own way where there is no kernel for
-what it is given.
-
-Which modules of a model have a kernel that may compute them.
+Each replacement is a forward that takes the module as `self`, and falls back to the module's own
+way where there is no kernel for what it is given.
 """
 
 from __future__ import annotations
@@ -31,6 +27,9 @@ NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError,
 _SCALES = (0.1, 1.0, 100.0)
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _TOKENS, _HEADS, _HEAD_DIM = 3, 4, 32
+
+_ALL: Dtypes = frozenset(DTYPES)
+_WIDTH = 64
 
 
 def module_differs(
@@ -222,12 +221,10 @@ def _are_packs(numbers: int, x: Tensor) -> bool:
     return numbers * x.element_size() % PACK_BYTES == 0
 
 
-_ALL: Dtypes = frozenset(DTYPES)
 _ROTATIONS: dict[str, tuple[Callable[[Dtypes, Forward], Forward], int]] = {
     "apply_rotary_pos_emb": (rotary_pair, 2),
     "rotate": (rotary_one, 1),
 }
-_WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)

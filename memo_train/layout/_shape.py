@@ -1,7 +1,4 @@
-"""What a step's layout is worth and how steps went by it, shape by shape.
-
-Steps of one shape: which of them is recorded, and which have their layout.
-"""
+"""Steps of one shape: which is recorded, which go by the layout, and what that was worth."""
 
 from __future__ import annotations
 

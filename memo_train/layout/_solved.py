@@ -1,7 +1,4 @@
-"""What of a recorded step is planned: the requests of compute, and where they came.
-
-A recorded step's addresses: solved, checked, and in the form that a device serves.
-"""
+"""A recorded step's addresses: chosen, solved, checked, and in the form that a device serves."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""The one step that the device records or serves by its layout right now.
-
-The steps of one model on their way from recorded to planned.
+"""The steps of one model on their way from recorded to planned.
 
 The first step of a shape is served by size and recorded. Its layout is solved in the background;
 from then on request k of such a step gets address k. A step is what lies between the model's
-forward and the end of its backward.
+forward and the end of its backward; a device records or serves one at a time.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""The shape of a Llama.
-
-A Llama in one page: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A Llama in one page: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
 Module names inside a block are those of Hugging Face's Llama, so its weights load after renaming
 ``layers`` to ``blocks``. Attention goes through :func:`memo_train.attention`, where a wrapped model
@@ -17,6 +15,8 @@ from torch import Tensor, nn
 
 from memo_planner.errors import InvalidInput
 from memo_train.runtime import attention
+
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,6 @@ class LlamaConfig:
 def _require(condition: bool, name: str, value: float, wanted: str) -> None:
     if not condition:
         raise InvalidInput(f"LlamaConfig: {name} is {value}, must be {wanted}")
-
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)

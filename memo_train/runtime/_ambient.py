@@ -1,6 +1,6 @@
-"""State of PyTorch that surrounds a block: grad mode, autocast, the choice of kernels.
+"""State that surrounds a block and must be the same when it is computed again.
 
-Random-number states, so that what is computed again draws what it drew.
+Grad mode, autocast, the choice of kernels, and the states of the random-number generators.
 """
 
 from __future__ import annotations

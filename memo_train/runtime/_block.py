@@ -1,17 +1,11 @@
-"""Forward of one block: pre of every tile, attention once, post of every tile.
+"""One pass of a token-tiled block: a forward and, once, its backward, as one autograd function.
 
-Backward of one block: post tile by tile, attention once, pre tile by tile.
+Forward runs pre of every tile, attention once, post of every tile. Backward runs post tile by tile,
+attention once, pre tile by tile. A tile that was recorded in forward (keep, swap) goes straight to
+its backward; one that was not (recompute) first runs its pre and post again, on the saved x and o.
+Attention never runs again. Being one function, the block fires parameter hooks once a step.
 
-A tile that was recorded in forward (keep, swap) goes straight to its backward; one that was not
-(recompute) first runs its pre and post again, on the saved x and o. Attention never runs again.
-
-One pass of a token-tiled block: a forward and, once, its backward.
-
-The whole block as one autograd function, so that parameter hooks fire once a step.
-
-The fallback for a block that is not token-wise: checkpointed whole, with its input x swapped.
-
-PyTorch's own checkpointing runs the block, so whatever autograd supports is right here too;
+A block that is not token-wise is checkpointed whole by PyTorch, with its input x swapped; there
 attention is run again in backward with everything else.
 """
 

@@ -1,10 +1,8 @@
-"""A block's own forward on one token tile, suspended at its attention call (the cut).
+"""The cut: a block's own forward on one token tile, suspended at its attention call.
 
 The block is not rewritten: its forward runs in a greenlet, and the attention function that
-`attention.intercept` put in place switches out of it. The driver attends over all tokens and
-resumes every frame with its tile of the attention output.
-
-The attention call: `attention` for own models, and its interception inside frames.
+`intercept` put in place switches out of it. The driver attends over all tokens and resumes every
+frame with its tile of the attention output. Own models call `attention`.
 """
 
 from __future__ import annotations

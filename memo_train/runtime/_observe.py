@@ -1,10 +1,11 @@
-"""Who watches a step go by: the profiler in `trace` learns from it what each stage takes.
+"""Who watches a step go by, and who looks after device memory while it runs.
+
+The profiler in `memo_train.trace` learns here what each stage takes; the layout in
+`memo_train.layout` looks after the memory. The runtime knows neither.
 
 Stages, in order: "pre", "attention", "post" of a block, "between" blocks, "loss", and in backward
 "post_backward", "attention_backward", "pre_backward", again with "between". The token-wise stages
 and the loss are told for every tile.
-
-Who looks after device memory while a step runs; the layout in `memo_train.layout` does.
 """
 
 from __future__ import annotations

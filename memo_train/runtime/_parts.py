@@ -1,7 +1,4 @@
-"""What calls of a wrapped model may ask for, and what they may not.
-
-Finds in a causal LM what the runtime needs: the decoder, its blocks, the language-model head.
-"""
+"""What the runtime needs of a causal LM (decoder, blocks, head), and what its calls may ask for."""
 
 from __future__ import annotations
 

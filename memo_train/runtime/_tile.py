@@ -1,7 +1,4 @@
-"""Token tiles: the contiguous ranges of tokens a block is run on, and slicing by them.
-
-One token tile of one block: its forward in two stretches, its graph, its backward.
-"""
+"""One token tile of one block: its range of tokens, its forward in two stretches, its backward."""
 
 from __future__ import annotations
 

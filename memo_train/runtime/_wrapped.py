@@ -1,7 +1,4 @@
-"""Forwards of modules that are replaced for a while.
-
-A model under the runtime: its blocks and its loss replaced by tiled ones, until `restore`.
-"""
+"""A model under the runtime: its blocks and its loss replaced by tiled ones, until `restore`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the self-test found, as people read it.
+"""python -m memo_train.selftest [--json PATH]: exit code 0 if nothing failed, else 1.
 
-python -m memo_train.selftest [--json PATH]: exit code 0 if nothing failed, else 1.
+Prints what the self-test found, as people read it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""Tensors of numbers, whole or a tile of them, on their way to the host and back.
-
-Copies of a device while compute or other copies are late: no byte may be another.
+"""Copies of a device while compute or other copies are late: no byte may be another.
 
 Compute is late behind a kernel that spins; copies are late behind large copies of both directions.
-In turn a round copies a whole tensor or a tile of it, on the current stream or on a new one.
-
-Several devices in one process: what one of them does, the others do not notice.
+In turn a round copies a whole tensor or a tile of it, on the current stream or on a new one. With
+several devices in one process, what one of them does must not be noticed by the others.
 """
 
 from __future__ import annotations
@@ -23,6 +20,9 @@ from memo_train.selftest._scenario import Figures, NotSupported, Scenario, Scena
 
 _SHAPE = (3, 40, 64)
 _TILE = slice(10, 20)
+_NUM_ROUNDS = 20
+_NUM_PREFETCHED = 3
+_ROUNDS_TOGETHER = 10
 
 
 class Piece(NamedTuple):
@@ -110,9 +110,6 @@ class Round:
     def _piece(self, whole: torch.Tensor) -> Piece:
         return Piece(whole, whole[:, _TILE] if self.index % 2 else whole)
 
-
-_NUM_ROUNDS = 20
-_NUM_PREFETCHED = 3
 
 Delay = Callable[[], object]
 
@@ -204,9 +201,6 @@ COPY_SCENARIOS = tuple(
     for way in (swap, prefetch, release)
     for late in ("compute", "copies")
 )
-
-
-_ROUNDS_TOGETHER = 10
 
 
 def side_by_side(places: Sequence[Place]) -> Figures:

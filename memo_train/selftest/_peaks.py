@@ -1,6 +1,4 @@
-"""Most bytes of a device in use during a `with`, by everybody who counts them.
-
-The planned peak of device memory beside what a step really used.
+"""The planned peak of device memory beside what a step really used, by everybody who counts it.
 
 Numerics level 2: counts. The step has AdamW's moments, as the plan does.
 """
@@ -22,6 +20,8 @@ from memo_train.selftest._scenario import Figures, Scenario, ScenarioFailed
 from memo_train.testing import run_step
 
 _SAMPLE_S = 0.001
+_LIMIT_OVER_PLANNED = 1.15
+"""Room for holes: the first step of a shape has no layout yet."""
 
 
 class MemoryWatch:
@@ -96,10 +96,6 @@ def _reset_torch_peak(device: torch.device) -> None:
 
 def _torch_peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if _torch_counts() else None
-
-
-_LIMIT_OVER_PLANNED = 1.15
-"""Room for holes: the first step of a shape has no layout yet."""
 
 
 def planned_peak(place: Place) -> Figures:

@@ -1,7 +1,4 @@
-"""The processes of one self-test: those that torchrun started, or this one alone.
-
-The speed of copies: one way, both ways, and on all ranks at once.
-"""
+"""The processes of one self-test, and the speed of copies: each way, both, all ranks at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the machine has: versions, processors, memory, GPUs, and what this build supports.
-
-The whole self-test as one JSON object (docs/formats.md).
-"""
+"""The whole self-test as one JSON object (docs/formats.md): the machine, and what came of it."""
 
 from __future__ import annotations
 
@@ -34,6 +31,8 @@ from memo_train.selftest._scenario import (
     outcome_of,
 )
 from memo_train.selftest._step_times import STEP_SCENARIO
+
+SCENARIOS = (*COPY_SCENARIOS, *GRADIENT_SCENARIOS, PEAK_SCENARIO, STEP_SCENARIO)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -78,7 +77,6 @@ def _limit(which: int) -> int | None:
 
 
 FORMAT, VERSION = "memo-selftest", 2
-SCENARIOS = (*COPY_SCENARIOS, *GRADIENT_SCENARIOS, PEAK_SCENARIO, STEP_SCENARIO)
 
 Started = Callable[[str, float], None]
 """Called with what begins, and the share of the whole that is over."""

@@ -1,7 +1,4 @@
-"""Takes machine, user and places of files out of texts that others will read.
-
-What is run on a device and what came of it.
-"""
+"""What is run on a device and what came of it, without names of machine, user or directories."""
 
 from __future__ import annotations
 
@@ -20,6 +17,8 @@ _DIRECTORIES = re.compile(r"(?<![\w.])~?/(?:[^\s/:;,'\"()<>]+/)+")
 """Of a path that starts at the root or at a home: everything but its last name."""
 _SHORTEST_NAME = 3
 """Shorter names would be found inside of ordinary words."""
+
+_PACKAGES = ("memo_train", "memo_planner")
 
 
 def anonymous(text: str) -> str:
@@ -43,7 +42,6 @@ def _user_name() -> str:
 
 
 PASSED, FAILED, NOT_SUPPORTED = KINDS = ("passed", "failed", "not supported")
-_PACKAGES = ("memo_train", "memo_planner")
 
 Figures = dict[str, Any]
 

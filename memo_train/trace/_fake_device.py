@@ -1,6 +1,6 @@
-"""How fast a device that is only imagined would be.
+"""A device for fake steps: memory of the process's arena, copies that move nothing, a clock.
 
-A device for fake steps: memory of the process's arena, copies that move nothing, a clock.
+The clock goes by the speeds of a device that is only imagined.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 from memo_planner.checks import check_fields
 from memo_train.device import CpuCounters, CpuDevice, Rows, get_cpu_device
 from memo_train.trace._flops import OpCost
+
+_PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,6 @@ A800 = Speeds(
 )
 """312 TFLOP/s in bf16 and 32 GB/s: MEMO §experiments; 2 TB/s of memory: the vendor's data sheet
 of the A100 80 GB. The efficiencies are round guesses, to be replaced by measured ones."""
-
-
-_PAGE_BYTES = 4096
 
 
 class FakeDevice(CpuDevice):

@@ -1,11 +1,11 @@
-"""How blocks would be run, found out without values: from shapes, graphs and a try by tiles.
+"""A model and its steps without arithmetic or memory: a trace, a profile, seconds by assumption.
 
-A model and its steps without arithmetic or memory: a trace, a profile, seconds by assumption.
+    fake = FakeModel(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), A800)
+    step = fake.step(batch=1, tokens=1 << 20)                          # as Transformers runs it
+    step = fake.step(batch=1, tokens=1 << 20, policy=step_policy)      # by token tiles
+    profile = fake.profile(batch=1, tokens=1 << 20)                    # for the planner
 
-fake = FakeModel(lambda: AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), A800)
-step = fake.step(batch=1, tokens=1 << 20)                          # as Transformers runs it
-step = fake.step(batch=1, tokens=1 << 20, policy=step_policy)      # by token tiles
-profile = fake.profile(batch=1, tokens=1 << 20)                    # for the planner
+How blocks may be run is found out without values too: from shapes, graphs and a try by tiles.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from memo_train.trace._profile import LONGEST_PROFILED_TOKENS, measure_profile
 from memo_train.trace._record import Batch, record_requests, source_of
 
 _NUM_TILES = 3
+_ALIGNMENT_BYTES = 64
 
 
 def assume_verdicts(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
@@ -104,9 +105,6 @@ def _why_not_by_tiles(
     except (MemoError, *NOT_RUNNABLE) as error:
         return f"it does not run on a part of the tokens ({error})"
     return None
-
-
-_ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, kw_only=True)

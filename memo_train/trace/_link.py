@@ -1,7 +1,4 @@
-"""Memory on both sides of a link, to copy for the sake of the copies.
-
-Measures the link between device and host: each way, both ways at once, all ranks at once.
-"""
+"""Measures the link between device and host: each way, both ways at once, all ranks at once."""
 
 from __future__ import annotations
 
@@ -14,6 +11,14 @@ import torch.distributed as dist
 from memo_planner.profile import Link
 from memo_planner.trace import LinkRates
 from memo_train.device import CopyEvent, CudaDevice, Device
+
+_CPU_COPY_BYTES = 2 * 2**20
+_CUDA_COPY_BYTES = 8 * 2**20
+"""Large enough that asking for a copy takes little time beside it."""
+
+_REPEATS = 3
+_LOADED_COPIES = 12
+"""Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
 
 
 class CopyBuffers:
@@ -68,14 +73,6 @@ class CopyBuffers:
             self._device.copy_to_device(tensor.data_ptr(), host, self.num_bytes).wait()
             self._device.copy_to_host(host, tensor.data_ptr(), self.num_bytes)
         self._device.synchronize()
-
-
-_CPU_COPY_BYTES = 2 * 2**20
-_CUDA_COPY_BYTES = 8 * 2**20
-"""Large enough that asking for a copy takes little time beside it."""
-_REPEATS = 3
-_LOADED_COPIES = 12
-"""Copies a loaded measurement queues each way: enough that ranks overlap for most of it."""
 
 
 def measure_link(device: Device) -> Link:

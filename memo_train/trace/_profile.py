@@ -1,6 +1,6 @@
-"""The profile of a wrapped model on its device, for the planner. Source: MEMO §profiler.
+"""The profile of a wrapped model on its device, for the planner, and its file.
 
-A measured profile in a file of its own, with FLOPs and the link under load.
+The file adds FLOPs and the link under load. Source: MEMO §profiler.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tells an observer where the step of a model that is not wrapped has come to, by hooks.
+"""Records one training step as it happens on the device: a trace for the layout.
 
-Records one training step as it happens on the device: a trace for the layout.
+A model that is not wrapped tells by hooks where its step has come to.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Seconds and device bytes of every stage of a step, noted as the step goes by.
+"""Short profiling steps through one block of a wrapped model: seconds and bytes of every stage.
 
-Short profiling steps through one block of a wrapped model; the others pass x through.
+The other blocks pass x through.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What the trainer refuses.
-
-What a training run is asked to do.
-"""
+"""What a training run is asked to do, and what the trainer refuses."""
 
 import math
 from dataclasses import dataclass

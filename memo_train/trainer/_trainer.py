@@ -1,11 +1,7 @@
-"""Batches as the trainer takes them: mappings of [rows, tokens] tensors.
+"""The training loop around a model, wrapped by memo_train or not.
 
-The processes of one data-parallel run.
-
-The training loop around a model, wrapped by memo_train or not.
-
-One process:      python train.py
-Two processes:    torchrun --nproc-per-node 2 train.py      (data parallel over gloo)
+    One process:      python train.py
+    Two processes:    torchrun --nproc-per-node 2 train.py      (data parallel over gloo)
 
 Each batch is the global one: every rank takes its rows, and the loss is the mean over all predicted
 tokens of the step, so the number of ranks does not change what is computed.

@@ -1,6 +1,6 @@
-"""Byte counts as people read them.
+"""The project's exception tree, and byte counts as its messages show them.
 
-The project's exception tree. `MemoError` is its root; `memo_train.errors` adds to it.
+`MemoError` is the root; `memo_train.errors` adds to it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""What a plan expects of its step: bytes and seconds, and what binds.
-
-What a plan made from a machine and a model is about, beside its profile.
-
-A plan: what was measured, what was allowed, what was decided and what is expected.
-"""
+"""A plan and its file: what was measured and allowed, what is decided and expected."""
 
 from __future__ import annotations
 
@@ -21,6 +16,8 @@ from memo_planner.policy import Policy
 from memo_planner.profile import Profile
 
 BINDS = ("device", "host", "forward window", "backward window")
+FORMAT = "memo-plan"
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +97,6 @@ class Setting:
     def mfu(self, prediction: Prediction) -> float:
         """Model FLOPs per second over the devices' peak, from 0 to 1. Source: MEMO, set-up."""
         return self.step_flops / (self.step_s(prediction) * self.gpus * self.peak_flops)
-
-
-FORMAT = "memo-plan"
-VERSION = 3
 
 
 def inputs_hash(

@@ -1,8 +1,6 @@
-"""Counters of a simulated allocator, and their peaks.
+"""Parts of PyTorch's CUDA caching allocator, for its simulators: sizes, pools, blocks, counters.
 
-Blocks of addresses, each between its neighbours of one segment, and the free ones by size.
-
-Sizes and pools of PyTorch's CUDA caching allocator, with and without expandable segments.
+A block lies between its neighbours of one segment; the free ones are found by size.
 
 Source: the constants of c10/core/AllocatorConfig.h in torch 2.13 (`kMinBlockSize`, `kSmallSize`,
     `kSmallBuffer`, `kMinLargeAlloc`, `kRoundLarge`, `large_segment_size`), and the comments at the
@@ -16,6 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memo_planner.checks import check_int
+
+MIB = 2**20
+ROUNDING_BYTES = 512
+SMALL_BYTES = MIB
+"""The largest request, rounded, of the small pool."""
+
+SMALL_SEGMENT_BYTES = 2 * MIB
+LARGE_SEGMENT_BYTES = 20 * MIB
+OWN_SEGMENT_BYTES = 10 * MIB
+"""The smallest request that gets a segment of its own size, rounded up to `SEGMENT_ROUNDING`."""
+
+SEGMENT_ROUNDING_BYTES = 2 * MIB
 
 
 @dataclass(kw_only=True)
@@ -151,19 +161,6 @@ class FreeBlocks:
         at = bisect_left(self._keys, (block.size_bytes, block.address))
         del self._keys[at]
         del self._blocks[block.address]
-
-
-MIB = 2**20
-ROUNDING_BYTES = 512
-SMALL_BYTES = MIB
-"""The largest request, rounded, of the small pool."""
-
-SMALL_SEGMENT_BYTES = 2 * MIB
-LARGE_SEGMENT_BYTES = 20 * MIB
-OWN_SEGMENT_BYTES = 10 * MIB
-"""The smallest request that gets a segment of its own size, rounded up to `SEGMENT_ROUNDING`."""
-
-SEGMENT_ROUNDING_BYTES = 2 * MIB
 
 
 def rounded(size_bytes: int, multiple_bytes: int = ROUNDING_BYTES) -> int:

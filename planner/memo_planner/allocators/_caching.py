@@ -1,38 +1,36 @@
-"""PyTorch's CUDA caching allocator as rules, simulated on one stream.
+"""PyTorch's CUDA caching allocator as rules, simulated on one stream, with both kinds of segments.
 
 A request is rounded up to 512 bytes. Up to 1 MiB it belongs to the small pool, above to the large
-one. The pool's smallest free block that holds it serves it, of equal ones the lowest. Where there
-is none, the device gives a segment (`pools.segment_bytes`). What a block has too much is cut off if
-it is 512 bytes or more in the small pool, over 1 MiB in the large one. A freed block becomes one
-with its free neighbours of the same segment, and stays cached.
+one.
+
+**Segments of fixed size.** The pool's smallest free block that holds a request serves it, of equal
+ones the lowest. Where there is none, the device gives a segment (`segment_bytes`). What a block has
+too much is cut off if it is 512 bytes or more in the small pool, over 1 MiB in the large one. A
+freed block becomes one with its free neighbours of the same segment, and stays cached.
 
 Where a segment does not fit the cap: with `max_split_bytes`, just enough of the large free blocks
 that may not be cut are given back first. Then every free block that is a whole segment is given
 back, which counts as a retry. If it still does not fit, memory is out.
 
-Not simulated: several streams, pools of CUDA graphs, `garbage_collection_threshold`,
-`roundup_power2_divisions`. With one stream, active and allocated bytes are the same.
-
-Source: the comments at the head of c10/cuda/CUDACachingAllocator.cpp; "Memory management" in
-    PyTorch's notes on CUDA semantics (pytorch.org/docs/stable/notes/cuda.html).
-
-PyTorch's CUDA caching allocator with `expandable_segments:True` as rules, on one stream.
-
-Each pool has one segment, a range of addresses that has memory only where pages are mapped: 2 MiB
-each in the small pool, 20 MiB in the large one. A request, rounded up to 512 bytes, takes the best
-fit among free mapped blocks; a free block with unmapped addresses above counts with those, so the
-segment's end is used last. Where no block holds it, pages are mapped from the lowest unmapped
-address on, together with a free block just below it. Everything over 512 bytes is cut off.
+**Expandable segments** (`expandable_segments:True`). Each pool has one segment, a range of
+addresses that has memory only where pages are mapped: 2 MiB each in the small pool, 20 MiB in the
+large one. A request takes the best fit among free mapped blocks; a free block with unmapped
+addresses above counts with those, so the segment's end is used last. Where no block holds it, pages
+are mapped from the lowest unmapped address on, together with a free block just below it. Everything
+over 512 bytes is cut off.
 
 Where a page does not fit the cap, all whole pages in free blocks are unmapped, which counts as a
 retry; if that is not enough, memory is out. The cap is taken as the device's memory, page by page.
-
 Simplified: a segment's addresses never run out, so there is one a pool (PyTorch reserves 1 1/8 of
-the device's memory for each). Not simulated: what `caching` does not. Free bytes in split segments
-are not counted, as PyTorch does not: whole pages can always be given back.
+the device's memory for each). Free bytes in split segments are not counted, as PyTorch does not:
+whole pages can always be given back.
 
-Source: the note "Expandable Segments" in c10/cuda/CUDACachingAllocator.cpp; "Optimizing memory
-    usage with PYTORCH_ALLOC_CONF" in PyTorch's notes on CUDA semantics.
+Not simulated: several streams, pools of CUDA graphs, `garbage_collection_threshold`,
+`roundup_power2_divisions`. With one stream, active and allocated bytes are the same.
+
+Source: the comments at the head of c10/cuda/CUDACachingAllocator.cpp and its note "Expandable
+    Segments"; "Memory management" and "Optimizing memory usage with PYTORCH_ALLOC_CONF" in
+    PyTorch's notes on CUDA semantics (pytorch.org/docs/stable/notes/cuda.html).
 """
 
 from __future__ import annotations
@@ -52,6 +50,9 @@ from memo_planner.allocators._blocks import (
 from memo_planner.allocators._replay import SimulatedOutOfMemory
 from memo_planner.checks import LARGEST, check_int
 from memo_planner.errors import format_bytes
+
+_SEGMENT_ADDRESSES = LARGEST // LARGE_SEGMENT_BYTES * LARGE_SEGMENT_BYTES
+"""Whole pages of either pool, and more than any trace can ask for."""
 
 
 class CachingAllocator:
@@ -156,10 +157,6 @@ class CachingAllocator:
         pool.remove(block)
         self.tally.reserve(-block.size_bytes)
         self.tally.segment(-1)
-
-
-_SEGMENT_ADDRESSES = LARGEST // LARGE_SEGMENT_BYTES * LARGE_SEGMENT_BYTES
-"""Whole pages of either pool, and more than any trace can ask for."""
 
 
 class ExpandableAllocator:

@@ -1,20 +1,16 @@
-"""Best fit in one range of addresses: no pools, no segments, nothing planned.
+"""One range of addresses without pools or segments: best fit, first fit from both ends, as planned.
 
-A request, rounded up to the alignment, goes to the smallest hole that holds it, of equal ones the
-lowest; what lies above everything handed out is the last hole and the largest. Freed ranges become
-one with the holes beside them. What is reserved is the highest end of anything ever handed out.
+**Best fit.** A request, rounded up to the alignment, goes to the smallest hole that holds it, of
+equal ones the lowest; what lies above everything handed out is the last hole and the largest. Freed
+ranges become one with the holes beside them. What is reserved is the highest end of anything ever
+handed out. Source: Knuth, The Art of Computer Programming, volume 1, section 2.5.
 
-Source: Knuth, The Art of Computer Programming, volume 1, section 2.5.
+**First fit from both ends**, as memo-train's own CPU arena serves what is not planned. Under a cap,
+requests of 1/32 of it and more are placed from the top down, smaller ones from the bottom up, each
+rounded to 64 bytes and in the first hole that holds it. The range is as large as the cap whatever
+is in it, so what counts is the least cap under which a step runs. Source: csrc/memory/arena.h.
 
-First fit from both ends of one range, as memo-train's own CPU arena serves what is not planned.
-
-Under a cap, requests of 1/32 of it and more are placed from the top down, smaller ones from the
-bottom up, each rounded to 64 bytes and in the first hole that holds it. The range is as large as
-the cap whatever is in it, so what counts is the least cap under which a step runs.
-
-Source: csrc/device/arena.h.
-
-Every request at its planned address: the layout of the step.
+**Planned.** Every request at its address of the step's layout.
 """
 
 from __future__ import annotations
@@ -30,6 +26,11 @@ from memo_planner.checks import LARGEST, check_int
 from memo_planner.errors import format_bytes
 from memo_planner.layout import Placement, faults, lay_out_step
 from memo_planner.trace import Requests
+
+ALIGNMENT_BYTES = 64
+_LARGE_SHARE = 32
+_PRECISION = 1.005
+_FIRST_GUESS = 1.25
 
 
 class BestFitAllocator:
@@ -76,12 +77,6 @@ class BestFitAllocator:
                 self._holes.remove(other)
                 block.absorb(other)
         self._holes.add(block)
-
-
-ALIGNMENT_BYTES = 64
-_LARGE_SHARE = 32
-_PRECISION = 1.005
-_FIRST_GUESS = 1.25
 
 
 class TwoEndedAllocator:

@@ -1,7 +1,4 @@
-"""What came of serving one step's requests by one allocator.
-
-Serves a recorded step's requests by an allocator, in the order in which they were made.
-"""
+"""Serves a recorded step's requests by an allocator, in the order in which they were made."""
 
 from __future__ import annotations
 

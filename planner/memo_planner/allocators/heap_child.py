@@ -1,7 +1,7 @@
 """The process that `glibc` starts: serves requests by this process's C library and measures it.
 
 Standard input: int64 numbers, machine order: how many requests and steps, their sizes, the events
-(`replay.event_order`). Standard output: one JSON object. Imports nothing of the project.
+(`_replay.event_order`). Standard output: one JSON object. Imports nothing of the project.
 """
 
 from __future__ import annotations

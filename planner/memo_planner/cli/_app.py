@@ -1,7 +1,4 @@
-"""The `memo-plan` command line, to which each command's module adds itself.
-
-The options that describe a job, taken by every command that plans one.
-"""
+"""The `memo-plan` command line, to which commands add themselves, and the options of a job."""
 
 from __future__ import annotations
 
@@ -33,6 +30,10 @@ app = typer.Typer(
     help="Plan a training step, and see what its plan does with memory.",
 )
 
+GIB = 2**30
+HERE = "here"
+_DEFAULT_ZERO = 3
+
 
 @app.callback()
 def _commands() -> None:
@@ -60,11 +61,6 @@ def plain_console() -> Console:
     if console.is_terminal:
         return console
     return Console(highlight=False, soft_wrap=True, width=_PLAIN_WIDTH, color_system=None)
-
-
-GIB = 2**30
-HERE = "here"
-_DEFAULT_ZERO = 3
 
 
 @dataclass(frozen=True, kw_only=True)

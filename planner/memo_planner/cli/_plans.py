@@ -1,15 +1,4 @@
-"""`memo-plan show`: what a plan does with memory.
-
-`memo-plan make`: the fastest plan that fits, from a model's name and a machine's.
-
-`memo-plan check`: does a plan, or a job, fit?
-
-`memo-plan max-seq`: the longest sequence that fits.
-
-`memo-plan compare`: strategies side by side.
-
-`memo-plan hardware`: the machines there are, and where their figures come from.
-"""
+"""Commands about plans: `memo-plan show, make, check, max-seq, compare, hardware`."""
 
 from __future__ import annotations
 
@@ -50,6 +39,12 @@ from memo_planner.strategies import (
 )
 from memo_planner.strategies import compare as compared
 from memo_planner.workload import format_tokens, parse_tokens
+
+_ANY_LENGTH = 1024
+"""Bytes do not depend on the length that a job is described with."""
+
+_LENGTHS = "64K,256K,512K,1M,2M,4M"
+_HEAD = ("strategy", "tokens", "step", "MFU", "device peak", "host of a node", "alpha")
 
 
 @app.command()
@@ -195,10 +190,6 @@ def _refusal(error: PlanInfeasible) -> dict[str, object]:
     }
 
 
-_ANY_LENGTH = 1024
-"""Bytes do not depend on the length that a job is described with."""
-
-
 @app.command()
 @with_job_options
 def max_seq(
@@ -218,10 +209,6 @@ def max_seq(
         return
     for name, tokens in found.items():
         typer.echo(f"{name:<20}{tokens:>14,} tokens ({tokens / 1024:,.0f}K)")
-
-
-_LENGTHS = "64K,256K,512K,1M,2M,4M"
-_HEAD = ("strategy", "tokens", "step", "MFU", "device peak", "host of a node", "alpha")
 
 
 @app.command()

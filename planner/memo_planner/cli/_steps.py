@@ -1,11 +1,4 @@
-"""`memo-plan pack`: offsets for the buffers of a CSV file.
-
-`memo-plan fragmentation`: what other allocators make of a recorded step.
-
-`memo-plan export`: a recorded step for a viewer.
-
-`memo-plan simulate`: a plan's step on a clock.
-"""
+"""Commands about a step and its memory: `memo-plan pack, fragmentation, export, simulate`."""
 
 from __future__ import annotations
 
@@ -68,6 +61,11 @@ _FILE = (
 _Capacity = Annotated[
     int | None, typer.Option(help="Most bytes; without it the peak is made as low as it goes.")
 ]
+
+_GIB = 2**30
+_HEAD = ("allocator", "reserved", "allocated", "fragmentation", "segments", "retries", "found by")
+_GB = 1e9
+_TERA = 1e12
 
 
 @app.command()
@@ -146,10 +144,6 @@ def _text(summary: dict[str, Any]) -> str:
         f"lower bound  {bound:,} bytes ({verdict})\n"
         f"searched     {summary['seconds']:.3f} s, {summary['nodes']:,} nodes"
     )
-
-
-_GIB = 2**30
-_HEAD = ("allocator", "reserved", "allocated", "fragmentation", "segments", "retries", "found by")
 
 
 @app.command()
@@ -257,10 +251,6 @@ def _written(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
-
-
-_GB = 1e9
-_TERA = 1e12
 
 
 @app.command()

@@ -1,7 +1,4 @@
-"""Addresses of a step's requests by several rules, for viewers that show addresses.
-
-When a step was in which phase, block and tile, by the requests made there.
-"""
+"""What viewers show of a step: addresses of its requests by several rules, and its places."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The shares of peak speed that a step's parts reach.
-
-A machine: what its devices compute, hold and copy, and where each figure comes from.
-"""
+"""A machine: what its devices compute, hold and copy, and where each figure comes from."""
 
 from __future__ import annotations
 
@@ -10,6 +7,14 @@ from dataclasses import dataclass, fields, replace
 from memo_planner.checks import check_fields, check_int, check_text
 from memo_planner.errors import InvalidInput
 from memo_planner.profile import Link
+
+_WHOLE = (
+    "gpus_per_node",
+    "device_bytes",
+    "reserve_bytes",
+    "host_nominal_bytes",
+    "host_usable_bytes",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +49,6 @@ PAPER = Efficiency(
     "assumption for machines other than its A800",
 )
 """What the paper's implementation reached on its A800 nodes."""
-
-
-_WHOLE = (
-    "gpus_per_node",
-    "device_bytes",
-    "reserve_bytes",
-    "host_nominal_bytes",
-    "host_usable_bytes",
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,8 @@
-"""The reference formulation of a layout: an integer programme, solved by PuLP with CBC.
-
-Source: MEMO §bi-level MIP. For problems of some dozens of buffers; the native packer does the rest.
-
-The layout in two levels, as the paper solves it: the reference for steps of some dozen requests.
+"""The paper's layout in two levels, by integer programmes (PuLP with CBC): the reference.
 
 Level 1 packs the requests that live inside one pass over one block, each different pass once. Level
-2 packs the rest, with each pass as one request of its level-1 peak. Both are integer programmes.
+2 packs the rest, with each pass as one request of its level-1 peak. It is for steps of some dozen
+requests; the native packer does the rest.
 
 Source: MEMO §bi-level MIP.
 """

@@ -1,8 +1,6 @@
-"""The native packer: heuristics first, then exact search while a gap and time remain.
+"""The native packer, for any packing problem and for a whole recorded step from whatever file.
 
-The layout of a whole recorded step.
-
-Requests from whatever file a user has: a trace, a trace's table, or a packing problem.
+Heuristics go first, then exact search while a gap and time remain.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,11 @@ import numpy as np
 
 from memo_planner.checks import check_int, check_number
 from memo_planner.errors import InvalidInput, SolverError, format_bytes
-from memo_planner.layout._problem import NoPlacement, PackingProblem, Placement
+from memo_planner.layout._problem import NoPlacement, PackingProblem, Placement, read_problem
+from memo_planner.trace import HEADER, NOWHERE, PHASES, Requests, Trace, read_csv
 
 if TYPE_CHECKING:
     from memo_planner._packer import Packer
-from pathlib import Path
-
-from memo_planner.layout._problem import read_problem
-from memo_planner.trace import HEADER, NOWHERE, PHASES, Requests, Trace, read_csv
 
 DEFAULT_SECONDS = 60.0
 _POLL_S = 0.1

@@ -1,9 +1,4 @@
-"""What is to be packed: buffers with known lifetimes and sizes.
-
-Where every buffer goes, and how good that is.
-
-The common CSV form of packing problems and placements: `id,lower,upper,size[,offset]`.
-"""
+"""What is to be packed and where it goes, and the CSV form `id,lower,upper,size[,offset]`."""
 
 from __future__ import annotations
 
@@ -22,6 +17,9 @@ from memo_planner.checks import LARGEST, check_int
 from memo_planner.errors import InvalidInput, MemoError
 
 Int64s = NDArray[np.int64]
+
+_NEEDED = ("id", "lower", "upper", "size")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,10 +140,6 @@ class Placement:
     def gap(self) -> float:
         """Share by which the peak may be above the lowest possible one; 0.0 is proof of optimum."""
         return (self.peak_bytes - self.lower_bound_bytes) / max(1, self.lower_bound_bytes)
-
-
-_NEEDED = ("id", "lower", "upper", "size")
-_WHOLE = re.compile(r"[+-]?[0-9]{1,19}\Z")
 
 
 def read_problem(path: Path, *, alignment_bytes: int = 1) -> PackingProblem:

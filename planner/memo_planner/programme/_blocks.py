@@ -1,10 +1,8 @@
-"""Block policies worth offering to the solver.
+"""The best block policies for one length and one tile size.
 
 Blocks are identical, so a plan is a count of blocks for each block policy. Up to `EXACT_TILES`
 tiles every block policy is offered. Beyond that a grid is offered first, with the points where a
 copy window fills up, and then finer grids around the block policies that were chosen.
-
-The best block policies for one length and one tile size.
 """
 
 from __future__ import annotations
@@ -28,6 +26,8 @@ EQUAL_SHARE = 1e-5
 _TIE_SHARE = EQUAL_SHARE / 40
 _PLACES = ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1))
 """x kept, o kept, o made again: the ways for x and o, attention's recomputation last."""
+
+_LEAST_GAP_S = 1e-12
 
 
 def all_choices(shape: BlockShape) -> Choices:
@@ -143,9 +143,6 @@ def _around(tiles: list[float], num_tiles: int) -> Ints:
     """The whole numbers on both sides of each value, cut to `[0, num_tiles]`."""
     low = np.floor(np.clip(tiles, 0, num_tiles)).astype(np.int64)
     return np.unique(np.concatenate([low, np.minimum(low + 1, num_tiles)]))
-
-
-_LEAST_GAP_S = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)

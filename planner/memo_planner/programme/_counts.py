@@ -1,12 +1,9 @@
 """The integer problem behind a plan: how many blocks follow each block policy.
 
-From fractional block counts to whole ones: keep the whole parts, place the rest at best.
-
-A basic solution of the relaxed problem has at most three fractional counts, so at most two blocks
-are left over; all pairs of policies are tried for them. With one or two blocks in all, this is
-exhaustive search.
-
-Solves the integer problem with PuLP and CBC; trusts whole numbers only after checking them.
+PuLP and CBC solve it; whole numbers are trusted only after they were checked. Fractional counts of
+the relaxed problem become whole ones: keep the whole parts, place the rest at best. A basic
+solution has at most three fractional counts, so at most two blocks are left over; all pairs of
+policies are tried for them. With one or two blocks in all, this is exhaustive search.
 """
 
 from __future__ import annotations
@@ -18,6 +15,14 @@ import pulp
 
 from memo_planner.errors import SolverError
 from memo_planner.programme._cost import Floats, Ints
+
+_NEARLY = 1e-6
+_MOST_MOVES = 100
+TIME_LIMIT_S = 10.0
+NODE_LIMIT = 200
+_ATTEMPTS = 4
+_TOLERANCE = 1e-6
+"""Share by which CBC may exceed a limit without noticing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +79,6 @@ class BlockCounts:
     def fits(self, counts: Ints) -> bool:
         """Whether `counts` hand out all blocks and respect every limit, in whole bytes."""
         return int(counts.sum()) == self.num_blocks and self.excess(counts) == 0
-
-
-_NEARLY = 1e-6
-_MOST_MOVES = 100
 
 
 def round_counts(problem: BlockCounts, fractional: Floats) -> Ints | None:
@@ -156,13 +157,6 @@ def _complete(problem: BlockCounts, base: Ints) -> Ints | None:
 
 def _used(base: Ints) -> list[tuple[int, int]]:
     return [(i, int(base[i])) for i in np.flatnonzero(base).tolist()]
-
-
-TIME_LIMIT_S = 10.0
-NODE_LIMIT = 200
-_ATTEMPTS = 4
-_TOLERANCE = 1e-6
-"""Share by which CBC may exceed a limit without noticing."""
 
 
 @dataclass(frozen=True, kw_only=True)

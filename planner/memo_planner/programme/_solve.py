@@ -1,11 +1,4 @@
-"""What a plan is asked for, the tile sizes to try, and whether any of them fits.
-
-The longest sequence that fits.
-
-The best policy over all tile sizes.
-
-The fastest plan that fits, and which of its limits hold it back.
-"""
+"""The fastest plan that fits, over all tile sizes, what holds it back, and the longest sequence."""
 
 from __future__ import annotations
 
@@ -25,6 +18,7 @@ from memo_planner.programme._prediction import predict
 
 SMALLEST_TILE = 64
 _ALPHA_SLACK = 1 / 16
+_FREE_BYTES_PER_S = 2.0**60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,9 +214,6 @@ def _policy(shape: BlockShape, blocks: Sequence[BlockPolicy]) -> Policy:
     return Policy(tokens=shape.tokens, tile_tokens=shape.tile_tokens, blocks=tuple(blocks))
 
 
-_FREE_BYTES_PER_S = 2.0**60
-
-
 def make_plan(
     profile: Profile,
     tokens: int,
@@ -236,8 +227,8 @@ def make_plan(
 
     With `alpha` given, every block swaps round(alpha * tiles) tiles, recomputes the rest and swaps
     x and o. Without it each block's tiles, x and o are placed by an integer programme over all
-    block policies where a block has at most `candidates.EXACT_TILES` tiles, and over successively
-    finer grids of them above that. Plans that differ by less than `candidates.EQUAL_SHARE` of a
+    block policies where a block has at most `EXACT_TILES` tiles, and over successively
+    finer grids of them above that. Plans that differ by less than `EQUAL_SHARE` of a
     step count as equally fast; of those, keep goes before swap before recompute.
     `tile_tokens` None tries tile sizes and takes the larger of equals; a given one is cut to
     `tokens`. With `attention_again` a block may also save x alone and run attention again.

@@ -1,7 +1,4 @@
-"""Builds a schedule in the order in which a program issues its operations.
-
-What one block has on the host, and how it comes back.
-"""
+"""Builds a schedule in the order in which a program issues its operations."""
 
 from __future__ import annotations
 

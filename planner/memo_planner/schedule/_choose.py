@@ -1,10 +1,9 @@
-"""How far copies to the host fall behind, and the device bytes that this is worth.
-
-Plans chosen on the clock: of several that fit, the one whose simulated step is shortest.
+"""Plans chosen on the clock: of several that fit, the one whose simulated step is shortest.
 
 The cost model counts a copy as free while it fits the time of the computation beside it. For that
 the runtime needs device bytes in which tensors wait for their copies, and a plan that fills the
-device with kept tensors leaves none. So plans are also made with part of the device held back.
+device with kept tensors leaves none. So plans are also made with part of the device held back: as
+much as copies to the host fall behind.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ from memo_planner.schedule._simulation import Simulation, Speeds
 
 _MARGIN = 2
 """Copies may be so much slower than they were measured before anything waits for memory."""
+
+HELD_SHARES = (0.0, HOLES_SHARE, HOLES_SHARE + 0.05, HOLES_SHARE + 0.15)
+"""Shares of the bytes for activations that are held back for copies, one after another."""
 
 
 def copy_budget(plan: Plan, *, park_pre: bool = False) -> CopyBudget:
@@ -55,10 +57,6 @@ def backlog_bytes(step: Simulation) -> int:
         held += one.num_bytes
         most = max(most, held)
     return most
-
-
-HELD_SHARES = (0.0, HOLES_SHARE, HOLES_SHARE + 0.05, HOLES_SHARE + 0.15)
-"""Shares of the bytes for activations that are held back for copies, one after another."""
 
 
 def plan_on_clock(

@@ -1,9 +1,4 @@
-"""How busy each stream is, and which stretches of the step it works, for tables and pictures.
-
-A simulated step as text: a table of figures, and a timeline of streams and memory.
-
-A simulated step as an SVG picture: what each stream does, and memory over time.
-"""
+"""A simulated step for people: a table of figures, a timeline as text, and an SVG picture."""
 
 from __future__ import annotations
 
@@ -17,6 +12,24 @@ import numpy as np
 from memo_planner.errors import format_bytes
 from memo_planner.schedule._schedule import Kind, Phase, Stream
 from memo_planner.schedule._simulation import Floats, MemoryCurve, Simulation
+
+_LEVELS = " .:-=+*#"
+_LETTERS = {Phase.FORWARD: "F", Phase.LOSS: "L", Phase.BACKWARD: "B", Phase.OPTIMIZER: "O"}
+STREAM_NAMES = {
+    Stream.COMPUTE: "compute",
+    Stream.D2H: "device to host",
+    Stream.H2D: "host to device",
+    Stream.COLLECTIVE: "collectives",
+}
+_TOP = 78
+_COLOURS = {
+    Phase.FORWARD: "#4c78a8",
+    Phase.LOSS: "#b279a2",
+    Phase.BACKWARD: "#f58518",
+    Phase.OPTIMIZER: "#9d755d",
+}
+_LEAST_GAP = 0.4
+_TICKS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +74,6 @@ def _worked(step: Simulation, stream: Stream) -> Iterator[tuple[float, float, Ph
     for index, one in enumerate(step.schedule.operations):
         if one.stream is stream and one.kind is not Kind.WAIT and ends[index] > starts[index]:
             yield starts[index], ends[index], one.phase
-
-
-_LEVELS = " .:-=+*#"
-_LETTERS = {Phase.FORWARD: "F", Phase.LOSS: "L", Phase.BACKWARD: "B", Phase.OPTIMIZER: "O"}
-STREAM_NAMES = {
-    Stream.COMPUTE: "compute",
-    Stream.D2H: "device to host",
-    Stream.H2D: "host to device",
-    Stream.COLLECTIVE: "collectives",
-}
 
 
 def figure_rows(step: Simulation) -> list[tuple[str, str]]:
@@ -187,16 +190,7 @@ def _seconds(seconds: float) -> str:
 
 _LEFT, _WIDTH, _RIGHT = 130, 900, 30
 _LANE, _GAP, _CHART = 26, 10, 130
-_TOP = 78
-_COLOURS = {
-    Phase.FORWARD: "#4c78a8",
-    Phase.LOSS: "#b279a2",
-    Phase.BACKWARD: "#f58518",
-    Phase.OPTIMIZER: "#9d755d",
-}
 _STALL, _DEVICE, _HOST, _GRID, _TEXT = "#e45756", "#54a24b", "#72b7b2", "#d8d8d8", "#222222"
-_LEAST_GAP = 0.4
-_TICKS = 6
 
 
 def svg_text(step: Simulation) -> str:

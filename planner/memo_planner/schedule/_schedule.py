@@ -1,6 +1,6 @@
-"""One operation of a schedule: what is done, where, for how long, and with which bytes.
+"""A schedule: a step as an ordered list of operations, and its file.
 
-A schedule: a step as an ordered list of operations, and its file.
+An operation says what is done, where, for how long, and with which bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,18 @@ from pathlib import Path
 from memo_planner.checks import check_int, check_number, check_text
 from memo_planner.codec import decode, encode, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
+
+_BYTES = (
+    "num_bytes",
+    "device_alloc_bytes",
+    "device_free_bytes",
+    "host_alloc_bytes",
+    "host_free_bytes",
+)
+FORMAT = "memo-schedule"
+VERSION = 1
+_LARGEST_TOTAL_BYTES = 2**62
+_MOST_FLOPS = 2.0**120
 
 
 class Stream(Enum):
@@ -53,13 +65,6 @@ STREAM_OF = {
 """The stream of each kind; a release has none."""
 
 _MOVES = (Kind.TO_HOST, Kind.TO_DEVICE, Kind.COLLECTIVE)
-_BYTES = (
-    "num_bytes",
-    "device_alloc_bytes",
-    "device_free_bytes",
-    "host_alloc_bytes",
-    "host_free_bytes",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,12 +129,6 @@ class Operation:
         text += f" {self.num_bytes:,} B" if self.num_bytes else ""
         waited = ", ".join(str(one) for one in self.waits_for)
         return text + (f", waits for {waited}" if waited else "")
-
-
-FORMAT = "memo-schedule"
-VERSION = 1
-_LARGEST_TOTAL_BYTES = 2**62
-_MOST_FLOPS = 2.0**120
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,9 @@
-"""An order in which the operations of a schedule can start.
+"""Runs a schedule on a clock.
 
-Runs a schedule on a clock.
-
-Every stream runs its operations one after another in list order, and each starts once its stream
-is free and all it waits for is over. So start and end of every operation follow from those before
-it, and one pass over the list in start order gives the exact clock.
+Operations are first put in an order in which they can start. Every stream runs its operations one
+after another in list order, and each starts once its stream is free and all it waits for is over.
+So start and end of every operation follow from those before it, and one pass over the list in start
+order gives the exact clock.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from memo_planner.schedule._simulation import (
     Speeds,
     Stall,
 )
+
+_CAUSE_OF = {Stream.D2H: CAUSES[0], Stream.H2D: CAUSES[1], Stream.COLLECTIVE: CAUSES[2]}
 
 
 class ScheduleDeadlock(MemoError):
@@ -92,9 +93,6 @@ def _describe(circle: list[int], operations: Sequence[Operation]) -> str:
         f"{len(circle)} operations wait for one another, so the step would never end: {named} -> "
         f"operation {circle[0]}; let each wait only for operations that are issued before it"
     )
-
-
-_CAUSE_OF = {Stream.D2H: CAUSES[0], Stream.H2D: CAUSES[1], Stream.COLLECTIVE: CAUSES[2]}
 
 
 def simulate(schedule: Schedule, speeds: Speeds) -> Simulation:

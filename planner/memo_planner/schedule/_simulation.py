@@ -1,9 +1,4 @@
-"""How fast the streams of a schedule are.
-
-Bytes in use over the time of a simulated step.
-
-What a simulated step came to.
-"""
+"""What a simulated step came to, at which speeds: seconds, stalls, bytes in use over time."""
 
 from __future__ import annotations
 
@@ -17,6 +12,9 @@ from memo_planner.checks import check_fields
 from memo_planner.errors import InvalidInput
 from memo_planner.profile import Link
 from memo_planner.schedule._schedule import Kind, Operation, Schedule, Stream
+
+CAUSES = ("copies to host", "copies to device", "collectives", "the end of copies")
+"""What compute waits for; the last is copies that outlast the last computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +141,6 @@ class Changes:
             num_bytes=np.concatenate([[start_bytes], levels]).astype(np.int64),
             by_operation=np.concatenate([[-1], ids[order]]).astype(np.int64),
         )
-
-
-CAUSES = ("copies to host", "copies to device", "collectives", "the end of copies")
-"""What compute waits for; the last is copies that outlast the last computation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""Schedules of strategies that handle a block whole: checkpoints, offloaded ones, MEMO's own.
+"""Strategies that handle a block whole, on the clock: the peers of the plan by token tiles.
+
+They are checkpoints, offloaded checkpoints and MEMO's own.
 
 Source: MEMO §overview (two rounding buffers, three streams, the last two layers kept).
-
-Whole-block strategies on the clock, from a profile: the peers of the plan by token tiles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from memo_planner.programme import BlockShape
 from memo_planner.schedule._builder import ScheduleBuilder
 from memo_planner.schedule._of_plan import StepRest, hash_of
 from memo_planner.schedule._schedule import VERSION, Operation, Phase, Schedule
+
+_ROUNDING_BUFFERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +164,6 @@ def _backward(build: ScheduleBuilder, step: LayerStep, sent: Sequence[int | None
 
 def _known(ids: Sequence[int | None]) -> list[int]:
     return [one for one in ids if one is not None]
-
-
-_ROUNDING_BUFFERS = 2
 
 
 def strategy_schedule(

@@ -1,9 +1,4 @@
-"""Bytes and seconds of a block and of each of its tiles, in whole bytes that add up.
-
-Forward of one block by tiles, as the runtime runs it.
-
-Backward of one block by tiles, as the runtime runs it.
-"""
+"""Forward and backward of one block by tiles, as the runtime runs them, in bytes that add up."""
 
 from __future__ import annotations
 

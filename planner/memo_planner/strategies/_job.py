@@ -1,11 +1,4 @@
-"""Whether a prediction stays within limits, and what is short where it does not.
-
-Plans of one job by any strategy, all costed by the same model.
-
-Strategies side by side: one row for each strategy and length.
-
-What more of each memory would buy: found by planning again with it.
-"""
+"""Plans of one job by any strategy, compared on one cost model; what more memory would buy."""
 
 from __future__ import annotations
 

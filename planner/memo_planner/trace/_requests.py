@@ -1,8 +1,6 @@
-"""Columns of whole numbers, checked value by value at the speed of numpy.
+"""The requests of one step, as columns: what was asked, when, how long it lived, and by whom.
 
-The requests of one step, as columns: what was asked, when, how long it lived, and by whom.
-
-From a log of allocations and frees to requests with lifetimes.
+They come from a log of allocations and frees. Numbers are checked value by value at numpy's speed.
 """
 
 from __future__ import annotations
@@ -18,6 +16,16 @@ from memo_planner.checks import LARGEST, check_int
 from memo_planner.errors import InvalidInput
 
 Column = npt.NDArray[np.int64]
+
+PHASES = ("before", "forward", "loss", "backward", "optimizer")
+"""Parts of a step; `before` is the phase of what lived when the recording began."""
+
+BEFORE = PHASES.index("before")
+NOWHERE = -1
+"""The block of a request made outside blocks, the tile of one that all tiles share."""
+
+_MOST_REQUESTS = 2**31
+_SPARE_TIMES = 2**20
 
 
 def int_column(
@@ -69,16 +77,6 @@ def _shown(value: object) -> str:
 
 def _is_huge(value: object) -> bool:
     return isinstance(value, int) and abs(value) >= 10**60
-
-
-PHASES = ("before", "forward", "loss", "backward", "optimizer")
-"""Parts of a step; `before` is the phase of what lived when the recording began."""
-
-BEFORE = PHASES.index("before")
-NOWHERE = -1
-"""The block of a request made outside blocks, the tile of one that all tiles share."""
-
-_MOST_REQUESTS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -193,9 +191,6 @@ class Requests:
         at = int(wrong.argmax())
         times = {"made": int(self.malloc_times[at]), "freed": int(self.free_times[at])}
         raise InvalidInput(f"request {int(self.ids[at])} {why.format(**times)}")
-
-
-_SPARE_TIMES = 2**20
 
 
 def _check_names(names: object) -> None:

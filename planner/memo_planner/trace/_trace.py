@@ -1,6 +1,6 @@
-"""A trace: the requests of one step and what it was a step of, in a file with hashes.
+"""A trace: the requests of one step and what it was a step of, in a file with hashes, and as CSV.
 
-Requests as CSV: `id,lower,upper,size`, which packers read, then where each came from.
+The CSV is `id,lower,upper,size`, which packers read, then where each request came from.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ _COLUMNS = (
     "tiles",
     "ops",
 )
+HEADER = ("id", "lower", "upper", "size", "phase", "block", "tile", "op")
+_DIGITS = frozenset("-0123456789")
+_MOST_DIGITS = 19
+"""Fewer fit 64 bits."""
+
+_LONGEST_HEADER = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,13 +177,6 @@ def _hash_of_requests(requests: Requests) -> str:
     for name in _COLUMNS:
         digest.update(np.ascontiguousarray(getattr(requests, name), dtype="<i8").tobytes())
     return digest.hexdigest()
-
-
-HEADER = ("id", "lower", "upper", "size", "phase", "block", "tile", "op")
-_DIGITS = frozenset("-0123456789")
-_MOST_DIGITS = 19
-"""Fewer fit 64 bits."""
-_LONGEST_HEADER = 200
 
 
 def write_csv(requests: Requests, path: str | Path) -> None:

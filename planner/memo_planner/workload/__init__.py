@@ -1,5 +1,4 @@
-"""What is trained, and the profile that follows
-from its dimensions and a machine's figures."""
+"""What is trained, and the profile that follows from its dimensions and a machine's figures."""
 
 from memo_planner.workload._analytic import Way, analytic_profile, outside_s, rank_limits
 from memo_planner.workload._model import MODELS, PAPER_GPUS, ModelDims, model_named, model_of_config

@@ -1,11 +1,8 @@
-"""Bytes of a block's tensors, counted from the model's dimensions.
+"""A profile from a model's dimensions and a machine's figures, where nothing can be measured.
 
+Bytes are counted from the dimensions; seconds follow from FLOPs, efficiencies and collectives.
 Everything is of one rank and one token of the whole sequence: a rank holds one part in
 `ranks_of_sequence` of every activation.
-
-Seconds of a block's parts, from FLOPs, efficiencies and collectives.
-
-A profile from dimensions and a machine's figures, where nothing can be measured.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Sequence lengths as people write them: 4096, 64K, 1M. K and M are binary.
-
-How a step's work and state are spread over devices.
-
-What is trained: a model, a sequence length, a batch, and how it is spread over devices.
-"""
+"""What is trained: a model, a sequence length, a batch, and how it is spread over devices."""
 
 from __future__ import annotations
 
