@@ -1,4 +1,4 @@
-"""Types of the C++ core. Its contracts are in the headers under csrc/device."""
+"""Types of the C++ core. Its contracts are in the headers under csrc."""
 
 import numpy as np
 

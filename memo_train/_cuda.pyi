@@ -1,4 +1,4 @@
-"""Types of the CUDA device's module. Its contracts are in the headers under csrc/device."""
+"""Types of the CUDA device's module. Its contracts are in the headers under csrc."""
 
 from collections.abc import Callable
 

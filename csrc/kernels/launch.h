@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "device/cuda_calls.h"
+#include "cuda/cuda_calls.h"
 #include "kernels/run.h"
 
 namespace memo {

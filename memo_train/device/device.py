@@ -47,7 +47,7 @@ class CopyEvent(Protocol):
 
 
 class Transfer(Protocol):
-    """The methods of csrc/device/transfer.h; a shape is rows, bytes of a row, and two pitches."""
+    """The methods of csrc/copies/transfer.h; a shape is rows, bytes of a row, and two pitches."""
 
     def alloc_host(self, bytes: int, /) -> int:
         """Address of a new host range."""

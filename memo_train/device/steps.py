@@ -71,7 +71,7 @@ class Departure(Protocol):
 
 
 class ReplayCounts(Protocol):
-    """What became of a step's requests; the fields are those of csrc/device/replay.h."""
+    """What became of a step's requests; the fields are those of csrc/memory/replay.h."""
 
     planned: int
     outside: int

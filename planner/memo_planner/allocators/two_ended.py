@@ -4,7 +4,7 @@ Under a cap, requests of 1/32 of it and more are placed from the top down, small
 bottom up, each rounded to 64 bytes and in the first hole that holds it. The range is as large as
 the cap whatever is in it, so what counts is the least cap under which a step runs.
 
-Source: csrc/device/arena.h.
+Source: csrc/memory/arena.h.
 """
 
 from __future__ import annotations
