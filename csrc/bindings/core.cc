@@ -14,7 +14,6 @@
 #include "base/check.h"
 #include "bindings/replay.h"
 #include "copies/transfer.h"
-#include "cpu/allocator_entry.h"
 #include "cpu/cpu_device.h"
 #include "memory/arena.h"
 #include "memory/host_pool.h"

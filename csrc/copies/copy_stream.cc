@@ -4,7 +4,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
-#include <utility>
+#include <random>
 
 #include "copies/clock.h"
 
@@ -20,7 +20,60 @@ void PrepareThread() {
   pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are for the interpreter's threads
 }
 
+constexpr size_t kMostRanges = 8;
+constexpr double kMomentSeconds = 5e-3;
+constexpr double kLongSeconds = 2.0;
+
 }  // namespace
+
+// Decides, for one stream, how long each piece of work is held back when nobody waits for it, and
+// in which order the bytes of a copy move. Every choice follows from the seed and the number of
+// choices before it, so the same program meets the same adversary again.
+class CopyStream::Adversary {
+ public:
+  Adversary(uint64_t seed, int stream)
+      // Multiplied, so that no stream of one seed is the next stream of the seed before.
+      : random_(seed * 0x9E3779B97F4A7C15u + static_cast<uint64_t>(stream)) {}
+
+  // Seconds to hold the next piece of work back: at once, a moment, or long enough that only a
+  // wait sets it free.
+  double HoldSeconds() {
+    const size_t kind = Below(8);
+    if (kind == 0) return 0;
+    const double most = kind <= 3 ? kMomentSeconds : kLongSeconds;
+    const double least = kind <= 3 ? 0 : kLongSeconds / 2;
+    return least + (most - least) * static_cast<double>(Below(1000)) / 1000;
+  }
+
+  // [0, bytes) cut into a few ranges at random places, in random order.
+  std::vector<Range> Ranges(size_t bytes) {
+    std::vector<size_t> cuts = {0, bytes};
+    for (size_t i = 1 + Below(kMostRanges); i > 1; --i) cuts.push_back(Below(bytes + 1));
+    std::sort(cuts.begin(), cuts.end());
+    std::vector<Range> ranges;
+    for (size_t i = 1; i < cuts.size(); ++i) {
+      if (cuts[i - 1] < cuts[i]) ranges.emplace_back(cuts[i - 1], cuts[i]);
+    }
+    for (size_t i = ranges.size(); i > 1; --i) std::swap(ranges[i - 1], ranges[Below(i)]);
+    return ranges;
+  }
+
+ private:
+  size_t Below(size_t limit) { return static_cast<size_t>(random_() % limit); }
+
+  std::mt19937_64 random_;
+};
+
+class CopyStream::StreamEvent : public Event {
+ public:
+  StreamEvent(CopyStream* stream, Number number) : stream_(stream), number_(number) {}
+  bool Done() const override { return stream_->Done(number_); }
+  void Wait() const { stream_->Wait(number_); }
+
+ private:
+  CopyStream* const stream_;
+  const Number number_;
+};
 
 CopyStream::CopyStream(int id, Link* link) : id_(id), link_(link), worker_([this] { Run(); }) {}
 
@@ -40,26 +93,26 @@ void CopyStream::Hurry() {
   work_changed_.notify_all();
 }
 
-CopyStream::Number CopyStream::AddCopy(const CopySpec& copy) {
+void CopyStream::AddCopy(const CopySpec& copy) {
   link_->CountCopy(copy.Bytes());
-  return Add(Work{copy.Joined(), nullptr, NowSeconds()});
+  Add(Work{copy.Joined(), nullptr, NowSeconds()});
 }
 
-CopyStream::Number CopyStream::AddWait(EventPtr event) {
-  return Add(Work{CopySpec(), std::move(event), NowSeconds()});
-}
+void CopyStream::AddWait(EventPtr event) { Add(Work{CopySpec(), std::move(event), NowSeconds()}); }
 
-CopyStream::Number CopyStream::Add(Work work) {
+void CopyStream::Add(Work work) {
   std::lock_guard<std::mutex> lock(mutex_);
   queue_.push_back(std::move(work));
   work_changed_.notify_all();
-  return ++given_;
+  ++given_;
 }
 
-CopyStream::Number CopyStream::Last() const {
+EventPtr CopyStream::Record() {
   std::lock_guard<std::mutex> lock(mutex_);
-  return given_;
+  return std::make_shared<StreamEvent>(this, given_);
 }
+
+void CopyStream::WaitFor(const Event& event) { static_cast<const StreamEvent&>(event).Wait(); }
 
 void CopyStream::Wait(Number number) {
   if (Done(number)) return;
@@ -71,8 +124,7 @@ void CopyStream::Wait(Number number) {
 
 void CopyStream::SetAdversary(std::optional<uint64_t> seed) {
   std::lock_guard<std::mutex> lock(mutex_);
-  adversary_.reset();
-  if (seed) adversary_.emplace(*seed, id_);
+  adversary_ = seed ? std::make_unique<Adversary>(*seed, id_) : nullptr;
   work_changed_.notify_all();
 }
 
@@ -86,7 +138,7 @@ void CopyStream::Run() {
     const Work work = std::move(queue_.front());
     queue_.pop_front();
     const size_t bytes = work.copy.Bytes();
-    std::vector<Adversary::Range> ranges = {{0, bytes}};
+    std::vector<Range> ranges = {{0, bytes}};
     if (adversary_) ranges = adversary_->Ranges(bytes);
     lock.unlock();
     CarryOut(work, ranges);
@@ -104,9 +156,9 @@ void CopyStream::HoldBack(std::unique_lock<std::mutex>& lock) {
   link_time_s_ = NowSeconds();
 }
 
-void CopyStream::CarryOut(const Work& work, const std::vector<Adversary::Range>& ranges) {
+void CopyStream::CarryOut(const Work& work, const std::vector<Range>& ranges) {
   if (work.event != nullptr) {
-    static_cast<const StreamEvent&>(*work.event).Wait();
+    WaitFor(*work.event);
     link_time_s_ = NowSeconds();
     return;
   }
@@ -116,7 +168,7 @@ void CopyStream::CarryOut(const Work& work, const std::vector<Adversary::Range>&
   link_->EndBusy(NowSeconds());
 }
 
-void CopyStream::Move(const CopySpec& copy, Adversary::Range range) {
+void CopyStream::Move(const CopySpec& copy, Range range) {
   auto [begin, end] = range;
   while (begin < end) {
     const size_t piece = std::min(end - begin, link_->PieceBytes());

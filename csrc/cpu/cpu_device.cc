@@ -2,6 +2,10 @@
 
 #include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
 #include "base/bytes.h"
 #include "base/check.h"
 
@@ -52,8 +56,7 @@ void CpuDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
 
 EventPtr CpuDevice::Record(StreamId stream) {
   if (stream == kCompute) return std::make_shared<PastEvent>();
-  CopyStream& work = FindStream(stream).work;
-  return std::make_shared<StreamEvent>(&work, work.Last());
+  return FindStream(stream).work.Record();
 }
 
 void CpuDevice::StreamWait(StreamId stream, const EventPtr& event) {
@@ -71,7 +74,7 @@ void CpuDevice::StreamWait(StreamId stream, const EventPtr& event) {
 void CpuDevice::HostWait(const EventPtr& event) {
   if (event->Done()) return;
   CheckUsable();
-  static_cast<const StreamEvent&>(*event).Wait();
+  CopyStream::WaitFor(*event);
 }
 
 void CpuDevice::Synchronize() {
@@ -129,6 +132,24 @@ CpuDevice::Stream& CpuDevice::FindStream(StreamId stream) {
   MEMO_REQUIRE(InvalidArgument, stream > 0 && stream <= last)
       << "stream " << stream << " is not a copy stream of this device, which has 1.." << last;
   return *streams_[static_cast<size_t>(stream) - 1];
+}
+
+void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept {
+  try {
+    return static_cast<Arena*>(arena)->Alloc(bytes);
+  } catch (const std::exception& refused) {
+    std::snprintf(error, error_bytes, "%s", refused.what());
+    return nullptr;
+  }
+}
+
+void FreeForHook(void* arena, void* data) noexcept {
+  try {
+    static_cast<Arena*>(arena)->Free(data);
+  } catch (const std::exception& misuse) {
+    std::fprintf(stderr, "memo_train: %s\n", misuse.what());
+    std::abort();
+  }
 }
 
 }  // namespace memo

@@ -61,7 +61,8 @@ class CpuDevice : public Device {
   // Throws InvalidArgument unless finite and positive; then neither limit changes.
   void SetBandwidth(std::optional<double> to_host, std::optional<double> to_device);
 
-  // The test mode of adversary.h, for streams that exist and streams to come; nullopt ends it.
+  // The test mode of CopyStream::SetAdversary, for streams that exist and streams to come; nullopt
+  // ends it.
   void SetAdversary(std::optional<uint64_t> seed);
   // Fills freed and fresh memory of arena and host pool with 0xFF bytes.
   void SetPoison(bool on);
@@ -91,6 +92,16 @@ class CpuDevice : public Device {
   std::optional<uint64_t> adversary_seed_;
   std::vector<std::unique_ptr<Stream>> streams_;  // StreamId - 1
 };
+
+// The arena as two C functions: what the tensor library's allocator hook is given.
+//
+// `arena` is an Arena*. Returns memory, or null after writing why, cut to `error_bytes` bytes
+// with a closing zero, to `error`. Never throws.
+void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept;
+
+// Ends the process with a message if `data` is not a live allocation of the arena: there is no
+// caller to raise in, and going on would corrupt memory.
+void FreeForHook(void* arena, void* data) noexcept;
 
 }  // namespace memo
 

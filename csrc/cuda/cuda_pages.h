@@ -5,7 +5,7 @@
 #include <cstddef>
 
 #include "cuda/cuda_calls.h"
-#include "memory/host_pages.h"
+#include "memory/host_pool.h"
 
 namespace memo {
 

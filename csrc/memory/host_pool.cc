@@ -22,7 +22,7 @@ void* HostPool::Alloc(size_t bytes) {
   const size_t free = limit - std::min(limit, counters_.used_bytes);
   if (bytes > free || RoundUp(bytes, page_bytes_) > free) Refuse(bytes, "");
   bytes = RoundUp(bytes, page_bytes_);
-  HostPages range = TakeCached(bytes);
+  Pages range = TakeCached(bytes);
   if (range.data() == nullptr) range = Map(bytes);
   counters_.used_bytes += bytes;
   counters_.peak_bytes = std::max(counters_.peak_bytes, counters_.used_bytes);
@@ -33,24 +33,24 @@ void* HostPool::Alloc(size_t bytes) {
   return data;
 }
 
-HostPages HostPool::TakeCached(size_t bytes) {
+HostPool::Pages HostPool::TakeCached(size_t bytes) {
   // The newest of that size: its pages are the most likely to be in the processor's cache.
   const auto found = std::find_if(cached_.rbegin(), cached_.rend(),
-                                  [&](const HostPages& range) { return range.bytes() == bytes; });
-  if (found == cached_.rend()) return HostPages();
-  HostPages range = std::move(*found);
+                                  [&](const Pages& range) { return range.bytes() == bytes; });
+  if (found == cached_.rend()) return Pages();
+  Pages range = std::move(*found);
   cached_.erase(std::next(found).base());
   counters_.cached_bytes -= bytes;
   return range;
 }
 
-HostPages HostPool::Map(size_t bytes) {
+HostPool::Pages HostPool::Map(size_t bytes) {
   const size_t used_bytes = counters_.used_bytes + bytes;
   Evict(std::max(ever_used_bytes_, used_bytes) - used_bytes);
-  HostPages range(bytes, pinner_);
+  Pages range(bytes, pinner_);
   if (range.data() == nullptr) {
     Evict(0);
-    range = HostPages(bytes, pinner_);
+    range = Pages(bytes, pinner_);
   }
   if (range.data() == nullptr) Refuse(bytes, "; the system refuses to map or pin it");
   return range;
@@ -69,7 +69,7 @@ void HostPool::Free(void* data) {
   MEMO_REQUIRE(InvalidArgument, found != used_.end())
       << "host_free of " << data << ": the host pool did not hand out this address, or it was "
       << "freed before";
-  HostPages range = std::move(found->second);
+  Pages range = std::move(found->second);
   used_.erase(found);
   counters_.used_bytes -= range.bytes();
   counters_.cached_bytes += range.bytes();

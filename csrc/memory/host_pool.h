@@ -7,10 +7,21 @@
 #include <mutex>
 #include <optional>
 #include <unordered_map>
+#include <utility>
 
-#include "memory/host_pages.h"
+#include "memory/mapped_range.h"
 
 namespace memo {
+
+// What a device does to pages before the first copy and after the last. Any thread may call it.
+class PagePinner {
+ public:
+  virtual ~PagePinner() = default;
+  // Whether the system had room; `data` is page-aligned, `bytes` whole pages, none touched yet.
+  // Throws where it is no matter of room.
+  virtual bool Pin(void* data, size_t bytes) = 0;
+  virtual void Unpin(void* data, size_t bytes) noexcept = 0;
+};
 
 // Bytes are whole pages: the only rounding the pool does.
 struct HostPoolCounters {
@@ -48,17 +59,51 @@ class HostPool {
   void ResetPeak();
 
  private:
-  HostPages TakeCached(size_t bytes);
-  HostPages Map(size_t bytes);
+  // Mapped pages that the pinner has prepared, for as long as they are mapped. An empty range
+  // (`data() == nullptr`) is one that the system refused to map or to pin.
+  class Pages {
+   public:
+    Pages() = default;
+    // Without a pinner pages are only mapped.
+    Pages(size_t bytes, PagePinner* pinner) : range_(bytes) {
+      if (pinner == nullptr || range_.data() == nullptr) return;
+      if (pinner->Pin(range_.data(), bytes)) {
+        pinner_ = pinner;
+      } else {
+        range_ = MappedRange();
+      }
+    }
+    Pages(Pages&& other) noexcept { *this = std::move(other); }
+    Pages& operator=(Pages&& other) noexcept {
+      std::swap(range_, other.range_);
+      std::swap(pinner_, other.pinner_);
+      return *this;
+    }
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    ~Pages() {
+      if (pinner_ != nullptr) pinner_->Unpin(range_.data(), range_.bytes());
+    }
+
+    char* data() const { return range_.data(); }
+    size_t bytes() const { return range_.bytes(); }
+
+   private:
+    MappedRange range_;
+    PagePinner* pinner_ = nullptr;
+  };
+
+  Pages TakeCached(size_t bytes);
+  Pages Map(size_t bytes);
   void Evict(size_t most_bytes);
   [[noreturn]] void Refuse(size_t bytes, const char* reason) const;
 
   const size_t page_bytes_;
   PagePinner* const pinner_;
   mutable std::mutex mutex_;
-  std::unordered_map<void*, HostPages> used_;
-  std::deque<HostPages> cached_;  // the longest unused first
-  size_t ever_used_bytes_ = 0;    // largest used_bytes ever, at most the cap
+  std::unordered_map<void*, Pages> used_;
+  std::deque<Pages> cached_;    // the longest unused first
+  size_t ever_used_bytes_ = 0;  // largest used_bytes ever, at most the cap
   bool poison_ = false;
   HostPoolCounters counters_;
 };

@@ -2,9 +2,10 @@
 #ifndef MEMO_MEMORY_RECORDING_H_
 #define MEMO_MEMORY_RECORDING_H_
 
-#include <cstddef>
+#include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace memo {
@@ -22,14 +23,25 @@ struct MemoryEvent {
 class Recording {
  public:
   // Forgets what there is and starts anew.
-  void Start();
+  void Start() {
+    events_.emplace();
+    sources_.clear();
+  }
   bool on() const { return events_.has_value(); }
 
   // source: identity of whose event it is: of a thread on the CPU, of a stream on a GPU.
-  void Add(MemoryEventKind kind, uint64_t offset, uint64_t bytes, uint64_t source);
+  void Add(MemoryEventKind kind, uint64_t offset, uint64_t bytes, uint64_t source) {
+    if (!on()) return;
+    auto place = std::find(sources_.begin(), sources_.end(), source);
+    if (place == sources_.end()) place = sources_.insert(place, source);
+    const auto number = static_cast<uint32_t>(place - sources_.begin());
+    events_->push_back(MemoryEvent{static_cast<uint32_t>(kind), number, offset, bytes});
+  }
 
   // Ends recording; empty if it was off.
-  std::vector<MemoryEvent> Stop();
+  std::vector<MemoryEvent> Stop() {
+    return std::exchange(events_, std::nullopt).value_or(std::vector<MemoryEvent>());
+  }
 
  private:
   std::optional<std::vector<MemoryEvent>> events_;

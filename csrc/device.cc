@@ -1,4 +1,4 @@
-#include "copies/copy_spec.h"
+#include "device.h"
 
 #include <algorithm>
 #include <cstring>
