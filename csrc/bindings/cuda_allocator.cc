@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "bindings/replay.h"
-#include "cuda/cuda_allocators.h"
+#include "cuda/cuda_allocator.h"
 
 namespace py = pybind11;
 

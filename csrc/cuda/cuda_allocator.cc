@@ -5,13 +5,55 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "memory/address_space.h"
 
 namespace memo {
 namespace {
 
 constexpr size_t kLargestBytes = PTRDIFF_MAX / 2;  // can be rounded and added up
+constexpr size_t kPageBytes = size_t{2} << 20;
+constexpr size_t kGrowthShare = 4;  // a new chunk has at least this part of its stream's bytes
 
 }  // namespace
+
+// A piece of device memory got by one cudaMalloc, and which of its addresses are in use.
+//
+// All that lives in it was asked for on one stream, so that an address may be handed out again as
+// soon as it is free: what the stream does with it later comes after what it did before.
+class CudaAllocator::Chunk {
+ public:
+  // Takes over `data`, `bytes` of device memory.
+  Chunk(CudaCalls* calls, char* data, size_t bytes, cudaStream_t stream)
+      : calls_(calls), data_(data), space_(bytes), stream_(stream) {}
+  // Gives the memory back. All work on it must be over.
+  ~Chunk() {
+    const CudaGuard guard(calls_, std::nothrow);
+    calls_->Keep(cudaFree(data_), "cudaFree");
+  }
+  Chunk(const Chunk&) = delete;
+  Chunk& operator=(const Chunk&) = delete;
+
+  char* data() const { return data_; }
+  size_t bytes() const { return space_.limit_bytes(); }
+  AddressSpace& space() { return space_; }
+  cudaStream_t stream() const { return stream_; }
+  // For a chunk in which nothing lives, when `stream` waits for all that the one before was given.
+  void set_stream(cudaStream_t stream) { stream_ = stream; }
+
+  bool Covers(const void* data) const {
+    const auto begin = reinterpret_cast<uintptr_t>(data_);
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    return address >= begin && address - begin < bytes();
+  }
+  // Nothing lives in it, and no step is under way.
+  bool Idle() const { return space_.counters().live_allocations == 0 && !space_.in_step(); }
+
+ private:
+  CudaCalls* const calls_;
+  char* const data_;
+  AddressSpace space_;
+  cudaStream_t stream_;
+};
 
 CudaAllocator::CudaAllocator(int ordinal, size_t smallest_chunk_bytes)
     : smallest_chunk_bytes_(RoundUp(smallest_chunk_bytes, kBlockBytes)),
@@ -90,7 +132,7 @@ std::vector<MemoryEvent> CudaAllocator::StopRecording() {
 
 void CudaAllocator::Free(void* data, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
-  CudaChunk* const chunk = FindChunk(data);
+  Chunk* const chunk = FindChunk(data);
   const CudaPendingFrees::Block block{static_cast<char*>(data), LiveBytes(chunk, data)};
   Record(MemoryEventKind::kFree, data, block.bytes, chunk->stream());
   AddUser(data, stream);
@@ -123,7 +165,7 @@ void CudaAllocator::AddUser(const void* data, cudaStream_t stream) {
   if (std::find(users.begin(), users.end(), stream) == users.end()) users.push_back(stream);
 }
 
-CudaChunk* CudaAllocator::FindChunk(const void* data) const {
+CudaAllocator::Chunk* CudaAllocator::FindChunk(const void* data) const {
   auto found = chunks_.upper_bound(static_cast<const char*>(data));
   const bool is_ours = found != chunks_.begin() && (--found)->second->Covers(data);
   MEMO_REQUIRE(InvalidArgument, is_ours)
@@ -132,7 +174,7 @@ CudaChunk* CudaAllocator::FindChunk(const void* data) const {
   return found->second.get();
 }
 
-size_t CudaAllocator::LiveBytes(CudaChunk* chunk, const void* data) const {
+size_t CudaAllocator::LiveBytes(Chunk* chunk, const void* data) const {
   const char* const begin = static_cast<const char*>(data);
   const size_t bytes = pending_.Holds(begin)
                            ? 0
@@ -145,7 +187,7 @@ size_t CudaAllocator::LiveBytes(CudaChunk* chunk, const void* data) const {
 
 // Nobody uses the block any more but its own stream, if anybody does.
 void CudaAllocator::Settle(const CudaPendingFrees::Block& block) {
-  CudaChunk* const chunk = FindChunk(block.data);
+  Chunk* const chunk = FindChunk(block.data);
   const size_t freed = chunk->space().Free(static_cast<size_t>(block.data - chunk->data()));
   MEMO_CHECK(freed == block.bytes) << freed << " bytes were freed of " << block.bytes;
 }
@@ -162,6 +204,204 @@ void CudaAllocator::SettleBehind(cudaStream_t stream, const char* data, size_t b
     ++counters_.planned_waits;
     Settle(*block);
   }
+}
+
+// A large chunk first; when the device has no room, what frees have left; then just what is asked.
+char* CudaAllocator::Grow(size_t bytes, cudaStream_t stream) {
+  calls_->CheckUsable();
+  size_t chunk_bytes = 0;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    chunk_bytes = NextChunkBytes(bytes, stream);
+  }
+  if (char* data = AllocInNewChunk(chunk_bytes, bytes, stream)) return data;
+  if (char* data = AllocInPending(bytes, stream)) return data;
+  ReleaseIdle();
+  if (char* data = AllocInNewChunk(RoundUp(bytes, kBlockBytes), bytes, stream)) return data;
+  if (char* data = AllocInPlanned(bytes, stream)) return data;
+  Refuse(bytes);
+}
+
+// Chunks grow with what their stream has, so that there are few of them.
+size_t CudaAllocator::NextChunkBytes(size_t bytes, cudaStream_t stream) const {
+  size_t stream_bytes = 0;
+  for (const auto& [data, chunk] : chunks_) {
+    if (chunk.get() != planned_ && chunk->stream() == stream) stream_bytes += chunk->bytes();
+  }
+  const size_t wanted = std::max(smallest_chunk_bytes_, stream_bytes / kGrowthShare);
+  return wanted > bytes ? RoundUp(wanted, kBlockBytes) : RoundUp(bytes, kPageBytes);
+}
+
+char* CudaAllocator::AllocInNewChunk(size_t chunk_bytes, size_t bytes, cudaStream_t stream) {
+  std::unique_ptr<Chunk> chunk = MakeChunk(chunk_bytes, stream);
+  if (chunk == nullptr) return nullptr;
+  std::lock_guard<std::mutex> lock(mutex_);
+  const char* const begin = chunk->data();
+  chunks_.emplace(begin, std::move(chunk));
+  return TakeBySize(bytes, stream);
+}
+
+// Null if the device or the cap has no room.
+std::unique_ptr<CudaAllocator::Chunk> CudaAllocator::MakeChunk(size_t bytes, cudaStream_t stream) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const size_t reserved = counters_.reserved_bytes;
+    const size_t cap = counters_.cap_bytes.value_or(SIZE_MAX);
+    if (reserved > cap || bytes > cap - reserved) return nullptr;
+    counters_.reserved_bytes += bytes;  // now, for those that look at the cap meanwhile
+  }
+  const CudaGuard guard(calls_.get());
+  void* data = nullptr;
+  const cudaError_t code = cudaMalloc(&data, bytes);
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (code != cudaSuccess) {
+    counters_.reserved_bytes -= bytes;
+    if (code != cudaErrorMemoryAllocation) calls_->Check(code, "cudaMalloc", bytes);
+    static_cast<void>(cudaGetLastError());
+    return nullptr;
+  }
+  ++counters_.device_mallocs;
+  counters_.reserved_peak_bytes = std::max(counters_.reserved_peak_bytes, counters_.reserved_bytes);
+  return std::make_unique<Chunk>(calls_.get(), static_cast<char*>(data), bytes, stream);
+}
+
+char* CudaAllocator::AllocInPending(size_t bytes, cudaStream_t stream) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ++counters_.retries;
+  }
+  WaitForPending();
+  std::lock_guard<std::mutex> lock(mutex_);
+  return TakeBySize(bytes, stream);
+}
+
+void CudaAllocator::WaitForPending() {
+  std::vector<CudaEventRef> events;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    events = pending_.Events();
+  }
+  for (const auto& event : events) event->Wait();
+  std::lock_guard<std::mutex> lock(mutex_);
+  SettleDone();
+}
+
+// The planned range is not worth a refusal: the step goes on without it.
+char* CudaAllocator::AllocInPlanned(size_t bytes, cudaStream_t stream) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (planned_ == nullptr || planned_->stream() != stream) return nullptr;
+  planned_->space().GiveUpStep();
+  given_up_ = planned_->space().EndStep();
+  planned_ = nullptr;
+  return TakeBySize(bytes, stream);
+}
+
+void CudaAllocator::ReleaseIdle() {
+  calls_->CheckUsable();
+  WaitForPending();
+  std::vector<std::unique_ptr<Chunk>> idle;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    idle = TakeIdle();
+  }
+  GiveBack(std::move(idle));
+}
+
+std::vector<std::unique_ptr<CudaAllocator::Chunk>> CudaAllocator::TakeIdle() {
+  std::vector<std::unique_ptr<Chunk>> idle;
+  for (auto chunk = chunks_.begin(); chunk != chunks_.end();) {
+    if (!chunk->second->Idle()) {
+      ++chunk;
+      continue;
+    }
+    if (chunk->second.get() == planned_) planned_ = nullptr;
+    idle.push_back(std::move(chunk->second));
+    chunk = chunks_.erase(chunk);
+  }
+  return idle;
+}
+
+// Idle is what the host is done with; its stream may still be at work there.
+void CudaAllocator::GiveBack(std::vector<std::unique_ptr<Chunk>> chunks) {
+  const CudaGuard guard(calls_.get());
+  for (std::unique_ptr<Chunk>& chunk : chunks) {
+    events_->Record(chunk->stream())->Wait();
+    const size_t bytes = chunk->bytes();
+    chunk.reset();
+    std::lock_guard<std::mutex> lock(mutex_);
+    counters_.reserved_bytes -= bytes;
+    ++counters_.device_frees;
+  }
+}
+
+void CudaAllocator::Refuse(size_t bytes) {
+  const CudaGuard guard(calls_.get());
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  calls_->Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  std::lock_guard<std::mutex> lock(mutex_);
+  ++counters_.refusals;
+  const size_t cap = counters_.cap_bytes.value_or(total_bytes);
+  Message message;
+  message << "device memory exceeded: asked " << FormatBytes(bytes) << ", used "
+          << FormatBytes(counters_.allocated_bytes) << " of "
+          << FormatBytes(counters_.reserved_bytes) << " reserved, cap " << FormatBytes(cap)
+          << "; CUDA device " << calls_->ordinal() << " has " << FormatBytes(free_bytes) << " of "
+          << FormatBytes(total_bytes)
+          << " left; swap or recompute more token tiles, or use a shorter sequence";
+  throw DeviceMemoryExceeded(message.Text());
+}
+
+bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStream_t stream) {
+  calls_->CheckUsable();
+  MEMO_REQUIRE(InvalidArgument, layout->alignment() % kBlockBytes == 0)
+      << "a layout aligned to " << layout->alignment() << " bytes cannot serve a GPU, whose "
+      << "addresses are multiples of " << kBlockBytes;
+  std::vector<std::unique_ptr<Chunk>> outgrown;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    given_up_.reset();
+    SettleDone();
+    if (ReadyForStep(stream) && planned_->space().BeginStep(layout, ServedThreads::kAll)) {
+      return true;
+    }
+    planned_ = nullptr;
+    outgrown = TakeIdle();
+  }
+  GiveBack(std::move(outgrown));
+  std::unique_ptr<Chunk> chunk =
+      MakeChunk(RoundUp(std::max<size_t>(layout->peak_bytes(), 1), kPageBytes), stream);
+  if (chunk == nullptr) return false;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (planned_ != nullptr) planned_->space().EndStep();  // of another thread, meanwhile
+  const char* const begin = chunk->data();
+  planned_ = chunks_.emplace(begin, std::move(chunk)).first->second.get();
+  return planned_->space().BeginStep(std::move(layout), ServedThreads::kAll);
+}
+
+// Whether the planned chunk can serve a step of `stream`: what it still waits for, `stream` does.
+bool CudaAllocator::ReadyForStep(cudaStream_t stream) {
+  if (planned_ == nullptr) return false;
+  planned_->space().EndStep();
+  SettleBehind(planned_->stream(), planned_->data(), planned_->bytes());
+  if (planned_->stream() == stream) return true;
+  if (!planned_->Idle()) return false;
+  const CudaGuard guard(calls_.get());
+  events_->Record(planned_->stream())->Block(stream);
+  planned_->set_stream(stream);
+  return true;
+}
+
+void CudaAllocator::Mark(uint64_t value) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  recording_.Add(MemoryEventKind::kMark, value, 0, reinterpret_cast<uintptr_t>(recorded_));
+  if (planned_ != nullptr) planned_->space().Mark(value);
+}
+
+std::optional<ReplayCounts> CudaAllocator::EndStep() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (planned_ != nullptr) return planned_->space().EndStep();
+  return std::exchange(given_up_, std::nullopt);
 }
 
 CudaAllocatorCounters CudaAllocator::Counters() const {
@@ -183,6 +423,37 @@ void CudaAllocator::SetCap(std::optional<size_t> cap_bytes) {
       << "the device cap must be positive, got 0; use None for no cap";
   std::lock_guard<std::mutex> lock(mutex_);
   counters_.cap_bytes = cap_bytes;
+}
+
+CudaAllocators& CudaAllocators::OfProcess() {
+  static CudaAllocators* const all = std::make_unique<CudaAllocators>().release();
+  return *all;
+}
+
+CudaAllocator& CudaAllocators::Of(int ordinal) {
+  MEMO_REQUIRE(InvalidArgument, 0 <= ordinal && ordinal < kMostDevices)
+      << "there is no CUDA device " << ordinal << "; devices are 0 to " << kMostDevices - 1;
+  Slot& slot = slots_[static_cast<size_t>(ordinal)];
+  std::call_once(slot.made, [&] { slot.allocator = std::make_unique<CudaAllocator>(ordinal); });
+  return *slot.allocator;
+}
+
+CudaAllocator& CudaAllocators::Owning(const void* data) {
+  cudaPointerAttributes attributes = {};
+  CudaCalls(0).Check(cudaPointerGetAttributes(&attributes, data), "cudaPointerGetAttributes");
+  MEMO_REQUIRE(InvalidArgument, attributes.type == cudaMemoryTypeDevice)
+      << data << " is not memory of a CUDA device";
+  return Of(attributes.device);
+}
+
+std::string CudaAllocators::LastError() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return last_error_;
+}
+
+void CudaAllocators::KeepError(const char* text) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  last_error_ = text;
 }
 
 }  // namespace memo

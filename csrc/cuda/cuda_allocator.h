@@ -5,20 +5,22 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "cuda/cuda_calls.h"
-#include "cuda/cuda_chunk.h"
 #include "cuda/cuda_events.h"
 #include "cuda/cuda_pending_frees.h"
 #include "memory/recording.h"
+#include "memory/replay.h"
 #include "memory/step_layout.h"
 
 namespace memo {
@@ -100,31 +102,32 @@ class CudaAllocator {
   void ResetPeak();
 
  private:
-  using Chunks = std::map<const char*, std::unique_ptr<CudaChunk>>;  // by address
+  class Chunk;
+  using Chunks = std::map<const char*, std::unique_ptr<Chunk>>;  // by address
 
   // With the lock held.
   char* TakePlanned(size_t bytes, cudaStream_t stream);
   char* TakeBySize(size_t bytes, cudaStream_t stream);
   char* CountTaken(char* data, size_t bytes, cudaStream_t stream, uint64_t* requests);
   void Record(MemoryEventKind kind, const void* data, size_t bytes, cudaStream_t stream);
-  CudaChunk* FindChunk(const void* data) const;
-  size_t LiveBytes(CudaChunk* chunk, const void* data) const;
+  Chunk* FindChunk(const void* data) const;
+  size_t LiveBytes(Chunk* chunk, const void* data) const;
   void AddUser(const void* data, cudaStream_t stream);
   void Settle(const CudaPendingFrees::Block& block);
   void SettleDone();
   void SettleBehind(cudaStream_t stream, const char* data, size_t bytes);
   bool ReadyForStep(cudaStream_t stream);
-  std::vector<std::unique_ptr<CudaChunk>> TakeIdle();
+  std::vector<std::unique_ptr<Chunk>> TakeIdle();
   size_t NextChunkBytes(size_t bytes, cudaStream_t stream) const;
 
   // Without the lock.
   char* Grow(size_t bytes, cudaStream_t stream);
   char* AllocInNewChunk(size_t chunk_bytes, size_t bytes, cudaStream_t stream);
-  std::unique_ptr<CudaChunk> MakeChunk(size_t bytes, cudaStream_t stream);
+  std::unique_ptr<Chunk> MakeChunk(size_t bytes, cudaStream_t stream);
   char* AllocInPending(size_t bytes, cudaStream_t stream);
   char* AllocInPlanned(size_t bytes, cudaStream_t stream);
   void WaitForPending();
-  void GiveBack(std::vector<std::unique_ptr<CudaChunk>> chunks);
+  void GiveBack(std::vector<std::unique_ptr<Chunk>> chunks);
   [[noreturn]] void Refuse(size_t bytes);
 
   const size_t smallest_chunk_bytes_;
@@ -133,13 +136,43 @@ class CudaAllocator {
   std::unique_ptr<CudaEventPool> events_;
   mutable std::mutex mutex_;  // guards what follows
   Chunks chunks_;
-  CudaChunk* planned_ = nullptr;          // of chunks_, or null
+  Chunk* planned_ = nullptr;              // of chunks_, or null
   std::optional<ReplayCounts> given_up_;  // of a step that lost its chunk
   std::unordered_map<const void*, std::vector<cudaStream_t>> users_;  // of live blocks
   CudaPendingFrees pending_;
   Recording recording_;
   cudaStream_t recorded_ = nullptr;  // the stream that StartRecording was given
   CudaAllocatorCounters counters_;
+};
+
+// The allocators of all GPUs of the process, for callers that can pass no object.
+// Any thread may call any method.
+class CudaAllocators {
+ public:
+  // Global because a tensor library's hooks are plain functions. Never destroyed: CUDA may be gone
+  // before the process is.
+  static CudaAllocators& OfProcess();
+
+  // The allocator of GPU `ordinal`, made when it is first asked for. Throws InvalidArgument.
+  CudaAllocator& Of(int ordinal);
+  // That of the GPU whose memory `data` is. Throws InvalidArgument if it is none's.
+  CudaAllocator& Owning(const void* data);
+
+  // Why the last request was refused that could not throw; empty if none was.
+  std::string LastError() const;
+  void KeepError(const char* text);
+
+ private:
+  static constexpr int kMostDevices = 64;
+
+  struct Slot {
+    std::once_flag made;
+    std::unique_ptr<CudaAllocator> allocator;
+  };
+
+  std::array<Slot, kMostDevices> slots_;
+  mutable std::mutex mutex_;  // guards what follows
+  std::string last_error_;
 };
 
 }  // namespace memo

@@ -17,12 +17,6 @@
 
 namespace memo {
 
-// A CUDA call failed; the message names call, device, code and bytes.
-class CudaError : public Error {
- public:
-  using Error::Error;
-};
-
 // Any thread may call any method.
 class CudaCalls {
  public:

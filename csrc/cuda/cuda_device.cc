@@ -1,6 +1,12 @@
 #include "cuda/cuda_device.h"
 
+#include <linux/mempolicy.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "base/bytes.h"
@@ -28,6 +34,51 @@ int Attribute(const CudaCalls& calls, cudaDeviceAttr attribute) {
 
 }  // namespace
 
+// Host pages as a CUDA device wants them: pinned, on the NUMA node beside it, not shared by forks.
+// They are pinned where they are, so that a range costs what was asked and no more: runtimes that
+// allocate pinned memory themselves may round its size up.
+class CudaDevice::Pages : public PagePinner {
+ public:
+  // Asks the device for its NUMA node. Throws CudaError.
+  explicit Pages(CudaCalls* calls)
+      : calls_(calls), numa_node_(Attribute(*calls, cudaDevAttrHostNumaId)) {}
+
+  // False when the system has no room for more pinned pages. Throws CudaError otherwise.
+  bool Pin(void* data, size_t bytes) override {
+    const CudaGuard guard(calls_);
+    // A fork would make pages copy-on-write, and this process could then write to a copy while the
+    // device goes on with the original.
+    if (madvise(data, bytes, MADV_DONTFORK) != 0) return false;
+    PreferNode(data, bytes);
+    const cudaError_t code = cudaHostRegister(data, bytes, cudaHostRegisterPortable);
+    if (code == cudaErrorMemoryAllocation) {
+      static_cast<void>(cudaGetLastError());
+      return false;
+    }
+    calls_->Check(code, "cudaHostRegister", bytes);
+    return true;
+  }
+
+  void Unpin(void* data, size_t) noexcept override {
+    const CudaGuard guard(calls_, std::nothrow);
+    calls_->Keep(cudaHostUnregister(data), "cudaHostUnregister");
+  }
+
+  int numa_node() const { return numa_node_; }
+
+ private:
+  void PreferNode(void* data, size_t bytes) const {
+    constexpr int kMaskBits = 64;
+    if (numa_node_ < 0 || numa_node_ >= kMaskBits) return;
+    const unsigned long mask = 1UL << numa_node_;
+    // Only speed hangs on it, and containers may forbid the call: a refusal is no error.
+    syscall(SYS_mbind, data, bytes, MPOL_PREFERRED, &mask, kMaskBits + 1, 0);
+  }
+
+  CudaCalls* const calls_;
+  const int numa_node_;
+};
+
 int CudaDevice::Count() {
   int count = 0;
   const cudaError_t code = cudaGetDeviceCount(&count);
@@ -48,10 +99,10 @@ CudaDevice::CudaDevice(int ordinal, CurrentStream current_stream)
       << "; look at the driver and at CUDA_VISIBLE_DEVICES, or use the CPU device";
   calls_ = std::make_unique<CudaCalls>(ordinal);
   max_pitch_bytes_ = static_cast<size_t>(Attribute(*calls_, cudaDevAttrMaxPitch));
-  pages_ = std::make_unique<CudaPages>(calls_.get());
+  pages_ = std::make_unique<Pages>(calls_.get());
   host_pool_ = std::make_unique<HostPool>(pages_.get());
   events_ = std::make_unique<CudaEventPool>(calls_.get());
-  timed_events_ = std::make_unique<CudaEventPool>(calls_.get(), CudaTiming::kOn);
+  timed_events_ = std::make_unique<CudaEventPool>(calls_.get(), CudaEventPool::Timing::kOn);
 }
 
 CudaDevice::~CudaDevice() {
@@ -151,7 +202,7 @@ void CudaDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
       << static_cast<const void*>(data) << " are not memory of CUDA device " << ordinal();
   const auto direction = static_cast<size_t>(found.direction);
   const CudaGuard guard(calls_.get());
-  CudaStopwatch::EventRef begin = timed_events_->Record(found.handle);
+  CudaEventRef begin = timed_events_->Record(found.handle);
   CopyRows(copy.Joined(), found);
   copying_[direction].Add(std::move(begin), timed_events_->Record(found.handle));
   links_[direction].CountCopy(copy.Bytes());
@@ -192,7 +243,7 @@ void CudaDevice::StreamWait(StreamId stream, const EventPtr& event) {
   const cudaStream_t handle = Handle(stream);
   const CudaGuard guard(calls_.get());
   if (stream != kCompute) return waited.Block(handle);
-  CudaStopwatch::EventRef begin = timed_events_->Record(handle);
+  CudaEventRef begin = timed_events_->Record(handle);
   waited.Block(handle);
   stalled_.Add(std::move(begin), timed_events_->Record(handle));
   std::lock_guard<std::mutex> lock(mutex_);
@@ -223,6 +274,8 @@ void CudaDevice::SynchronizeCompute() {
   const CudaGuard guard(calls_.get());
   calls_->Check(cudaStreamSynchronize(handle), "cudaStreamSynchronize");
 }
+
+int CudaDevice::numa_node() const { return pages_->numa_node(); }
 
 size_t CudaDevice::MemoryBytes() const {
   const CudaGuard guard(calls_.get());

@@ -16,8 +16,6 @@
 #include "copies/link.h"
 #include "cuda/cuda_calls.h"
 #include "cuda/cuda_events.h"
-#include "cuda/cuda_pages.h"
-#include "cuda/cuda_stopwatch.h"
 #include "device.h"
 #include "memory/host_pool.h"
 
@@ -87,7 +85,8 @@ class CudaDevice : public Device {
   bool Owns(const void* data) const;
 
   int ordinal() const { return calls_->ordinal(); }
-  int numa_node() const { return pages_->numa_node(); }
+  // The node that pinned pages are asked from, or negative where the system has none.
+  int numa_node() const;
   HostPool& host_pool() { return *host_pool_; }
 
   CudaCounters Counters() const;
@@ -97,6 +96,8 @@ class CudaDevice : public Device {
   void ResetCounters();
 
  private:
+  class Pages;
+
   struct Stream {
     Direction direction;
     cudaStream_t handle;
@@ -111,7 +112,7 @@ class CudaDevice : public Device {
   const CurrentStream current_stream_;
   // Behind pointers, so that a fork can let them go without a call to CUDA.
   std::unique_ptr<CudaCalls> calls_;
-  std::unique_ptr<CudaPages> pages_;
+  std::unique_ptr<Pages> pages_;
   std::unique_ptr<HostPool> host_pool_;
   std::unique_ptr<CudaEventPool> events_;
   std::unique_ptr<CudaEventPool> timed_events_;

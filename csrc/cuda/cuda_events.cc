@@ -41,7 +41,7 @@ CudaEventPool::~CudaEventPool() {
   for (const cudaEvent_t event : free_) calls_->Keep(cudaEventDestroy(event), "cudaEventDestroy");
 }
 
-std::shared_ptr<const CudaEvent> CudaEventPool::Record(cudaStream_t stream) {
+CudaEventRef CudaEventPool::Record(cudaStream_t stream) {
   const auto event = std::make_shared<const CudaEvent>(this);
   calls_->Check(cudaEventRecord(event->event_, stream), "cudaEventRecord");
   return event;
@@ -70,6 +70,32 @@ cudaEvent_t CudaEventPool::Take() {
 void CudaEventPool::GiveBack(cudaEvent_t event) noexcept {
   std::lock_guard<std::mutex> lock(mutex_);
   free_.push_back(event);
+}
+
+void CudaStopwatch::Add(CudaEventRef begin, CudaEventRef end) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  open_.emplace_back(std::move(begin), std::move(end));
+  if (open_.size() > kMostOpen) Settle();
+}
+
+double CudaStopwatch::Seconds() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Settle();
+  return seconds_;
+}
+
+void CudaStopwatch::Reset() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  open_.clear();
+  seconds_ = 0;
+}
+
+void CudaStopwatch::Settle() const {
+  while (!open_.empty() && open_.front().second->Done()) {
+    const auto& [begin, end] = open_.front();
+    seconds_ += end->SecondsSince(*begin);
+    open_.pop_front();
+  }
 }
 
 }  // namespace memo

@@ -6,8 +6,10 @@
 
 #include <atomic>
 #include <cstddef>
+#include <deque>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cuda/cuda_calls.h"
@@ -43,20 +45,22 @@ class CudaEvent : public Event {
   mutable std::atomic<bool> done_{false};  // once done, CUDA need not be asked again
 };
 
-// Whether the events of a pool say when they were done. Those that do not are cheaper to wait for.
-enum class CudaTiming : unsigned int { kOff = cudaEventDisableTiming, kOn = cudaEventDefault };
+using CudaEventRef = std::shared_ptr<const CudaEvent>;
 
 // The events of one device. Any thread may call any method. Must outlive its events.
 class CudaEventPool {
  public:
-  explicit CudaEventPool(CudaCalls* calls, CudaTiming timing = CudaTiming::kOff)
+  // Whether events say when they were done. Those that do not are cheaper to wait for.
+  enum class Timing : unsigned int { kOff = cudaEventDisableTiming, kOn = cudaEventDefault };
+
+  explicit CudaEventPool(CudaCalls* calls, Timing timing = Timing::kOff)
       : calls_(calls), timing_(timing) {}
   ~CudaEventPool();
   CudaEventPool(const CudaEventPool&) = delete;
   CudaEventPool& operator=(const CudaEventPool&) = delete;
 
   // An event for everything given to `stream` so far. Needs a guard. Throws CudaError.
-  std::shared_ptr<const CudaEvent> Record(cudaStream_t stream);
+  CudaEventRef Record(cudaStream_t stream);
 
   // How many were ever made: the most that were held at once.
   size_t NumMade() const;
@@ -70,10 +74,33 @@ class CudaEventPool {
   void GiveBack(cudaEvent_t event) noexcept;
 
   CudaCalls* const calls_;
-  const CudaTiming timing_;
+  const Timing timing_;
   mutable std::mutex mutex_;
   size_t num_made_ = 0;
   std::vector<cudaEvent_t> free_;  // has room for all that were made
+};
+
+// Seconds that streams spend between pairs of events, added up once the device has come to both.
+//
+// The device stamps its events with the time, so nobody waits: what is not over yet is not counted.
+// Any thread may call any method.
+class CudaStopwatch {
+ public:
+  // An interval of one stream; both events are of a pool that times. Throws CudaError.
+  void Add(CudaEventRef begin, CudaEventRef end);
+  // Of the intervals since Reset that are over. Throws CudaError when the device has failed.
+  double Seconds() const;
+  // Forgets all intervals, also those under way.
+  void Reset();
+
+ private:
+  static constexpr size_t kMostOpen = 16;  // from then on Add looks which ones are over
+
+  void Settle() const;
+
+  mutable std::mutex mutex_;
+  mutable std::deque<std::pair<CudaEventRef, CudaEventRef>> open_;
+  mutable double seconds_ = 0;
 };
 
 }  // namespace memo

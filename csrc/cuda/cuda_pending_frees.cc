@@ -44,7 +44,7 @@ std::optional<CudaPendingFrees::Block> CudaPendingFrees::TakeBehind(cudaStream_t
   }
   if (found == blocks_.end() || found->first >= data + bytes) return std::nullopt;
   const std::shared_ptr<Pending> pending = found->second;
-  for (const EventRef& event : pending->events) event->Block(stream);
+  for (const CudaEventRef& event : pending->events) event->Block(stream);
   return Take(pending);
 }
 
@@ -55,8 +55,8 @@ CudaPendingFrees::Block CudaPendingFrees::Take(const std::shared_ptr<Pending>& p
   return pending->block;
 }
 
-std::vector<CudaPendingFrees::EventRef> CudaPendingFrees::Events() const {
-  std::vector<EventRef> events;
+std::vector<CudaEventRef> CudaPendingFrees::Events() const {
+  std::vector<CudaEventRef> events;
   for (const auto& [data, pending] : blocks_) {
     events.insert(events.end(), pending->events.begin(), pending->events.end());
   }

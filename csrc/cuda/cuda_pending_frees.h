@@ -19,8 +19,7 @@ namespace memo {
 // Whoever owns it holds a lock around every call.
 class CudaPendingFrees {
  public:
-  using EventRef = std::shared_ptr<const CudaEvent>;
-  using Users = std::vector<std::pair<cudaStream_t, EventRef>>;
+  using Users = std::vector<std::pair<cudaStream_t, CudaEventRef>>;
   struct Block {
     char* data = nullptr;
     size_t bytes = 0;
@@ -38,7 +37,7 @@ class CudaPendingFrees {
   std::optional<Block> TakeBehind(cudaStream_t stream, const char* data, size_t bytes);
 
   // What is waited for, to be waited for by the host without the lock.
-  std::vector<EventRef> Events() const;
+  std::vector<CudaEventRef> Events() const;
 
   bool Holds(const char* data) const { return blocks_.count(data) > 0; }
   bool empty() const { return blocks_.empty(); }
@@ -48,11 +47,11 @@ class CudaPendingFrees {
  private:
   struct Pending {
     Block block;
-    std::vector<EventRef> events;
+    std::vector<CudaEventRef> events;
     size_t num_left = 0;  // 0 also when it was taken before its events were done
   };
   struct Use {
-    EventRef event;
+    CudaEventRef event;
     std::shared_ptr<Pending> pending;
   };
   using Queue = std::deque<Use>;  // in the order of the stream, and so of the events
