@@ -11,6 +11,9 @@
 namespace memo::pack {
 namespace {
 
+// Buffers in the order in which they are placed.
+using Order = std::vector<int32_t>;
+
 // The lowest gap in two sets of taken ranges.
 int64_t LowestGap(const Ranges& a, const Ranges& b, int64_t size) {
   int64_t offset = 0;
@@ -50,6 +53,33 @@ void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t targ
                         [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
 }
 
+// Costs at most one small insertion for each conflict. Buffers that live in all sections need none
+// in `conflicts`.
+Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
+                 Obstacles obstacles) {
+  constexpr int64_t kUnplaced = -1;
+  Offsets offsets(problem.buffers.size(), kUnplaced);
+  Ranges& of_all = obstacles.of_all;
+  std::vector<Ranges>& of_each = obstacles.of_each;
+  Ranges anywhere = of_all;  // taken in any section
+  for (const int32_t i : order) {
+    const bool is_whole = problem.IsWhole(problem.buffers[i]);
+    const int64_t size = problem.buffers[i].size;
+    const int64_t start = LowestGap(is_whole ? anywhere : of_all, of_each[i], size);
+    offsets[i] = start;
+    of_each[i] = Ranges();
+    Take(anywhere, start, start + size);
+    if (is_whole) {
+      Take(of_all, start, start + size);
+      continue;
+    }
+    for (const int32_t other : conflicts.of(i)) {
+      if (offsets[other] == kUnplaced) Take(of_each[other], start, start + size);
+    }
+  }
+  return offsets;
+}
+
 }  // namespace
 
 void Take(Ranges& taken, int64_t start, int64_t stop) {
@@ -81,31 +111,6 @@ Ranges Joined(Ranges ranges) {
     }
   }
   return joined;
-}
-
-Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
-                 Obstacles obstacles) {
-  constexpr int64_t kUnplaced = -1;
-  Offsets offsets(problem.buffers.size(), kUnplaced);
-  Ranges& of_all = obstacles.of_all;
-  std::vector<Ranges>& of_each = obstacles.of_each;
-  Ranges anywhere = of_all;  // taken in any section
-  for (const int32_t i : order) {
-    const bool is_whole = problem.IsWhole(problem.buffers[i]);
-    const int64_t size = problem.buffers[i].size;
-    const int64_t start = LowestGap(is_whole ? anywhere : of_all, of_each[i], size);
-    offsets[i] = start;
-    of_each[i] = Ranges();
-    Take(anywhere, start, start + size);
-    if (is_whole) {
-      Take(of_all, start, start + size);
-      continue;
-    }
-    for (const int32_t other : conflicts.of(i)) {
-      if (offsets[other] == kUnplaced) Take(of_each[other], start, start + size);
-    }
-  }
-  return offsets;
 }
 
 void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,

@@ -58,24 +58,6 @@ std::vector<int32_t> ByLastSection(const Problem& problem) {
   return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
 }
 
-std::vector<Part> Split(const Problem& problem) {
-  std::vector<Part> parts;
-  int32_t base = 0, reach = 0;
-  for (const int32_t index : ByFirstSection(problem)) {
-    const Buffer& buffer = problem.buffers[index];
-    if (parts.empty() || buffer.first >= reach) {
-      parts.emplace_back();
-      base = buffer.first;
-    }
-    reach = std::max(reach, buffer.last);
-    Part& part = parts.back();
-    part.problem.buffers.push_back({buffer.first - base, buffer.last - base, buffer.size});
-    part.problem.num_sections = reach - base;
-    part.index.push_back(index);
-  }
-  return parts;
-}
-
 Merged MergeLifetimes(const Problem& problem) {
   const std::vector<Buffer>& buffers = problem.buffers;
   std::vector<int32_t> order(buffers.size());
@@ -153,7 +135,7 @@ Conflicts::Conflicts(const Problem& problem, bool with_whole)
   for_each_pair([&](int32_t a, int32_t b) { entries_[next[a]++] = b, entries_[next[b]++] = a; });
 }
 
-int64_t CountConflicts(const Problem& problem, bool with_whole) {
+int64_t Conflicts::Count(const Problem& problem, bool with_whole) {
   std::vector<int64_t> begun(problem.num_sections + 1, 0), ended(problem.num_sections + 1, 0);
   for (const Buffer& buffer : problem.buffers) {
     if (with_whole || !problem.IsWhole(buffer)) ++begun[buffer.first], ++ended[buffer.last];

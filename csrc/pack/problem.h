@@ -33,12 +33,6 @@ struct Problem {
 // Offset of every buffer, in the order of Problem::buffers.
 using Offsets = std::vector<int64_t>;
 
-// Buffers of one independent part, with their places in the whole, ordered by first section.
-struct Part {
-  Problem problem;
-  std::vector<int32_t> index;
-};
-
 // Sections from half-open lifetimes; sizes are taken as they are. All three have equal length,
 // lower < upper and size > 0.
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -48,9 +42,6 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 std::vector<int32_t> ByFirstSection(const Problem& problem);
 // The same in order of their last sections.
 std::vector<int32_t> ByLastSection(const Problem& problem);
-
-// The parts between which no lifetime crosses, in order of time.
-std::vector<Part> Split(const Problem& problem);
 
 // A problem whose buffers stand for stacks of buffers with one lifetime.
 struct Merged {
@@ -92,13 +83,13 @@ class Conflicts {
   // Entries of all lists: each conflicting pair counts twice.
   size_t size() const { return entries_.size(); }
 
+  // Number of conflicting pairs, counted without listing them.
+  static int64_t Count(const Problem& problem, bool with_whole = true);
+
  private:
   std::vector<size_t> start_;
   std::vector<int32_t> entries_;
 };
-
-// Number of conflicting pairs, counted without listing them.
-int64_t CountConflicts(const Problem& problem, bool with_whole = true);
 
 }  // namespace memo::pack
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
-#include <limits>
 #include <random>
 
 namespace memo::pack {
@@ -48,7 +47,7 @@ bool IsContested(Preference preference) {
 
 }  // namespace
 
-Strategy StrategyOf(int64_t round, uint64_t seed) {
+Strategy Strategy::OfRound(int64_t round, uint64_t seed) {
   constexpr Preference kPreferences[] = {
       Preference::kArea,        Preference::kContestedArea, Preference::kContestedSize,
       Preference::kLastSection, Preference::kLifetime,      Preference::kRandom,
@@ -56,9 +55,9 @@ Strategy StrategyOf(int64_t round, uint64_t seed) {
   constexpr Pick kPicks[] = {Pick::kFewest, Pick::kFewFull, Pick::kFullest};
   constexpr double kNoise = 0.2;
   constexpr int64_t kNumPicks = std::size(kPicks), kNumPreferences = std::size(kPreferences);
-  static_assert(kNumPicks * kNumPreferences == kNumStrategies);
+  static_assert(kNumPicks * kNumPreferences == kCount);
   const int64_t preference = (round / kNumPicks) % kNumPreferences;
-  const double noise = round < kNumStrategies ? 0 : kNoise;
+  const double noise = round < kCount ? 0 : kNoise;
   return {kPicks[round % kNumPicks], kPreferences[preference], noise,
           seed + static_cast<uint64_t>(round)};
 }
@@ -88,22 +87,6 @@ std::vector<double> Weights(const Problem& problem, Preference preference, doubl
   }
   for (size_t i = 0; i < contention.size(); ++i) weights[i] += kContentionFirst * contention[i];
   return weights;
-}
-
-double Urgency(Pick pick, int64_t choices, int64_t remaining, int64_t capacity) {
-  constexpr double kChoicesPerCapacity = 8;
-  if (choices <= 1) return std::numeric_limits<double>::lowest();
-  const double count = static_cast<double>(choices);
-  const double fill = static_cast<double>(remaining) / static_cast<double>(capacity);
-  switch (pick) {
-    case Pick::kFewest:
-      return count;
-    case Pick::kFullest:
-      return -fill;
-    case Pick::kFewFull:
-      break;
-  }
-  return count - kChoicesPerCapacity * fill;
 }
 
 }  // namespace memo::pack
