@@ -69,7 +69,7 @@ class BuildExtWithKernels(build_ext):
 
 def cuda_extensions(toolkit: CudaToolkit) -> list[Extension]:
     """The CUDA device, and the kernels."""
-    device = sources("bindings/cuda*.cc", "cuda/*.cc", *SHARED_SOURCES, "torch/cuda_*.cc")
+    device = sources("bindings/cuda.cc", "cuda/*.cc", *SHARED_SOURCES, "torch/cuda_*.cc")
     built = [
         extension("memo_train._cuda", device),
         extension(KERNELS_NAME, sources("bindings/kernels.cc", "cuda/cuda_calls.cc")),

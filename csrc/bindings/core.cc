@@ -6,13 +6,11 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <utility>
 #include <vector>
 
-#include "base/check.h"
-#include "bindings/replay.h"
+#include "bindings/python_types.h"
 #include "copies/transfer.h"
 #include "cpu/cpu_device.h"
 #include "memory/arena.h"
@@ -22,17 +20,16 @@ namespace py = pybind11;
 
 namespace {
 
+using memo::Address;
 using memo::Arena;
 using memo::CopySpec;
 using memo::CpuDevice;
 using memo::HostPool;
+using memo::Pointer;
 using memo::StepLayout;
 using memo::Transfer;
 using memo::TransferEvent;
 using Released = py::call_guard<py::gil_scoped_release>;
-
-uintptr_t Address(const void* data) { return reinterpret_cast<uintptr_t>(data); }
-void* Pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
 template <typename Function>
 uintptr_t FunctionAddress(Function* function) {
@@ -49,26 +46,8 @@ std::vector<T> Rows(const py::array_t<T>& array) {
   return std::vector<T>(array.data(), array.data() + array.size());
 }
 
-void Raise(const char* name, const std::exception& error) {
-  const py::module_ errors = py::module_::import("memo_train.device.errors");
-  PyErr_SetString(errors.attr(name).ptr(), error.what());
-}
-
-void Translate(std::exception_ptr pointer) {
-  try {
-    std::rethrow_exception(pointer);
-  } catch (const memo::InvalidArgument& error) {
-    Raise("InvalidDeviceArgument", error);
-  } catch (const memo::DeviceMemoryExceeded& error) {
-    Raise("DeviceMemoryExceeded", error);
-  } catch (const memo::HostMemoryExceeded& error) {
-    Raise("HostMemoryExceeded", error);
-  } catch (const memo::ForkedProcess& error) {
-    Raise("ForkedProcess", error);
-  }
-}
-
 void BindCounters(py::module_& m) {
+  memo::BindHostAndLinkCounters(m);
   py::class_<memo::ArenaCounters>(m, "ArenaCounters")
       .def_readonly("used_bytes", &memo::ArenaCounters::used_bytes)
       .def_readonly("peak_bytes", &memo::ArenaCounters::peak_bytes)
@@ -79,15 +58,6 @@ void BindCounters(py::module_& m) {
       .def_readonly("cap_bytes", &memo::ArenaCounters::cap_bytes)
       .def_readonly("reserved_bytes", &memo::ArenaCounters::reserved_bytes)
       .def_readonly("planned_bytes", &memo::ArenaCounters::planned_bytes);
-  py::class_<memo::HostPoolCounters>(m, "HostPoolCounters")
-      .def_readonly("used_bytes", &memo::HostPoolCounters::used_bytes)
-      .def_readonly("peak_bytes", &memo::HostPoolCounters::peak_bytes)
-      .def_readonly("cached_bytes", &memo::HostPoolCounters::cached_bytes)
-      .def_readonly("cap_bytes", &memo::HostPoolCounters::cap_bytes);
-  py::class_<memo::LinkCounters>(m, "LinkCounters")
-      .def_readonly("copies", &memo::LinkCounters::copies)
-      .def_readonly("bytes", &memo::LinkCounters::bytes)
-      .def_readonly("busy_s", &memo::LinkCounters::busy_s);
   py::class_<memo::StopWatch::Reading>(m, "StallCounters")
       .def_readonly("stalls", &memo::StopWatch::Reading::intervals)
       .def_readonly("seconds", &memo::StopWatch::Reading::seconds);
@@ -204,7 +174,7 @@ void BindDevice(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The CPU device of memo_train: arena, host pool and copy engine.";
   m.attr("COMPILER") = __VERSION__;
-  py::register_local_exception_translator(&Translate);
+  py::register_local_exception_translator(&memo::TranslateErrors);
   BindCounters(m);
   BindReplay(m);
   BindMemory(m);

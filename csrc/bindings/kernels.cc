@@ -10,14 +10,12 @@
 #include <string>
 
 #include "base/check.h"
-#include "bindings/python_errors.h"
+#include "bindings/python_types.h"
+#include "kernels/activations.h"
 #include "kernels/copy_rows.h"
-#include "kernels/gelu.h"
 #include "kernels/rms_norm.h"
-#include "kernels/rms_norm_weight.h"
 #include "kernels/rope.h"
 #include "kernels/run.h"
-#include "kernels/swiglu.h"
 
 namespace py = pybind11;
 
@@ -101,7 +99,7 @@ void RmsNormWeightGradient(const std::string& dtype, std::array<uintptr_t, 5> da
                                              At<float>(data[3]), shape[0],       shape[1],
                                              chunk_rows};
     memo::RunItems(sums, Handle(stream));
-    memo::RunItems(memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), NumChunks(sums),
+    memo::RunItems(memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), sums.NumChunks(),
                                                   shape[1] * memo::Pack<T>::kElements},
                    Handle(stream));
   });

@@ -16,6 +16,10 @@ struct Rope {
     size_t head;
     size_t token;
   };
+  struct Angles {
+    Pack<T> cos[2];
+    Pack<T> sin[2];
+  };
   const T* x;
   const T* cos;
   const T* sin;
@@ -38,14 +42,8 @@ MEMO_HOST_DEVICE size_t NumItems(const Rope<T>& args) {
 }
 
 template <typename T>
-struct Angles {
-  Pack<T> cos[2];
-  Pack<T> sin[2];
-};
-
-template <typename T>
-MEMO_HOST_DEVICE Angles<T> LoadAngles(const Rope<T>& args, size_t first) {
-  Angles<T> angles;
+MEMO_HOST_DEVICE typename Rope<T>::Angles LoadAngles(const Rope<T>& args, size_t first) {
+  typename Rope<T>::Angles angles;
   for (size_t half = 0; half < 2; ++half) {
     angles.cos[half] = LoadPack<Pack<T>>(args.cos, first + half * args.half_packs);
     angles.sin[half] = LoadPack<Pack<T>>(args.sin, first + half * args.half_packs);
@@ -55,7 +53,8 @@ MEMO_HOST_DEVICE Angles<T> LoadAngles(const Rope<T>& args, size_t first) {
 
 // Forward takes the sines crosswise with the result, backward (the transpose) with the input.
 template <typename T>
-MEMO_HOST_DEVICE void Rotate(Pack<T> (&pair)[2], const Angles<T>& angles, bool is_backward) {
+MEMO_HOST_DEVICE void Rotate(Pack<T> (&pair)[2], const typename Rope<T>::Angles& angles,
+                             bool is_backward) {
   for (size_t e = 0; e < Pack<T>::kElements; ++e) {
     const float first = ToFloat(pair[0].values[e]);
     const float second = ToFloat(pair[1].values[e]);
@@ -73,7 +72,7 @@ MEMO_HOST_DEVICE void RunItem(const Rope<T>& args, size_t item) {
   const size_t token = item / args.half_packs % args.tokens;
   const size_t sequence = item / args.half_packs / args.tokens;
   const size_t angle = sequence * args.table_batch_pitch + token * args.table_token_pitch + column;
-  const Angles<T> angles = LoadAngles(args, angle);
+  const typename Rope<T>::Angles angles = LoadAngles(args, angle);
   size_t x = sequence * args.x_pitches.batch + token * args.x_pitches.token + column;
   size_t y = sequence * args.y_pitches.batch + token * args.y_pitches.token + column;
   MEMO_UNROLL_4

@@ -4,11 +4,19 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <optional>
 
-#include "kernels/row_lanes.h"
-
 namespace memo {
+
+// Sums over a row: its packs are shared out among lanes, whose sums are then added up. Lanes are
+// the threads of a warp on the GPU, the numbers of an array on the host; both add in one order.
+constexpr unsigned kLanes = 32;
+
+template <int kSums>
+struct LaneSums {
+  float values[kSums];
+};
 
 // Starts the kernel on `stream` of the current device. Throws CudaError.
 template <typename Args>

@@ -40,7 +40,7 @@ class Compiler:
         includes = (sysconfig.get_path("include"), pybind11.get_include())
         flags = ["-shared", "-fPIC", "-fvisibility=hidden", version]
         flags += [f"-isystem{include}" for include in includes]
-        return self._build([*CSRC.glob("bindings/cuda*.cc"), *HERE.glob("bridge/*.cc")], flags)
+        return self._build([CSRC / "bindings" / "cuda.cc", *HERE.glob("bridge/*.cc")], flags)
 
     def _build(self, sources: Iterable[Path], flags: list[str]) -> Path:
         patterns = (*SHARED_SOURCES, "cuda/*.cc", "torch/cuda_*.cc")
