@@ -47,7 +47,7 @@ std::vector<T> Rows(const py::array_t<T>& array) {
 }
 
 void BindCounters(py::module_& m) {
-  memo::BindHostAndLinkCounters(m);
+  memo::BindSharedCounters(m);
   py::class_<memo::ArenaCounters>(m, "ArenaCounters")
       .def_readonly("used_bytes", &memo::ArenaCounters::used_bytes)
       .def_readonly("peak_bytes", &memo::ArenaCounters::peak_bytes)
@@ -70,7 +70,6 @@ void BindCounters(py::module_& m) {
 }
 
 void BindReplay(py::module_& m) {
-  memo::BindReplayCounts(m);
   PYBIND11_NUMPY_DTYPE(StepLayout::Request, bytes, offset);
   PYBIND11_NUMPY_DTYPE(StepLayout::Mark, value, first);
   py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout")
@@ -113,8 +112,8 @@ void BindMemory(py::module_& m) {
       .def("lock_for_fork", &Arena::LockForFork)
       .def("unlock_after_fork", &Arena::UnlockAfterFork)
       .def("hook_entry", [](Arena& self) {
-        return py::make_tuple(Address(&self), FunctionAddress(&memo::AllocForHook),
-                              FunctionAddress(&memo::FreeForHook));
+        return py::make_tuple(Address(&self), FunctionAddress(&CpuDevice::AllocForHook),
+                              FunctionAddress(&CpuDevice::FreeForHook));
       });
   py::class_<HostPool>(m, "HostPool")
       .def(py::init<>())

@@ -43,13 +43,13 @@ CopySpec Rows(uintptr_t target, uintptr_t source, const Shape& shape) {
 
 // Local to the module: memo_train._core has classes of the same types.
 void BindCounters(py::module_& m) {
-  memo::BindHostAndLinkCounters(m);
+  memo::BindSharedCounters(m);
   const py::module_local local;
-  py::class_<memo::CudaMemoryCounters>(m, "CudaMemoryCounters", local)
-      .def_readonly("used_bytes", &memo::CudaMemoryCounters::used_bytes)
-      .def_readonly("peak_bytes", &memo::CudaMemoryCounters::peak_bytes)
-      .def_readonly("live_allocations", &memo::CudaMemoryCounters::live_allocations)
-      .def_readonly("allocations", &memo::CudaMemoryCounters::allocations);
+  py::class_<memo::CudaCounters::Memory>(m, "CudaMemoryCounters", local)
+      .def_readonly("used_bytes", &memo::CudaCounters::Memory::used_bytes)
+      .def_readonly("peak_bytes", &memo::CudaCounters::Memory::peak_bytes)
+      .def_readonly("live_allocations", &memo::CudaCounters::Memory::live_allocations)
+      .def_readonly("allocations", &memo::CudaCounters::Memory::allocations);
   py::class_<memo::CudaCounters>(m, "CudaCounters", local)
       .def_readonly("device", &memo::CudaCounters::device)
       .def_readonly("host", &memo::CudaCounters::host)
@@ -146,7 +146,6 @@ py::array_t<uint64_t> Columns(const std::vector<memo::MemoryEvent>& events) {
 }
 
 void BindSteps(py::module_& m) {
-  memo::BindReplayCounts(m);
   using Array = py::array_t<uint64_t, py::array::c_style>;
   py::class_<StepLayout, std::shared_ptr<StepLayout>>(m, "StepLayout", py::module_local())
       .def(py::init([](const Array& requests, const Array& marks, size_t smallest_bytes) {

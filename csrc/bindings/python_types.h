@@ -18,38 +18,37 @@ namespace memo {
 inline uintptr_t Address(const void* data) { return reinterpret_cast<uintptr_t>(data); }
 inline void* Pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
 
-inline void RaisePython(const char* name, const std::exception& error) {
-  const pybind11::module_ errors = pybind11::module_::import("memo_train.device.errors");
-  PyErr_SetString(errors.attr(name).ptr(), error.what());
-}
-
 // C++ errors as the exceptions of memo_train.device.errors; for
 // register_local_exception_translator.
 inline void TranslateErrors(std::exception_ptr pointer) {
+  const auto raise = [](const char* name, const std::exception& error) {
+    const pybind11::module_ errors = pybind11::module_::import("memo_train.device.errors");
+    PyErr_SetString(errors.attr(name).ptr(), error.what());
+  };
   try {
     std::rethrow_exception(pointer);
   } catch (const InvalidArgument& error) {
-    RaisePython("InvalidDeviceArgument", error);
+    raise("InvalidDeviceArgument", error);
   } catch (const DeviceMemoryExceeded& error) {
-    RaisePython("DeviceMemoryExceeded", error);
+    raise("DeviceMemoryExceeded", error);
   } catch (const HostMemoryExceeded& error) {
-    RaisePython("HostMemoryExceeded", error);
+    raise("HostMemoryExceeded", error);
   } catch (const ForkedProcess& error) {
-    RaisePython("ForkedProcess", error);
+    raise("ForkedProcess", error);
   } catch (const CudaError& error) {
-    RaisePython("CudaError", error);
+    raise("CudaError", error);
   }
 }
 
 // Types are local to each module, as several have classes of the same ones.
-inline void BindReplayCounts(pybind11::module_& m) {
+inline void BindSharedCounters(pybind11::module_& m) {
   const pybind11::module_local local;
-  pybind11::class_<Departure>(m, "Departure", local)
-      .def_readonly("bytes", &Departure::bytes)
-      .def_readonly("expected_bytes", &Departure::expected_bytes)
-      .def_readonly("place", &Departure::place)
-      .def_readonly("in_use", &Departure::in_use)
-      .def_readonly("op", &Departure::op);
+  pybind11::class_<ReplayCounts::Departure>(m, "Departure", local)
+      .def_readonly("bytes", &ReplayCounts::Departure::bytes)
+      .def_readonly("expected_bytes", &ReplayCounts::Departure::expected_bytes)
+      .def_readonly("place", &ReplayCounts::Departure::place)
+      .def_readonly("in_use", &ReplayCounts::Departure::in_use)
+      .def_readonly("op", &ReplayCounts::Departure::op);
   pybind11::class_<ReplayCounts>(m, "ReplayCounts", local)
       .def_readonly("planned", &ReplayCounts::planned)
       .def_readonly("outside", &ReplayCounts::outside)
@@ -58,10 +57,6 @@ inline void BindReplayCounts(pybind11::module_& m) {
       .def_readonly("missing", &ReplayCounts::missing)
       .def_readonly("given_up", &ReplayCounts::given_up)
       .def_readonly("first", &ReplayCounts::first);
-}
-
-inline void BindHostAndLinkCounters(pybind11::module_& m) {
-  const pybind11::module_local local;
   pybind11::class_<HostPoolCounters>(m, "HostPoolCounters", local)
       .def_readonly("used_bytes", &HostPoolCounters::used_bytes)
       .def_readonly("peak_bytes", &HostPoolCounters::peak_bytes)

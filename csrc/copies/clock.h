@@ -12,12 +12,6 @@ inline double NowSeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-inline std::chrono::steady_clock::time_point TimePoint(double seconds) {
-  return std::chrono::steady_clock::time_point(
-      std::chrono::duration_cast<std::chrono::steady_clock::duration>(
-          std::chrono::duration<double>(seconds)));
-}
-
 // Adds up time intervals from any number of threads.
 class StopWatch {
  public:

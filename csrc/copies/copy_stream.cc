@@ -4,6 +4,7 @@
 #include <sys/prctl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 
 #include "copies/clock.h"
@@ -12,6 +13,12 @@ namespace memo {
 namespace {
 
 constexpr unsigned long kTimerSlackNanoseconds = 1000;  // the kernel's 50,000 spoil short sleeps
+
+std::chrono::steady_clock::time_point TimePoint(double seconds) {
+  return std::chrono::steady_clock::time_point(
+      std::chrono::duration_cast<std::chrono::steady_clock::duration>(
+          std::chrono::duration<double>(seconds)));
+}
 
 void PrepareThread() {
   prctl(PR_SET_TIMERSLACK, kTimerSlackNanoseconds);

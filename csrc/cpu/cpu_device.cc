@@ -134,7 +134,7 @@ CpuDevice::Stream& CpuDevice::FindStream(StreamId stream) {
   return *streams_[static_cast<size_t>(stream) - 1];
 }
 
-void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept {
+void* CpuDevice::AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept {
   try {
     return static_cast<Arena*>(arena)->Alloc(bytes);
   } catch (const std::exception& refused) {
@@ -143,7 +143,7 @@ void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) n
   }
 }
 
-void FreeForHook(void* arena, void* data) noexcept {
+void CpuDevice::FreeForHook(void* arena, void* data) noexcept {
   try {
     static_cast<Arena*>(arena)->Free(data);
   } catch (const std::exception& misuse) {

@@ -73,6 +73,15 @@ class CpuDevice : public Device {
   // Sets copies, bytes, busy seconds and stalls to zero.
   void ResetCounters();
 
+  // The arena as two C functions: what the tensor library's allocator hook is given.
+  // `arena` is an Arena*. Returns memory, or null after writing why, cut to `error_bytes` bytes
+  // with a closing zero, to `error`. Never throws.
+  static void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept;
+
+  // Ends the process with a message if `data` is not a live allocation of the arena: there is no
+  // caller to raise in, and going on would corrupt memory.
+  static void FreeForHook(void* arena, void* data) noexcept;
+
  private:
   struct Stream {
     Direction direction;
@@ -92,16 +101,6 @@ class CpuDevice : public Device {
   std::optional<uint64_t> adversary_seed_;
   std::vector<std::unique_ptr<Stream>> streams_;  // StreamId - 1
 };
-
-// The arena as two C functions: what the tensor library's allocator hook is given.
-//
-// `arena` is an Arena*. Returns memory, or null after writing why, cut to `error_bytes` bytes
-// with a closing zero, to `error`. Never throws.
-void* AllocForHook(void* arena, size_t bytes, char* error, size_t error_bytes) noexcept;
-
-// Ends the process with a message if `data` is not a live allocation of the arena: there is no
-// caller to raise in, and going on would corrupt memory.
-void FreeForHook(void* arena, void* data) noexcept;
 
 }  // namespace memo
 

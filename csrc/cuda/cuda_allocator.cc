@@ -105,7 +105,7 @@ char* CudaAllocator::TakeBySize(size_t bytes, cudaStream_t stream) {
 }
 
 char* CudaAllocator::CountTaken(char* data, size_t bytes, cudaStream_t stream, uint64_t* requests) {
-  Record(MemoryEventKind::kAlloc, data, bytes, stream);
+  Record(MemoryEvent::Kind::kAlloc, data, bytes, stream);
   ++*requests;
   counters_.allocated_bytes += bytes;
   counters_.allocated_peak_bytes =
@@ -113,7 +113,7 @@ char* CudaAllocator::CountTaken(char* data, size_t bytes, cudaStream_t stream, u
   return data;
 }
 
-void CudaAllocator::Record(MemoryEventKind kind, const void* data, size_t bytes,
+void CudaAllocator::Record(MemoryEvent::Kind kind, const void* data, size_t bytes,
                            cudaStream_t stream) {
   recording_.Add(kind, reinterpret_cast<uintptr_t>(data), bytes,
                  reinterpret_cast<uintptr_t>(stream));
@@ -134,7 +134,7 @@ void CudaAllocator::Free(void* data, cudaStream_t stream) {
   std::lock_guard<std::mutex> lock(mutex_);
   Chunk* const chunk = FindChunk(data);
   const CudaPendingFrees::Block block{static_cast<char*>(data), LiveBytes(chunk, data)};
-  Record(MemoryEventKind::kFree, data, block.bytes, chunk->stream());
+  Record(MemoryEvent::Kind::kFree, data, block.bytes, chunk->stream());
   AddUser(data, stream);
   const auto found = users_.find(data);
   if (found == users_.end()) {
@@ -362,7 +362,7 @@ bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStre
     std::lock_guard<std::mutex> lock(mutex_);
     given_up_.reset();
     SettleDone();
-    if (ReadyForStep(stream) && planned_->space().BeginStep(layout, ServedThreads::kAll)) {
+    if (ReadyForStep(stream) && planned_->space().BeginStep(layout, Replay::ServedThreads::kAll)) {
       return true;
     }
     planned_ = nullptr;
@@ -376,7 +376,7 @@ bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStre
   if (planned_ != nullptr) planned_->space().EndStep();  // of another thread, meanwhile
   const char* const begin = chunk->data();
   planned_ = chunks_.emplace(begin, std::move(chunk)).first->second.get();
-  return planned_->space().BeginStep(std::move(layout), ServedThreads::kAll);
+  return planned_->space().BeginStep(std::move(layout), Replay::ServedThreads::kAll);
 }
 
 // Whether the planned chunk can serve a step of `stream`: what it still waits for, `stream` does.
@@ -394,7 +394,7 @@ bool CudaAllocator::ReadyForStep(cudaStream_t stream) {
 
 void CudaAllocator::Mark(uint64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
-  recording_.Add(MemoryEventKind::kMark, value, 0, reinterpret_cast<uintptr_t>(recorded_));
+  recording_.Add(MemoryEvent::Kind::kMark, value, 0, reinterpret_cast<uintptr_t>(recorded_));
   if (planned_ != nullptr) planned_->space().Mark(value);
 }
 

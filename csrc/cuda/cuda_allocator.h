@@ -109,7 +109,7 @@ class CudaAllocator {
   char* TakePlanned(size_t bytes, cudaStream_t stream);
   char* TakeBySize(size_t bytes, cudaStream_t stream);
   char* CountTaken(char* data, size_t bytes, cudaStream_t stream, uint64_t* requests);
-  void Record(MemoryEventKind kind, const void* data, size_t bytes, cudaStream_t stream);
+  void Record(MemoryEvent::Kind kind, const void* data, size_t bytes, cudaStream_t stream);
   Chunk* FindChunk(const void* data) const;
   size_t LiveBytes(Chunk* chunk, const void* data) const;
   void AddUser(const void* data, cudaStream_t stream);

@@ -21,16 +21,16 @@
 
 namespace memo {
 
-// What AllocDevice has handed out. Memory that others allocated on the device is not in it.
-struct CudaMemoryCounters {
-  size_t used_bytes = 0;
-  size_t peak_bytes = 0;  // largest used_bytes since ResetPeak
-  uint64_t live_allocations = 0;
-  uint64_t allocations = 0;  // ever made
-};
-
 struct CudaCounters {
-  CudaMemoryCounters device;
+  // What AllocDevice has handed out. Memory that others allocated on the device is not in it.
+  struct Memory {
+    size_t used_bytes = 0;
+    size_t peak_bytes = 0;  // largest used_bytes since ResetPeak
+    uint64_t live_allocations = 0;
+    uint64_t allocations = 0;  // ever made
+  };
+
+  Memory device;
   HostPoolCounters host;
   LinkCounters to_host;  // busy_s: of copies that are over, by the device's own clock
   LinkCounters to_device;
@@ -123,7 +123,7 @@ class CudaDevice : public Device {
   mutable std::mutex mutex_;     // guards what follows
   std::vector<Stream> streams_;  // StreamId - 1
   std::unordered_map<void*, size_t> live_;
-  CudaMemoryCounters memory_;
+  CudaCounters::Memory memory_;
   uint64_t stalls_ = 0;
 };
 

@@ -75,7 +75,8 @@ bool AddressSpace::IsLive(size_t offset, size_t bytes) const {
   return inside < block->second && bytes <= block->second - inside;
 }
 
-bool AddressSpace::BeginStep(std::shared_ptr<const StepLayout> layout, ServedThreads served) {
+bool AddressSpace::BeginStep(std::shared_ptr<const StepLayout> layout,
+                             Replay::ServedThreads served) {
   if (replay_) DissolveRange();
   done_.reset();
   const size_t bytes = std::max(layout->peak_bytes(), kAlignment);

@@ -79,7 +79,7 @@ class AddressSpace {
 
   // Serves the next step by `layout`, in a range taken for it, until EndStep. False, and nothing is
   // planned, if no hole is large enough. A step under way ends.
-  bool BeginStep(std::shared_ptr<const StepLayout> layout, ServedThreads served);
+  bool BeginStep(std::shared_ptr<const StepLayout> layout, Replay::ServedThreads served);
   // Tells the step under way which place it has come to.
   void Mark(uint64_t value);
   // Ends the step under way; what it did, or nothing if none has begun. Its range is given back;

@@ -43,7 +43,7 @@ void* Arena::Alloc(size_t bytes) {
   const size_t rounded = RoundUp(bytes, kAlignment);
   const std::optional<size_t> offset = space_.Take(rounded);
   if (!offset) Refuse(rounded);
-  Record(MemoryEventKind::kAlloc, *offset, rounded);
+  Record(MemoryEvent::Kind::kAlloc, *offset, rounded);
   char* data = range_.data() + *offset;
   if (poison_) Poison(data, rounded);
   return data;
@@ -58,17 +58,17 @@ void Arena::Free(void* data) {
       << "free of " << data << ": no live allocation starts there; it was freed before, or the "
       << "address points into the middle of one";
   if (poison_) Poison(static_cast<char*>(data), bytes);
-  Record(MemoryEventKind::kFree, offset, bytes);
+  Record(MemoryEvent::Kind::kFree, offset, bytes);
 }
 
-void Arena::Record(MemoryEventKind kind, uint64_t offset, uint64_t bytes) {
+void Arena::Record(MemoryEvent::Kind kind, uint64_t offset, uint64_t bytes) {
   if (!recording_.on()) return;
   recording_.Add(kind, offset, bytes, std::hash<std::thread::id>()(std::this_thread::get_id()));
 }
 
 bool Arena::BeginStep(std::shared_ptr<const StepLayout> layout) {
   std::lock_guard<std::mutex> lock(mutex_);
-  return space_.BeginStep(std::move(layout), ServedThreads::kCalling);
+  return space_.BeginStep(std::move(layout), Replay::ServedThreads::kCalling);
 }
 
 std::optional<ReplayCounts> Arena::EndStep() {
@@ -139,7 +139,7 @@ void Arena::StartRecording() {
 
 void Arena::Mark(uint64_t value) {
   std::lock_guard<std::mutex> lock(mutex_);
-  Record(MemoryEventKind::kMark, value, 0);
+  Record(MemoryEvent::Kind::kMark, value, 0);
   space_.Mark(value);
 }
 

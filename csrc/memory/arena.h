@@ -86,7 +86,7 @@ class Arena {
  private:
   size_t LimitBytes() const;
   void ApplyLargeBytes();
-  void Record(MemoryEventKind kind, uint64_t offset, uint64_t bytes);
+  void Record(MemoryEvent::Kind kind, uint64_t offset, uint64_t bytes);
   [[noreturn]] void Refuse(size_t bytes) const;
 
   mutable std::mutex mutex_;

@@ -10,10 +10,10 @@
 
 namespace memo {
 
-enum class MemoryEventKind : uint32_t { kAlloc = 0, kFree = 1, kMark = 2 };
-
 struct MemoryEvent {
-  uint32_t kind;    // a MemoryEventKind
+  enum class Kind : uint32_t { kAlloc = 0, kFree = 1, kMark = 2 };
+
+  uint32_t kind;    // a Kind
   uint32_t source;  // 0 is the source that recorded first, 1 the next, ...
   uint64_t offset;  // of the allocation; of a mark: its value
   uint64_t bytes;   // after rounding to the alignment; of a mark: 0
@@ -30,7 +30,7 @@ class Recording {
   bool on() const { return events_.has_value(); }
 
   // source: identity of whose event it is: of a thread on the CPU, of a stream on a GPU.
-  void Add(MemoryEventKind kind, uint64_t offset, uint64_t bytes, uint64_t source) {
+  void Add(MemoryEvent::Kind kind, uint64_t offset, uint64_t bytes, uint64_t source) {
     if (!on()) return;
     auto place = std::find(sources_.begin(), sources_.end(), source);
     if (place == sources_.end()) place = sources_.insert(place, source);

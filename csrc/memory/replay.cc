@@ -87,7 +87,7 @@ std::optional<size_t> Replay::Depart(size_t bytes, bool in_use) {
   if (counts_.first) return std::nullopt;
   const bool expects = !lost_ && next_ < segment_end_;
   const uint64_t expected = in_use ? bytes : expects ? layout_->request(next_).bytes : 0;
-  counts_.first = Departure{bytes, expected, place_, in_use, AskingOp()};
+  counts_.first = ReplayCounts::Departure{bytes, expected, place_, in_use, AskingOp()};
   return std::nullopt;
 }
 

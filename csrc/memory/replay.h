@@ -16,16 +16,16 @@
 
 namespace memo {
 
-// What a step did that its layout did not foresee. Places are values of marks.
-struct Departure {
-  uint64_t bytes = 0;           // asked
-  uint64_t expected_bytes = 0;  // next in the layout; 0: nothing more at this place
-  uint64_t place = 0;           // the last mark
-  bool in_use = false;          // as expected, but what had the address before still lives
-  std::string op;               // operation that asked; empty if it cannot be told
-};
-
 struct ReplayCounts {
+  // What a step did that its layout did not foresee. Places are values of marks.
+  struct Departure {
+    uint64_t bytes = 0;           // asked
+    uint64_t expected_bytes = 0;  // next in the layout; 0: nothing more at this place
+    uint64_t place = 0;           // the last mark
+    bool in_use = false;          // as expected, but what had the address before still lives
+    std::string op;               // operation that asked; empty if it cannot be told
+  };
+
   uint64_t planned = 0;   // requests at their planned address
   uint64_t outside = 0;   // as expected, but of those that live on after the step
   uint64_t small = 0;     // below the smallest size that is planned
@@ -35,16 +35,17 @@ struct ReplayCounts {
   std::optional<Departure> first;
 };
 
-// Whose requests are those of the step. On the CPU other threads' (oneDNN's workers') come in any
-// order. On a GPU the stream says whose a request is, and autograd runs backward on its own thread.
-enum class ServedThreads { kCalling, kAll };
-
 // Decides addresses; whoever owns it holds a lock around every call.
 //
 // What does not match the layout is never an error: it is left to the owner. An address is handed
 // out only if all that lay there before is over, so a step that goes another way stays right.
 class Replay {
  public:
+  // Whose requests are those of the step. On the CPU other threads' (oneDNN's workers') come in any
+  // order. On a GPU the stream says whose a request is, and autograd runs backward on its own
+  // thread.
+  enum class ServedThreads { kCalling, kAll };
+
   // base: where the planned range starts.
   Replay(std::shared_ptr<const StepLayout> layout, size_t base, ServedThreads served);
 

@@ -9,6 +9,8 @@
 namespace memo::pack {
 namespace {
 
+using Verdict = ExactSearch::Verdict;
+
 constexpr int64_t kNone = std::numeric_limits<int64_t>::max() / 4;
 constexpr int32_t kBlocked = std::numeric_limits<int32_t>::max() / 2;
 // Each level takes some 600 bytes of stack, of which a thread has 8 MiB.
@@ -505,8 +507,8 @@ ExactSearch::ExactSearch(const Problem& problem, const Conflicts& conflicts, int
 ExactSearch::~ExactSearch() = default;
 ExactSearch::ExactSearch(ExactSearch&&) noexcept = default;
 
-Verdict ExactSearch::Run(const Strategy& strategy, int64_t max_nodes,
-                         const std::function<bool()>& stop) {
+ExactSearch::Verdict ExactSearch::Run(const Strategy& strategy, int64_t max_nodes,
+                                      const std::function<bool()>& stop) {
   return impl_->Run(strategy, max_nodes, stop);
 }
 

@@ -18,10 +18,10 @@
 
 namespace memo::pack {
 
-enum class Verdict { kFound, kImpossible, kGaveUp };
-
 class ExactSearch {
  public:
+  enum class Verdict { kFound, kImpossible, kGaveUp };
+
   // Buffers of `problem` are ordered by first section and fit one by one within `capacity`.
   ExactSearch(const Problem& problem, const Conflicts& conflicts, int64_t capacity);
   ~ExactSearch();

@@ -11,6 +11,8 @@
 namespace memo::pack {
 namespace {
 
+using Preference = Strategy::Preference;
+
 // Buffers in the order in which they are placed.
 using Order = std::vector<int32_t>;
 
@@ -98,19 +100,6 @@ void Take(Ranges& taken, int64_t start, int64_t stop) {
     *first = {start, stop};
     taken.erase(first + 1, last);
   }
-}
-
-Ranges Joined(Ranges ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  Ranges joined;
-  for (const auto& [start, stop] : ranges) {
-    if (joined.empty() || joined.back().second < start) {
-      joined.emplace_back(start, stop);
-    } else {
-      joined.back().second = std::max(joined.back().second, stop);
-    }
-  }
-  return joined;
 }
 
 void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,

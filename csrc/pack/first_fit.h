@@ -17,9 +17,6 @@ using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 // Adds a range, which may overlap those that are there.
 void Take(Ranges& taken, int64_t start, int64_t stop);
 
-// Ranges in any order, which may overlap, as such.
-Ranges Joined(Ranges ranges);
-
 // What was placed before: in the way of all buffers, and of each buffer.
 struct Obstacles {
   Ranges of_all;

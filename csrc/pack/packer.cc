@@ -241,7 +241,7 @@ void Packer::PackWindows(const Problem& problem, Offsets& best) {
 // Heuristics on stacks of buffers with one lifetime: far fewer in a training step, where a block's
 // forward makes what its backward frees. Not tried if there are not far fewer.
 void Packer::PackMerged(const Problem& problem, Offsets& best) {
-  const Merged merged = MergeLifetimes(problem);
+  const Merged merged(problem);
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   if (Conflicts::Count(merged.problem) > kMostListedConflicts) return;
   constexpr FitBudget kGlance{18, 20'000'000};
@@ -301,14 +301,15 @@ void Packer::PackExactly(const Problem& problem, const Conflicts& conflicts, Off
 // Whether the search has shown that the part does not fit within the attempt's capacity.
 bool Packer::Search(const Problem& problem, Attempt& attempt, int64_t round, Offsets& best) {
   const int64_t before = attempt.search.nodes(), elsewhere = nodes_;
-  const Verdict verdict = attempt.search.Run(Strategy::OfRound(round, limits_.seed),
-                                             NodesOf(round, problem.buffers.size()), [&] {
-                                               nodes_ = elsewhere + attempt.search.nodes() - before;
-                                               return Over();
-                                             });
+  const ExactSearch::Verdict verdict = attempt.search.Run(
+      Strategy::OfRound(round, limits_.seed), NodesOf(round, problem.buffers.size()), [&] {
+        nodes_ = elsewhere + attempt.search.nodes() - before;
+        return Over();
+      });
   nodes_ = elsewhere + attempt.search.nodes() - before;
-  if (verdict == Verdict::kFound) Keep(problem, Offsets(attempt.search.offsets()), best);
-  return verdict == Verdict::kImpossible;
+  if (verdict == ExactSearch::Verdict::kFound)
+    Keep(problem, Offsets(attempt.search.offsets()), best);
+  return verdict == ExactSearch::Verdict::kImpossible;
 }
 
 }  // namespace memo::pack

@@ -15,16 +15,6 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
   return order;
 }
 
-template <typename Key>
-std::vector<int32_t> Ascending(const Problem& problem, Key key) {
-  std::vector<int32_t> order(problem.buffers.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return key(problem.buffers[a]) < key(problem.buffers[b]);
-  });
-  return order;
-}
-
 }  // namespace
 
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -51,35 +41,34 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 }
 
 std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  return Ascending(problem, [](const Buffer& buffer) { return buffer.first; });
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].first < problem.buffers[b].first;
+  });
+  return order;
 }
 
-std::vector<int32_t> ByLastSection(const Problem& problem) {
-  return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
-}
-
-Merged MergeLifetimes(const Problem& problem) {
-  const std::vector<Buffer>& buffers = problem.buffers;
+Merged::Merged(const Problem& original) {
+  const std::vector<Buffer>& buffers = original.buffers;
   std::vector<int32_t> order(buffers.size());
   std::iota(order.begin(), order.end(), 0);
   const auto lifetime = [&](int32_t i) { return std::pair(buffers[i].first, buffers[i].last); };
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return lifetime(a) < lifetime(b); });
-  Merged merged;
-  merged.stack_of.resize(buffers.size());
-  merged.within.resize(buffers.size());
-  std::vector<Buffer>& stacks = merged.problem.buffers;
+  stack_of.resize(buffers.size());
+  within.resize(buffers.size());
+  std::vector<Buffer>& stacks = problem.buffers;
   for (size_t k = 0; k < order.size(); ++k) {
     const int32_t i = order[k];
     if (k == 0 || lifetime(order[k - 1]) != lifetime(i)) {
       stacks.push_back({buffers[i].first, buffers[i].last, 0});
     }
-    merged.stack_of[i] = static_cast<int32_t>(stacks.size()) - 1;
-    merged.within[i] = stacks.back().size;
+    stack_of[i] = static_cast<int32_t>(stacks.size()) - 1;
+    within[i] = stacks.back().size;
     stacks.back().size += buffers[i].size;
   }
-  merged.problem.num_sections = problem.num_sections;
-  return merged;
+  problem.num_sections = original.num_sections;
 }
 
 Offsets Merged::Unmerged(const Offsets& stacks) const {

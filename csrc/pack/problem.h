@@ -40,11 +40,12 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 
 // Numbers of the buffers in order of their first sections.
 std::vector<int32_t> ByFirstSection(const Problem& problem);
-// The same in order of their last sections.
-std::vector<int32_t> ByLastSection(const Problem& problem);
 
-// A problem whose buffers stand for stacks of buffers with one lifetime.
+// A problem whose buffers stand for stacks: one for all that share a lifetime. Its best peak may be
+// higher than the original's.
 struct Merged {
+  explicit Merged(const Problem& original);
+
   Problem problem;
   std::vector<int32_t> stack_of;  // per original buffer
   Offsets within;                 // per original buffer: offset within its stack
@@ -52,9 +53,6 @@ struct Merged {
   // The original buffers' offsets from the stacks'.
   Offsets Unmerged(const Offsets& stacks) const;
 };
-
-// One buffer for all that share a lifetime. Its best peak may be higher than the original's.
-Merged MergeLifetimes(const Problem& problem);
 
 // Units alive in each section.
 std::vector<int64_t> Load(const Problem& problem);

@@ -8,6 +8,8 @@
 namespace memo::pack {
 namespace {
 
+using Preference = Strategy::Preference;
+
 // Most units alive in any section of each buffer, as a share of the most in all.
 std::vector<double> Contention(const Problem& problem) {
   const std::vector<int64_t> live = Load(problem);

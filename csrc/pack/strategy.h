@@ -10,24 +10,24 @@
 
 namespace memo::pack {
 
-// Which of several buffers that may lie lowest is tried first: the one with the greatest ...
-enum class Preference {
-  kContestedArea,      // most units alive in any of its sections, then size times lifetime
-  kContestedSize,      // the same, then size
-  kContestedLifetime,  // the same in steps of a fiftieth of the most, then lifetime
-  kArea,
-  kSize,
-  kLastSection,
-  kLifetime,
-  kRandom,
-};
-
 struct Strategy {
   // Which section is decided next; one with a single choice always is.
   enum class Pick {
     kFewest,   // fewest choices
     kFullest,  // most units still to be placed
     kFewFull,  // both: a capacity's worth of units weighs as much as eight choices
+  };
+
+  // Which of several buffers that may lie lowest is tried first: the one with the greatest ...
+  enum class Preference {
+    kContestedArea,      // most units alive in any of its sections, then size times lifetime
+    kContestedSize,      // the same, then size
+    kContestedLifetime,  // the same in steps of a fiftieth of the most, then lifetime
+    kArea,
+    kSize,
+    kLastSection,
+    kLifetime,
+    kRandom,
   };
 
   // The strategy of each round of a search; once all were tried, chance comes in.
@@ -41,8 +41,8 @@ struct Strategy {
 };
 
 // A weight for every buffer: the greater, the earlier it is tried.
-std::vector<double> Weights(const Problem& problem, Preference preference, double noise = 0,
-                            uint64_t seed = 0);
+std::vector<double> Weights(const Problem& problem, Strategy::Preference preference,
+                            double noise = 0, uint64_t seed = 0);
 
 }  // namespace memo::pack
 

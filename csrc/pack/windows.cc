@@ -29,6 +29,15 @@ constexpr int64_t kMostConflictsInCore = 4'000'000;
 constexpr int64_t kMostLongConflicts = 5'000;
 constexpr int64_t kMostLooks = 300;
 
+std::vector<int32_t> ByLastSection(const Problem& problem) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].last < problem.buffers[b].last;
+  });
+  return order;
+}
+
 bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.first < a.last; }
 
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
@@ -36,6 +45,20 @@ int64_t WindowLength(int64_t attempt) {
   constexpr double kGoldenRatio = 0.6180339887498949;
   const double turn = attempt == 0 ? 0.5 : 0.37 + kGoldenRatio * static_cast<double>(attempt - 1);
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
+}
+
+// Of ranges in any order, which may overlap, disjoint ones that do not touch.
+Ranges Joined(Ranges ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges joined;
+  for (const auto& [start, stop] : ranges) {
+    if (joined.empty() || joined.back().second < start) {
+      joined.emplace_back(start, stop);
+    } else {
+      joined.back().second = std::max(joined.back().second, stop);
+    }
+  }
+  return joined;
 }
 
 // Calls `visit` with the numbers of the nodes that make up the leaves [first, last).
@@ -88,12 +111,12 @@ void Search(const Problem& problem, int64_t target, int64_t& strategy,
   ExactSearch search(upper.problem, conflicts, target - upper.ground);
   // A search that does not go astray takes hardly more nodes than there are buffers.
   const int64_t a_dive = size + size / 2 + 100;
-  Verdict verdict = search.Run(Strategy::OfRound(strategy, 0), a_dive, stop);
-  for (int64_t k = 1; k < kSearches && verdict == Verdict::kGaveUp && !stop(); ++k) {
+  ExactSearch::Verdict verdict = search.Run(Strategy::OfRound(strategy, 0), a_dive, stop);
+  for (int64_t k = 1; k < kSearches && verdict == ExactSearch::Verdict::kGaveUp && !stop(); ++k) {
     strategy = (strategy + 1) % Strategy::kCount;
     verdict = search.Run(Strategy::OfRound(strategy, 0), a_dive, stop);
   }
-  if (verdict != Verdict::kFound) return;
+  if (verdict != ExactSearch::Verdict::kFound) return;
   best = std::move(upper.offsets);
   for (int64_t k = 0; k < size; ++k) best[upper.index[k]] = upper.ground + search.offsets()[k];
 }
@@ -102,7 +125,7 @@ void Search(const Problem& problem, int64_t target, int64_t& strategy,
 // keeps lives all through a window, and searched the sooner.
 void SearchMerged(const Problem& problem, int64_t target, int64_t& strategy,
                   const std::function<bool()>& stop, Offsets& best) {
-  const Merged merged = MergeLifetimes(problem);
+  const Merged merged(problem);
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   Offsets stacks;
   Search(merged.problem, target, strategy, stop, stacks);
