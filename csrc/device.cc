@@ -12,6 +12,7 @@ void CopySpec::Check() const {
   MEMO_REQUIRE(InvalidArgument, rows > 0 && row_bytes > 0)
       << "a copy needs at least 1 row of 1 byte, got " << rows << " rows of " << row_bytes
       << " bytes";
+  // A quarter of all addresses: products and sums below stay under half of them.
   constexpr size_t kMost = std::numeric_limits<size_t>::max() / 4;
   const size_t pitch = rows == 1 ? row_bytes : std::max(target_pitch_bytes, source_pitch_bytes);
   MEMO_REQUIRE(InvalidArgument, row_bytes < kMost && pitch < kMost / rows)

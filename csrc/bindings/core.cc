@@ -143,6 +143,7 @@ void BindDevice(py::module_& m) {
       .def("counters", &CpuDevice::Counters)
       .def("reset_peak", &CpuDevice::ResetPeak)
       .def("reset_counters", &CpuDevice::ResetCounters)
+      // One reference too few is given back, for objects that outlive the interpreter.
       .def("keep_forever", [](py::object self) { self.release(); });
   py::class_<TransferEvent>(m, "Event")
       .def("done", &TransferEvent::Done)

@@ -82,6 +82,7 @@ void BindDevice(py::module_& m) {
       .def("counters", &CudaDevice::Counters)
       .def("reset_peak", &CudaDevice::ResetPeak)
       .def("reset_counters", &CudaDevice::ResetCounters)
+      // One reference too few is given back, for objects that outlive the interpreter.
       .def("keep_forever", [](py::object self) { self.release(); })
       .def_property_readonly("ordinal", &CudaDevice::ordinal)
       .def_property_readonly("memory_bytes", &CudaDevice::MemoryBytes)

@@ -146,10 +146,12 @@ void CopyStream::Run() {
     queue_.pop_front();
     const size_t bytes = work.copy.Bytes();
     std::vector<Range> ranges = {{0, bytes}};
+    // Now: without the lock the adversary may be gone.
     if (adversary_) ranges = adversary_->Ranges(bytes);
     lock.unlock();
     CarryOut(work, ranges);
     lock.lock();
+    // No other thread writes it. Released: who sees the number sees the bytes.
     done_.store(done_.load() + 1, std::memory_order_release);
     done_changed_.notify_all();
   }
@@ -160,7 +162,7 @@ void CopyStream::HoldBack(std::unique_lock<std::mutex>& lock) {
   const double until_s = NowSeconds() + adversary_->HoldSeconds();
   work_changed_.wait_until(lock, TimePoint(until_s),
                            [&] { return hurry_ || !adversary_ || wanted_ > done_.load(); });
-  link_time_s_ = NowSeconds();
+  link_time_s_ = NowSeconds();  // time held back is not made up for by a faster copy
 }
 
 void CopyStream::CarryOut(const Work& work, const std::vector<Range>& ranges) {
@@ -170,6 +172,7 @@ void CopyStream::CarryOut(const Work& work, const std::vector<Range>& ranges) {
     return;
   }
   link_->BeginBusy(NowSeconds());
+  // From the end of the copy before as the link has it, so that having overslept costs nothing.
   link_time_s_ = std::max(link_time_s_, work.given_s);
   for (const auto& range : ranges) Move(work.copy, range);
   link_->EndBusy(NowSeconds());

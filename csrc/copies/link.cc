@@ -24,7 +24,7 @@ void Link::SetLimit(std::optional<double> bytes_per_s) {
   CheckLimit(bytes_per_s);
   std::lock_guard<std::mutex> lock(mutex_);
   bytes_per_s_ = bytes_per_s;
-  free_from_s_ = 0;
+  free_from_s_ = 0;  // what was reserved at the speed before is over
 }
 
 double Link::Reserve(double ready_s, size_t bytes) {
@@ -37,6 +37,7 @@ double Link::Reserve(double ready_s, size_t bytes) {
 size_t Link::PieceBytes() const {
   std::lock_guard<std::mutex> lock(mutex_);
   constexpr size_t kWhole = std::numeric_limits<size_t>::max();
+  // Above that a piece would have 2 TB and more: whole copies, and no number to overflow.
   if (!bytes_per_s_ || *bytes_per_s_ > 1e15) return kWhole;
   return std::max<size_t>(1, static_cast<size_t>(*bytes_per_s_ * kPieceSeconds));
 }
@@ -65,7 +66,7 @@ LinkCounters Link::Counters() const {
 void Link::ResetCounters(double now_s) {
   std::lock_guard<std::mutex> lock(mutex_);
   counters_ = LinkCounters();
-  busy_since_s_ = now_s;
+  busy_since_s_ = now_s;  // for copies that are under way
 }
 
 }  // namespace memo

@@ -64,6 +64,7 @@ EventPtr Transfer::ToHost(const CopySpec& copy) {
   copy.Check();
   std::lock_guard<std::mutex> lock(mutex_);
   HostRange& range = FindRange(copy.target, copy.TargetExtentBytes());
+  // Not after range.written: that is the same stream, which keeps its order itself.
   After(to_host_, range.read);
   device_->CopyAsync(to_host_, copy);
   return range.written = device_->Record(to_host_);
@@ -87,6 +88,7 @@ Transfer::Ranges::iterator Transfer::FindStart(void* data, const char* call) {
   return found;
 }
 
+// In their order only: one that is done may wait behind one that is not, and is freed after it.
 void Transfer::FreeRetired() {
   while (!retired_.empty() && !retired_.front().mapped().Pending()) {
     device_->FreeHost(const_cast<char*>(retired_.front().key()));

@@ -74,7 +74,7 @@ void CpuDevice::StreamWait(StreamId stream, const EventPtr& event) {
 void CpuDevice::HostWait(const EventPtr& event) {
   if (event->Done()) return;
   CheckUsable();
-  CopyStream::WaitFor(*event);
+  CopyStream::WaitFor(*event);  // one of a stream: those of kCompute are done from the start
 }
 
 void CpuDevice::Synchronize() {

@@ -238,6 +238,7 @@ char* CudaAllocator::AllocInNewChunk(size_t chunk_bytes, size_t bytes, cudaStrea
   std::lock_guard<std::mutex> lock(mutex_);
   const char* const begin = chunk->data();
   chunks_.emplace(begin, std::move(chunk));
+  // Not always in the new chunk, and perhaps nowhere: other threads were here meanwhile.
   return TakeBySize(bytes, stream);
 }
 
@@ -257,6 +258,7 @@ std::unique_ptr<CudaAllocator::Chunk> CudaAllocator::MakeChunk(size_t bytes, cud
   if (code != cudaSuccess) {
     counters_.reserved_bytes -= bytes;
     if (code != cudaErrorMemoryAllocation) calls_->Check(code, "cudaMalloc", bytes);
+    // The runtime would report the refusal once more to whoever asks next.
     static_cast<void>(cudaGetLastError());
     return nullptr;
   }
@@ -281,7 +283,7 @@ void CudaAllocator::WaitForPending() {
     std::lock_guard<std::mutex> lock(mutex_);
     events = pending_.Events();
   }
-  for (const auto& event : events) event->Wait();
+  for (const auto& event : events) event->Wait();  // the host, and so without the lock
   std::lock_guard<std::mutex> lock(mutex_);
   SettleDone();
 }
@@ -426,6 +428,7 @@ void CudaAllocator::SetCap(std::optional<size_t> cap_bytes) {
 }
 
 CudaAllocators& CudaAllocators::OfProcess() {
+  // Behind a pointer: a static object would be destroyed at the end of the process.
   static CudaAllocators* const all = std::make_unique<CudaAllocators>().release();
   return *all;
 }

@@ -163,6 +163,7 @@ void CudaDevice::FreeDevice(void* data) {
     --memory_.live_allocations;
     live_.erase(found);
   }
+  // Without the lock: cudaFree may wait for the device.
   const CudaGuard guard(calls_.get());
   calls_->Check(cudaFree(data), "cudaFree");
 }
@@ -181,7 +182,7 @@ StreamId CudaDevice::CreateStream(Direction direction) {
   CheckUsable();
   const CudaGuard guard(calls_.get());
   std::lock_guard<std::mutex> lock(mutex_);
-  streams_.reserve(streams_.size() + 1);
+  streams_.reserve(streams_.size() + 1);  // first, so that no handle is lost for want of memory
   cudaStream_t handle = nullptr;
   // Non-blocking: the default stream, where kernels may run, must not wait for copies by itself.
   calls_->Check(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking),

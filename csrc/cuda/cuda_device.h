@@ -110,7 +110,8 @@ class CudaDevice : public Device {
   void Destroy();
 
   const CurrentStream current_stream_;
-  // Behind pointers, so that a fork can let them go without a call to CUDA.
+  // Behind pointers, so that a fork can let them go without a call to CUDA. In this order, because
+  // each uses those before it when it is destroyed.
   std::unique_ptr<CudaCalls> calls_;
   std::unique_ptr<Pages> pages_;
   std::unique_ptr<HostPool> host_pool_;

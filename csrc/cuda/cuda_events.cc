@@ -59,7 +59,7 @@ cudaEvent_t CudaEventPool::Take() {
     free_.pop_back();
     return event;
   }
-  free_.reserve(num_made_ + 1);
+  free_.reserve(num_made_ + 1);  // so that GiveBack needs no memory, and cannot throw
   cudaEvent_t event = nullptr;
   calls_->Check(cudaEventCreateWithFlags(&event, static_cast<unsigned int>(timing_)),
                 "cudaEventCreateWithFlags");

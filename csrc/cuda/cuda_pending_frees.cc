@@ -27,6 +27,7 @@ std::optional<CudaPendingFrees::Block> CudaPendingFrees::TakeDone() {
 std::optional<CudaPendingFrees::Block> CudaPendingFrees::NextOf(Queue* queue) {
   while (!queue->empty()) {
     const std::shared_ptr<Pending> pending = queue->front().pending;
+    // Nobody waits any more for the events of a block that TakeBehind took.
     if (pending->num_left > 0 && !queue->front().event->Done()) return std::nullopt;
     queue->pop_front();
     if (pending->num_left > 0 && --pending->num_left == 0) return Take(pending);
@@ -43,6 +44,7 @@ std::optional<CudaPendingFrees::Block> CudaPendingFrees::TakeBehind(cudaStream_t
     if (before->first + before->second->block.bytes > data) found = before;
   }
   if (found == blocks_.end() || found->first >= data + bytes) return std::nullopt;
+  // A copy of the pointer: Take erases the entry.
   const std::shared_ptr<Pending> pending = found->second;
   for (const CudaEventRef& event : pending->events) event->Block(stream);
   return Take(pending);

@@ -55,7 +55,7 @@ MEMO_HOST_DEVICE void FinishLane(const RmsNorm<T>& args, size_t row, unsigned la
                                  const LaneSums<1>& sums) {
   using P = Pack<T>;
   const float mean = sums.values[0] / static_cast<float>(args.row_packs * P::kElements);
-  const float scale = 1.0f / sqrtf(mean + args.epsilon);
+  const float scale = 1.0f / sqrtf(mean + args.epsilon);  // not rsqrtf: the host has none
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     P pack = LoadPack<P>(args.x, row * args.row_packs + i);
     const P weight = LoadPack<P>(args.weight, i);

@@ -18,7 +18,7 @@ std::optional<size_t> AddressSpace::TakeBySize(size_t bytes) {
   const bool is_large = large_bytes_ && bytes >= *large_bytes_;
   const size_t offset = is_large ? TakeHighest(bytes) : TakeLowest(bytes);
   live_.emplace(offset, bytes);
-  RaiseHighWater();
+  RaiseHighWater();  // planned requests need not: BeginStep has counted their whole range
   CountTaken(bytes);
   return offset;
 }
@@ -34,6 +34,7 @@ void AddressSpace::RaiseHighWater() {
 size_t AddressSpace::TakeHighest(size_t bytes) {
   const auto hole = std::find_if(holes_.rbegin(), holes_.rend(),
                                  [bytes](const auto& each) { return each.second >= bytes; });
+  // base() is the element after the one that a reverse iterator means.
   return TakeFromHole(std::prev(hole.base()), bytes, /*at_end=*/true);
 }
 
@@ -71,6 +72,7 @@ bool AddressSpace::IsLive(size_t offset, size_t bytes) const {
   auto block = live_.upper_bound(offset);
   if (block == live_.begin()) return false;
   --block;
+  // In this order no subtraction wraps round, whatever is asked.
   const size_t inside = offset - block->first;
   return inside < block->second && bytes <= block->second - inside;
 }
@@ -79,9 +81,10 @@ bool AddressSpace::BeginStep(std::shared_ptr<const StepLayout> layout,
                              Replay::ServedThreads served) {
   if (replay_) DissolveRange();
   done_.reset();
+  // Not 0 bytes, even for a layout of nothing: there may be no hole at all to take them from.
   const size_t bytes = std::max(layout->peak_bytes(), kAlignment);
   if (bytes > LargestHole()) return false;
-  const bool at_top = large_bytes_.has_value();
+  const bool at_top = large_bytes_.has_value();  // where large requests go, if any are
   replay_.emplace(std::move(layout), at_top ? TakeHighest(bytes) : TakeLowest(bytes), served);
   counters_.planned_bytes = bytes;
   RaiseHighWater();
@@ -140,7 +143,7 @@ void AddressSpace::AddHole(size_t offset, size_t bytes) {
 }
 
 void AddressSpace::EraseHole(Ranges::iterator hole) {
-  hole_sizes_.erase(hole_sizes_.find(hole->second));
+  hole_sizes_.erase(hole_sizes_.find(hole->second));  // one of that size, not all of them
   holes_.erase(hole);
 }
 

@@ -21,6 +21,7 @@ constexpr size_t kLargeShare = 32;
 
 MappedRange Reserve(size_t bytes) {
   for (bytes = RoundUp(bytes, kSmallestReserveBytes); bytes >= kSmallestReserveBytes; bytes /= 2) {
+    // No reserve: most of the range is never touched and need not be there.
     MappedRange range(RoundDown(bytes, kSmallestReserveBytes), MAP_NORESERVE);
     if (range.data() == nullptr) continue;
     // Fewer page faults and TLB misses; a kernel that refuses costs only speed.
@@ -62,7 +63,7 @@ void Arena::Free(void* data) {
 }
 
 void Arena::Record(MemoryEvent::Kind kind, uint64_t offset, uint64_t bytes) {
-  if (!recording_.on()) return;
+  if (!recording_.on()) return;  // Add looks as well, but then the thread is hashed for nothing
   recording_.Add(kind, offset, bytes, std::hash<std::thread::id>()(std::this_thread::get_id()));
 }
 
@@ -90,6 +91,7 @@ void Arena::SetCap(std::optional<size_t> cap_bytes) {
   }
   cap_bytes_ = cap_bytes;
   space_.SetLimit(LimitBytes());
+  // Not negative: what is used lies below the limit.
   large_share_bytes_ = std::max(kAlignment, (LimitBytes() - used_bytes) / kLargeShare);
   ApplyLargeBytes();
 }

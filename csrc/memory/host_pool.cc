@@ -18,6 +18,7 @@ HostPool::HostPool(PagePinner* pinner)
 void* HostPool::Alloc(size_t bytes) {
   MEMO_REQUIRE(InvalidArgument, bytes > 0) << "host_alloc needs at least 1 byte, asked 0";
   std::lock_guard<std::mutex> lock(mutex_);
+  // Half of all addresses, so that what is not refused can be rounded up.
   const size_t limit = counters_.cap_bytes.value_or(std::numeric_limits<size_t>::max() / 2);
   const size_t free = limit - std::min(limit, counters_.used_bytes);
   if (bytes > free || RoundUp(bytes, page_bytes_) > free) Refuse(bytes, "");
@@ -49,7 +50,7 @@ HostPool::Pages HostPool::Map(size_t bytes) {
   Evict(std::max(ever_used_bytes_, used_bytes) - used_bytes);
   Pages range(bytes, pinner_);
   if (range.data() == nullptr) {
-    Evict(0);
+    Evict(0);  // what is kept may be what the system lacks
     range = Pages(bytes, pinner_);
   }
   if (range.data() == nullptr) Refuse(bytes, "; the system refuses to map or pin it");

@@ -22,7 +22,7 @@ std::string FunctionAt(void* address) {
   int status = 0;
   const std::unique_ptr<char, decltype(&std::free)> demangled(
       abi::__cxa_demangle(found.dli_sname, nullptr, nullptr, &status), &std::free);
-  return status == 0 ? demangled.get() : found.dli_sname;
+  return status == 0 ? demangled.get() : found.dli_sname;  // the name of a C function as it is
 }
 
 // "mm" of "at::_ops::mm::call(at::Tensor const&, ...)"; empty if `function` is in another space.
@@ -42,7 +42,7 @@ std::string AskingOp() {
     const std::string function = FunctionAt(frames[i]);
     if (function.compare(0, 3, "_Py") == 0) break;  // the interpreter: all below is the caller's
     const std::string name = NameIn(function, kOps);
-    if (!name.empty()) op = name;
+    if (!name.empty()) op = name;  // the outermost: operations call others
     const std::string node = NameIn(function, kNodes);
     if (!node.empty()) return op.empty() ? node : node + ": " + op;
   }
@@ -84,7 +84,7 @@ std::optional<size_t> Replay::Alloc(size_t bytes) {
 
 std::optional<size_t> Replay::Depart(size_t bytes, bool in_use) {
   ++counts_.departed;
-  if (counts_.first) return std::nullopt;
+  if (counts_.first) return std::nullopt;  // AskingOp takes too long to be asked each time
   const bool expects = !lost_ && next_ < segment_end_;
   const uint64_t expected = in_use ? bytes : expects ? layout_->request(next_).bytes : 0;
   counts_.first = ReplayCounts::Departure{bytes, expected, place_, in_use, AskingOp()};
@@ -120,6 +120,7 @@ void Replay::Mark(uint64_t value) {
   if (lost_) return;
   place_ = value;
   const auto& marks = layout_->marks();
+  // Another step than the one that the layout was made for: nothing is expected from here on.
   lost_ = next_mark_ >= marks.size() || marks[next_mark_].value != value;
   if (lost_) return;
   const auto first = static_cast<Number>(marks[next_mark_++].first);
@@ -151,6 +152,7 @@ void Replay::Skip(Number k) {
 }
 
 void Replay::Finish(Number k) {
+  // A loop with a stack of its own: chains of skipped requests may be as long as the step.
   finished_.push_back(k);
   while (!finished_.empty()) {
     const Number over = finished_.back();

@@ -10,7 +10,8 @@
 namespace memo {
 namespace {
 
-constexpr uint64_t kGoldenRatio = 0x9E3779B97F4A7C15;  // 2^64 over the golden ratio
+constexpr uint64_t kGoldenRatio =
+    0x9E3779B97F4A7C15;  // 2^64 over the golden ratio: Fibonacci hashing
 
 // Addresses and who had them last; no two ranges overlap.
 class LastOwners {
@@ -83,9 +84,11 @@ void StepLayout::FindWaits() {
     const auto [bytes, offset] = requests_[k];
     if (offset == kOutside) continue;
     peak_bytes_ = std::max<size_t>(peak_bytes_, offset + bytes);
+    // Offsets and ends lie below 2^63, as checked; kOutside never comes here.
     owners.Take(offset, offset + bytes, k, [&](Number earlier) { pairs.emplace_back(earlier, k); });
   }
   std::sort(pairs.begin(), pairs.end());
+  // An owner whose range was split by others is seen once for each piece.
   pairs.erase(std::unique(pairs.begin(), pairs.end()), pairs.end());
   start_.assign(requests_.size() + 1, 0);
   for (const auto& [earlier, later] : pairs) {
@@ -98,6 +101,7 @@ void StepLayout::FindWaits() {
 
 void StepLayout::NumberSlots() {
   size_t buckets = 2;
+  // Buckets are 2^(64 - shift_): the hash is the product's highest bits, its best mixed ones.
   for (shift_ = 63; buckets < 2 * requests_.size(); buckets *= 2) --shift_;
   table_.assign(buckets, Entry());
   slots_.assign(requests_.size(), 0);
@@ -112,6 +116,7 @@ void StepLayout::NumberSlots() {
 
 // The bucket that holds `offset`, or the empty one where it would go.
 size_t StepLayout::Bucket(uint64_t offset) const {
+  // Below the alignment offsets are all alike.
   size_t bucket = (offset / alignment_ * kGoldenRatio) >> shift_;
   while (table_[bucket].offset != offset && table_[bucket].offset != kOutside) {
     bucket = (bucket + 1) & (table_.size() - 1);

@@ -22,6 +22,7 @@ constexpr size_t kMostFitAtOnce = 500;
 
 // Nodes of a round: a few dives at first, twice as many whenever all strategies had their turn.
 int64_t NodesOf(int64_t round, size_t num_buffers) {
+  // 2^30 dives are more than time allows, and the number still fits.
   const int64_t doublings = std::min<int64_t>(round / Strategy::kCount, 30);
   return (4 * static_cast<int64_t>(num_buffers) + 100) << doublings;
 }
@@ -181,6 +182,7 @@ bool Packer::Over() const { return stopped_ || std::chrono::steady_clock::now() 
 
 void Packer::Run(const Limits& limits) {
   limits_ = limits;
+  // The clock counts nanoseconds in 64 bits, 292 years; this is 32.
   const auto most = std::chrono::duration<double>(std::min(limits.seconds, 1e9));
   deadline_ = std::chrono::steady_clock::now() +
               std::chrono::duration_cast<std::chrono::steady_clock::duration>(most);

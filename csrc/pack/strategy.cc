@@ -66,7 +66,7 @@ Strategy Strategy::OfRound(int64_t round, uint64_t seed) {
 
 std::vector<double> Weights(const Problem& problem, Preference preference, double noise,
                             uint64_t seed) {
-  constexpr double kContentionFirst = 1e6;
+  constexpr double kContentionFirst = 1e6;  // what it is added to is at most 1 and half the noise
   constexpr double kContentionSteps = 50;
   std::vector<double> contention =
       IsContested(preference) ? Contention(problem) : std::vector<double>();
@@ -83,6 +83,8 @@ std::vector<double> Weights(const Problem& problem, Preference preference, doubl
   if (preference == Preference::kRandom || noise > 0) {
     std::mt19937_64 random(seed);
     for (double& weight : weights) {
+      // 53 bits over 2^53: exact in a double. The standard's distributions are left to each
+      // library, and a seed is to give one search everywhere.
       const double chance = static_cast<double>(random() >> 11) / 9007199254740992.0;
       weight *= preference == Preference::kRandom ? chance : 1 + noise * (chance - 0.5);
     }
