@@ -92,18 +92,8 @@ def _existing(path: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-SHARED_SOURCES = (
-    "address_space",
-    "asking_op",
-    "copy_spec",
-    "host_pool",
-    "link",
-    "recording",
-    "replay",
-    "step_layout",
-    "transfer",
-)
-"""Files of csrc/device that the CUDA device shares with the core; the rest is the CPU device."""
+SHARED_SOURCES = ("*.cc", "memory/*.cc", "copies/*.cc")
+"""What the CPU device and the CUDA device are both built from, as patterns below csrc."""
 
 _SINCE = {"sm_80": (11, 0), "sm_90": (11, 8), "sm_100": (12, 8)}
 """What kernels are compiled for, and the first toolkit to know it. Source: CUDA release notes."""

@@ -69,14 +69,10 @@ class BuildExtWithKernels(build_ext):
 
 def cuda_extensions(toolkit: CudaToolkit) -> list[Extension]:
     """The CUDA device, and the kernels."""
-    device = sorted(str(path) for path in Path("csrc/device").glob("cuda_*.cc"))
-    shared = [f"csrc/device/{name}.cc" for name in SHARED_SOURCES]
-    for_torch = sorted(str(path) for path in Path("csrc/torch").glob("cuda_*.cc"))
-    bindings = ["csrc/cuda_bindings.cc", "csrc/cuda_allocator_bindings.cc"]
-    kernels = ["csrc/kernels/bindings.cc", "csrc/device/cuda_calls.cc"]
+    device = sources("bindings/cuda.cc", "cuda/*.cc", *SHARED_SOURCES, "torch/cuda_*.cc")
     built = [
-        extension("memo_train._cuda", [*bindings, *device, *shared, *for_torch]),
-        extension(KERNELS_NAME, kernels),
+        extension("memo_train._cuda", device),
+        extension(KERNELS_NAME, sources("bindings/kernels.cc", "cuda/cuda_calls.cc")),
     ]
     for each in built:
         link_runtime(each, toolkit)
@@ -97,14 +93,17 @@ def link_runtime(ext: Extension, toolkit: CudaToolkit) -> None:
 
 def core_extension() -> Extension:
     """The torch-free C++ core: device, host pool and copies."""
-    sources = sorted(Path("csrc/device").glob("*.cc"))
-    needs_no_toolkit = [str(path) for path in sources if not path.name.startswith("cuda_")]
-    return extension("memo_train._core", ["csrc/bindings.cc", *needs_no_toolkit])
+    return extension("memo_train._core", sources("bindings/core.cc", "cpu/*.cc", *SHARED_SOURCES))
 
 
 def packer_extension() -> Extension:
     """The planner's native packer, which needs nothing of the core."""
-    return extension("memo_planner._packer", sorted(map(str, Path("csrc/pack").glob("*.cc"))))
+    return extension("memo_planner._packer", sources("bindings/packer.cc", "pack/*.cc"))
+
+
+def sources(*patterns: str) -> list[str]:
+    """Paths below csrc."""
+    return [str(path) for each in patterns for path in sorted(Path("csrc").glob(each))]
 
 
 def extension(name: str, sources: list[str]) -> Extension:

@@ -44,6 +44,12 @@ class ForkedProcess : public Error {
   using Error::Error;
 };
 
+// A CUDA call failed; the message names call, device, code and bytes.
+class CudaError : public Error {
+ public:
+  using Error::Error;
+};
+
 // The core contradicts itself: a defect, never the caller's mistake.
 class BrokenInvariant : public Error {
  public:

@@ -23,9 +23,7 @@
 
 namespace memo {
 
-constexpr size_t kPackBytes = 16;
-
-template <typename T, size_t kCount = kPackBytes / sizeof(T)>
+template <typename T, size_t kCount = 16 / sizeof(T)>
 struct alignas(sizeof(T) * kCount) Pack {
   static constexpr size_t kElements = kCount;
   T values[kElements];

@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "kernels/packs.h"
-#include "kernels/row_lanes.h"
+#include "kernels/run.h"
 
 namespace memo {
 
@@ -37,11 +37,6 @@ struct RmsNormBackward {
 };
 
 template <typename T>
-MEMO_HOST_DEVICE float NumbersOfRow(size_t row_packs) {
-  return static_cast<float>(row_packs * Pack<T>::kElements);
-}
-
-template <typename T>
 MEMO_HOST_DEVICE LaneSums<1> SumLane(const RmsNorm<T>& args, size_t row, unsigned lane) {
   using P = Pack<T>;
   float squares = 0.0f;
@@ -59,8 +54,8 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNorm<T>& args, size_t row, unsigned lane,
                                  const LaneSums<1>& sums) {
   using P = Pack<T>;
-  const float mean = sums.values[0] / NumbersOfRow<T>(args.row_packs);
-  const float scale = 1.0f / sqrtf(mean + args.epsilon);
+  const float mean = sums.values[0] / static_cast<float>(args.row_packs * P::kElements);
+  const float scale = 1.0f / sqrtf(mean + args.epsilon);  // not rsqrtf: the host has none
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     P pack = LoadPack<P>(args.x, row * args.row_packs + i);
     const P weight = LoadPack<P>(args.weight, i);
@@ -94,7 +89,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, unsigned lane,
                                  const LaneSums<2>& sums) {
   using P = Pack<T>;
-  const float numbers = NumbersOfRow<T>(args.row_packs);
+  const float numbers = static_cast<float>(args.row_packs * P::kElements);
   const float scale = 1.0f / sqrtf(sums.values[0] / numbers + args.epsilon);
   const float along = scale * scale * (sums.values[1] / numbers);
   if (lane == 0) args.scales[row] = scale;
@@ -108,6 +103,77 @@ MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, uns
     }
     StorePack(args.dx, row * args.row_packs + i, pack);
   }
+}
+
+// The gradient of weight: sums over rows in two passes, always in the same order.
+
+// First pass: every chunk of `chunk_rows` rows gives one row of fp32 sums; the last may be shorter.
+template <typename T>
+struct RmsNormWeightSums {
+  const T* dy;
+  const T* x;
+  const float* scales;  // 1 / rms(x) of each row
+  float* sums;
+  size_t rows;
+  size_t row_packs;
+  size_t chunk_rows;
+
+  MEMO_HOST_DEVICE size_t NumChunks() const { return (rows + chunk_rows - 1) / chunk_rows; }
+};
+
+template <typename T>
+MEMO_HOST_DEVICE size_t NumItems(const RmsNormWeightSums<T>& args) {
+  return args.NumChunks() * args.row_packs;
+}
+
+template <typename T>
+MEMO_HOST_DEVICE void RunItem(const RmsNormWeightSums<T>& args, size_t item) {
+  using P = Pack<T>;
+  using Sums = Pack<float>;
+  const size_t column = item % args.row_packs;
+  const size_t first = item / args.row_packs * args.chunk_rows;
+  const size_t end = first + args.chunk_rows < args.rows ? first + args.chunk_rows : args.rows;
+  Sums sums[P::kElements / Sums::kElements] = {};
+  MEMO_UNROLL_4
+  for (size_t row = first; row < end; ++row) {
+    const P dy = LoadPack<P>(args.dy, row * args.row_packs + column);
+    const P x = LoadPack<P>(args.x, row * args.row_packs + column);
+    const float scale = args.scales[row];
+    for (size_t e = 0; e < P::kElements; ++e) {
+      const float d = ToFloat(dy.values[e]) * (ToFloat(x.values[e]) * scale);
+      sums[e / Sums::kElements].values[e % Sums::kElements] += d;
+    }
+  }
+  constexpr size_t kPacks = P::kElements / Sums::kElements;
+  for (size_t i = 0; i < kPacks; ++i) StorePack(args.sums, item * kPacks + i, sums[i]);
+}
+
+// Second pass: the chunks' sums are added up and rounded, four columns an item.
+template <typename T>
+struct RmsNormWeightGradient {
+  const float* sums;
+  T* d_weight;
+  size_t chunks;
+  size_t columns;
+};
+
+template <typename T>
+MEMO_HOST_DEVICE size_t NumItems(const RmsNormWeightGradient<T>& args) {
+  return args.columns / Pack<float>::kElements;
+}
+
+template <typename T>
+MEMO_HOST_DEVICE void RunItem(const RmsNormWeightGradient<T>& args, size_t item) {
+  using Sums = Pack<float>;
+  Sums total = {};
+  MEMO_UNROLL_4
+  for (size_t chunk = 0; chunk < args.chunks; ++chunk) {
+    const Sums sums = LoadPack<Sums>(args.sums, chunk * NumItems(args) + item);
+    for (size_t e = 0; e < Sums::kElements; ++e) total.values[e] += sums.values[e];
+  }
+  Pack<T, Sums::kElements> rounded;
+  for (size_t e = 0; e < Sums::kElements; ++e) rounded.values[e] = FromFloat<T>(total.values[e]);
+  StorePack(args.d_weight, item, rounded);
 }
 
 }  // namespace memo

@@ -11,6 +11,11 @@
 namespace memo::pack {
 namespace {
 
+using Preference = Strategy::Preference;
+
+// Buffers in the order in which they are placed.
+using Order = std::vector<int32_t>;
+
 // The lowest gap in two sets of taken ranges.
 int64_t LowestGap(const Ranges& a, const Ranges& b, int64_t size) {
   int64_t offset = 0;
@@ -50,39 +55,8 @@ void PromoteHighest(const Problem& problem, const Offsets& offsets, int64_t targ
                         [&](int32_t i) { return offsets[i] + problem.buffers[i].size > target; });
 }
 
-}  // namespace
-
-void Take(Ranges& taken, int64_t start, int64_t stop) {
-  const auto touches = [](const std::pair<int64_t, int64_t>& range, int64_t value) {
-    return range.second < value;
-  };
-  const auto first = std::lower_bound(taken.begin(), taken.end(), start, touches);
-  auto last = first;
-  for (; last != taken.end() && last->first <= stop; ++last) {
-    start = std::min(start, last->first);
-    stop = std::max(stop, last->second);
-  }
-  if (first == last) {
-    taken.insert(first, {start, stop});
-  } else {
-    *first = {start, stop};
-    taken.erase(first + 1, last);
-  }
-}
-
-Ranges Joined(Ranges ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  Ranges joined;
-  for (const auto& [start, stop] : ranges) {
-    if (joined.empty() || joined.back().second < start) {
-      joined.emplace_back(start, stop);
-    } else {
-      joined.back().second = std::max(joined.back().second, stop);
-    }
-  }
-  return joined;
-}
-
+// Costs at most one small insertion for each conflict. Buffers that live in all sections need none
+// in `conflicts`.
 Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
                  Obstacles obstacles) {
   constexpr int64_t kUnplaced = -1;
@@ -106,6 +80,26 @@ Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order
     }
   }
   return offsets;
+}
+
+}  // namespace
+
+void Take(Ranges& taken, int64_t start, int64_t stop) {
+  const auto touches = [](const std::pair<int64_t, int64_t>& range, int64_t value) {
+    return range.second < value;
+  };
+  const auto first = std::lower_bound(taken.begin(), taken.end(), start, touches);
+  auto last = first;
+  for (; last != taken.end() && last->first <= stop; ++last) {
+    start = std::min(start, last->first);
+    stop = std::max(stop, last->second);
+  }
+  if (first == last) {
+    taken.insert(first, {start, stop});
+  } else {
+    *first = {start, stop};
+    taken.erase(first + 1, last);
+  }
 }
 
 void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,

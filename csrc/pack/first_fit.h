@@ -17,12 +17,6 @@ using Ranges = std::vector<std::pair<int64_t, int64_t>>;
 // Adds a range, which may overlap those that are there.
 void Take(Ranges& taken, int64_t start, int64_t stop);
 
-// Ranges in any order, which may overlap, as such.
-Ranges Joined(Ranges ranges);
-
-// Buffers in the order in which they are placed.
-using Order = std::vector<int32_t>;
-
 // What was placed before: in the way of all buffers, and of each buffer.
 struct Obstacles {
   Ranges of_all;
@@ -32,11 +26,6 @@ struct Obstacles {
     return {{}, std::vector<Ranges>(problem.buffers.size())};
   }
 };
-
-// Costs at most one small insertion for each conflict. Buffers that live in all sections need none
-// in `conflicts`.
-Offsets FirstFit(const Problem& problem, const Conflicts& conflicts, const Order& order,
-                 Obstacles obstacles);
 
 // Peak that will do, and how many first fits to try for it.
 struct Fits {

@@ -14,17 +14,17 @@
 
 namespace memo::pack {
 
-struct Limits {
-  // Any placement of at most this peak will do; none asks for the lowest peak.
-  std::optional<int64_t> capacity;
-  double seconds;
-  uint64_t seed;
-};
-
 // Runs once, on one thread; the counters may be read and Stop called from other threads.
 // Until time runs out, what it finds depends on the problem, capacity and seed alone.
 class Packer {
  public:
+  struct Limits {
+    // Any placement of at most this peak will do; none asks for the lowest peak.
+    std::optional<int64_t> capacity;
+    double seconds;
+    uint64_t seed;
+  };
+
   // Lifetimes are half-open, lower < upper; sizes are 1 or more and add up to less than 2^62.
   Packer(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
          const std::vector<int64_t>& size);
@@ -42,6 +42,12 @@ class Packer {
   int64_t nodes() const { return nodes_; }
 
  private:
+  // Buffers of one independent part, with their places in the whole, ordered by first section.
+  struct Part {
+    Problem problem;
+    std::vector<int32_t> index;
+  };
+
   // Exact search for one capacity, kept between rounds for the states it knows to fail.
   struct Attempt {
     int64_t capacity;
@@ -55,6 +61,8 @@ class Packer {
     int64_t looks;
   };
 
+  // The parts between which no lifetime crosses, in order of time.
+  static std::vector<Part> Split(const Problem& problem);
   void PackPart(const Part& part);
   void PackWindows(const Problem& problem, Offsets& best);
   void PackMerged(const Problem& problem, Offsets& best);

@@ -15,16 +15,6 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
   return order;
 }
 
-template <typename Key>
-std::vector<int32_t> Ascending(const Problem& problem, Key key) {
-  std::vector<int32_t> order(problem.buffers.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return key(problem.buffers[a]) < key(problem.buffers[b]);
-  });
-  return order;
-}
-
 }  // namespace
 
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -51,53 +41,34 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 }
 
 std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  return Ascending(problem, [](const Buffer& buffer) { return buffer.first; });
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].first < problem.buffers[b].first;
+  });
+  return order;
 }
 
-std::vector<int32_t> ByLastSection(const Problem& problem) {
-  return Ascending(problem, [](const Buffer& buffer) { return buffer.last; });
-}
-
-std::vector<Part> Split(const Problem& problem) {
-  std::vector<Part> parts;
-  int32_t base = 0, reach = 0;
-  for (const int32_t index : ByFirstSection(problem)) {
-    const Buffer& buffer = problem.buffers[index];
-    if (parts.empty() || buffer.first >= reach) {
-      parts.emplace_back();
-      base = buffer.first;
-    }
-    reach = std::max(reach, buffer.last);
-    Part& part = parts.back();
-    part.problem.buffers.push_back({buffer.first - base, buffer.last - base, buffer.size});
-    part.problem.num_sections = reach - base;
-    part.index.push_back(index);
-  }
-  return parts;
-}
-
-Merged MergeLifetimes(const Problem& problem) {
-  const std::vector<Buffer>& buffers = problem.buffers;
+Merged::Merged(const Problem& original) {
+  const std::vector<Buffer>& buffers = original.buffers;
   std::vector<int32_t> order(buffers.size());
   std::iota(order.begin(), order.end(), 0);
   const auto lifetime = [&](int32_t i) { return std::pair(buffers[i].first, buffers[i].last); };
   std::stable_sort(order.begin(), order.end(),
                    [&](int32_t a, int32_t b) { return lifetime(a) < lifetime(b); });
-  Merged merged;
-  merged.stack_of.resize(buffers.size());
-  merged.within.resize(buffers.size());
-  std::vector<Buffer>& stacks = merged.problem.buffers;
+  stack_of.resize(buffers.size());
+  within.resize(buffers.size());
+  std::vector<Buffer>& stacks = problem.buffers;
   for (size_t k = 0; k < order.size(); ++k) {
     const int32_t i = order[k];
     if (k == 0 || lifetime(order[k - 1]) != lifetime(i)) {
       stacks.push_back({buffers[i].first, buffers[i].last, 0});
     }
-    merged.stack_of[i] = static_cast<int32_t>(stacks.size()) - 1;
-    merged.within[i] = stacks.back().size;
+    stack_of[i] = static_cast<int32_t>(stacks.size()) - 1;
+    within[i] = stacks.back().size;
     stacks.back().size += buffers[i].size;
   }
-  merged.problem.num_sections = problem.num_sections;
-  return merged;
+  problem.num_sections = original.num_sections;
 }
 
 Offsets Merged::Unmerged(const Offsets& stacks) const {
@@ -153,7 +124,7 @@ Conflicts::Conflicts(const Problem& problem, bool with_whole)
   for_each_pair([&](int32_t a, int32_t b) { entries_[next[a]++] = b, entries_[next[b]++] = a; });
 }
 
-int64_t CountConflicts(const Problem& problem, bool with_whole) {
+int64_t Conflicts::Count(const Problem& problem, bool with_whole) {
   std::vector<int64_t> begun(problem.num_sections + 1, 0), ended(problem.num_sections + 1, 0);
   for (const Buffer& buffer : problem.buffers) {
     if (with_whole || !problem.IsWhole(buffer)) ++begun[buffer.first], ++ended[buffer.last];

@@ -33,12 +33,6 @@ struct Problem {
 // Offset of every buffer, in the order of Problem::buffers.
 using Offsets = std::vector<int64_t>;
 
-// Buffers of one independent part, with their places in the whole, ordered by first section.
-struct Part {
-  Problem problem;
-  std::vector<int32_t> index;
-};
-
 // Sections from half-open lifetimes; sizes are taken as they are. All three have equal length,
 // lower < upper and size > 0.
 Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
@@ -46,14 +40,12 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
 
 // Numbers of the buffers in order of their first sections.
 std::vector<int32_t> ByFirstSection(const Problem& problem);
-// The same in order of their last sections.
-std::vector<int32_t> ByLastSection(const Problem& problem);
 
-// The parts between which no lifetime crosses, in order of time.
-std::vector<Part> Split(const Problem& problem);
-
-// A problem whose buffers stand for stacks of buffers with one lifetime.
+// A problem whose buffers stand for stacks: one for all that share a lifetime. Its best peak may be
+// higher than the original's.
 struct Merged {
+  explicit Merged(const Problem& original);
+
   Problem problem;
   std::vector<int32_t> stack_of;  // per original buffer
   Offsets within;                 // per original buffer: offset within its stack
@@ -61,9 +53,6 @@ struct Merged {
   // The original buffers' offsets from the stacks'.
   Offsets Unmerged(const Offsets& stacks) const;
 };
-
-// One buffer for all that share a lifetime. Its best peak may be higher than the original's.
-Merged MergeLifetimes(const Problem& problem);
 
 // Units alive in each section.
 std::vector<int64_t> Load(const Problem& problem);
@@ -92,13 +81,13 @@ class Conflicts {
   // Entries of all lists: each conflicting pair counts twice.
   size_t size() const { return entries_.size(); }
 
+  // Number of conflicting pairs, counted without listing them.
+  static int64_t Count(const Problem& problem, bool with_whole = true);
+
  private:
   std::vector<size_t> start_;
   std::vector<int32_t> entries_;
 };
-
-// Number of conflicting pairs, counted without listing them.
-int64_t CountConflicts(const Problem& problem, bool with_whole = true);
 
 }  // namespace memo::pack
 

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
-#include <limits>
 #include <random>
 
 namespace memo::pack {
 namespace {
+
+using Preference = Strategy::Preference;
 
 // Most units alive in any section of each buffer, as a share of the most in all.
 std::vector<double> Contention(const Problem& problem) {
@@ -48,7 +49,7 @@ bool IsContested(Preference preference) {
 
 }  // namespace
 
-Strategy StrategyOf(int64_t round, uint64_t seed) {
+Strategy Strategy::OfRound(int64_t round, uint64_t seed) {
   constexpr Preference kPreferences[] = {
       Preference::kArea,        Preference::kContestedArea, Preference::kContestedSize,
       Preference::kLastSection, Preference::kLifetime,      Preference::kRandom,
@@ -56,16 +57,16 @@ Strategy StrategyOf(int64_t round, uint64_t seed) {
   constexpr Pick kPicks[] = {Pick::kFewest, Pick::kFewFull, Pick::kFullest};
   constexpr double kNoise = 0.2;
   constexpr int64_t kNumPicks = std::size(kPicks), kNumPreferences = std::size(kPreferences);
-  static_assert(kNumPicks * kNumPreferences == kNumStrategies);
+  static_assert(kNumPicks * kNumPreferences == kCount);
   const int64_t preference = (round / kNumPicks) % kNumPreferences;
-  const double noise = round < kNumStrategies ? 0 : kNoise;
+  const double noise = round < kCount ? 0 : kNoise;
   return {kPicks[round % kNumPicks], kPreferences[preference], noise,
           seed + static_cast<uint64_t>(round)};
 }
 
 std::vector<double> Weights(const Problem& problem, Preference preference, double noise,
                             uint64_t seed) {
-  constexpr double kContentionFirst = 1e6;
+  constexpr double kContentionFirst = 1e6;  // what it is added to is at most 1 and half the noise
   constexpr double kContentionSteps = 50;
   std::vector<double> contention =
       IsContested(preference) ? Contention(problem) : std::vector<double>();
@@ -82,28 +83,14 @@ std::vector<double> Weights(const Problem& problem, Preference preference, doubl
   if (preference == Preference::kRandom || noise > 0) {
     std::mt19937_64 random(seed);
     for (double& weight : weights) {
+      // 53 bits over 2^53: exact in a double. The standard's distributions are left to each
+      // library, and a seed is to give one search everywhere.
       const double chance = static_cast<double>(random() >> 11) / 9007199254740992.0;
       weight *= preference == Preference::kRandom ? chance : 1 + noise * (chance - 0.5);
     }
   }
   for (size_t i = 0; i < contention.size(); ++i) weights[i] += kContentionFirst * contention[i];
   return weights;
-}
-
-double Urgency(Pick pick, int64_t choices, int64_t remaining, int64_t capacity) {
-  constexpr double kChoicesPerCapacity = 8;
-  if (choices <= 1) return std::numeric_limits<double>::lowest();
-  const double count = static_cast<double>(choices);
-  const double fill = static_cast<double>(remaining) / static_cast<double>(capacity);
-  switch (pick) {
-    case Pick::kFewest:
-      return count;
-    case Pick::kFullest:
-      return -fill;
-    case Pick::kFewFull:
-      break;
-  }
-  return count - kChoicesPerCapacity * fill;
 }
 
 }  // namespace memo::pack

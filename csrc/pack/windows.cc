@@ -7,7 +7,9 @@
 #include <numeric>
 #include <utility>
 
-#include "pack/together.h"
+#include "pack/exact.h"
+#include "pack/first_fit.h"
+#include "pack/strategy.h"
 
 namespace memo::pack {
 namespace {
@@ -27,6 +29,15 @@ constexpr int64_t kMostConflictsInCore = 4'000'000;
 constexpr int64_t kMostLongConflicts = 5'000;
 constexpr int64_t kMostLooks = 300;
 
+std::vector<int32_t> ByLastSection(const Problem& problem) {
+  std::vector<int32_t> order(problem.buffers.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return problem.buffers[a].last < problem.buffers[b].last;
+  });
+  return order;
+}
+
 bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.first < a.last; }
 
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
@@ -36,7 +47,154 @@ int64_t WindowLength(int64_t attempt) {
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
 }
 
+// Of ranges in any order, which may overlap, disjoint ones that do not touch.
+Ranges Joined(Ranges ranges) {
+  std::sort(ranges.begin(), ranges.end());
+  Ranges joined;
+  for (const auto& [start, stop] : ranges) {
+    if (joined.empty() || joined.back().second < start) {
+      joined.emplace_back(start, stop);
+    } else {
+      joined.back().second = std::max(joined.back().second, stop);
+    }
+  }
+  return joined;
+}
+
+// Calls `visit` with the numbers of the nodes that make up the leaves [first, last).
+template <typename Visit>
+void ForEachNode(size_t num_leaves, size_t first, size_t last, Visit visit) {
+  for (first += num_leaves, last += num_leaves; first < last; first /= 2, last /= 2) {
+    if (first % 2 == 1) visit(first++);
+    if (last % 2 == 1) visit(--last);
+  }
+}
+
+constexpr int64_t kFitsTogether = 18;
+// Exact search: its memory grows with the square of the buffers, its time to a first placement
+// even faster.
+constexpr int64_t kMostSearchedTogether = 2'000;
+constexpr int64_t kSearches = 4;
+
+// The buffers that are not alive in all sections, ordered by first section, to lie on the others.
+struct Upper {
+  Problem problem;
+  std::vector<int32_t> index;
+  int64_t ground = 0;
+  Offsets offsets;  // of all buffers; those above are still to be placed
+};
+
+Upper UpperOf(const Problem& problem) {
+  Upper upper;
+  upper.problem.num_sections = problem.num_sections;
+  upper.offsets.resize(problem.buffers.size());
+  for (const int32_t i : ByFirstSection(problem)) {
+    const Buffer& buffer = problem.buffers[i];
+    if (problem.IsWhole(buffer)) {
+      upper.offsets[i] = upper.ground;
+      upper.ground += buffer.size;
+    } else {
+      upper.problem.buffers.push_back(buffer);
+      upper.index.push_back(i);
+    }
+  }
+  return upper;
+}
+
+// Replaces `best` if exact search finds a placement that ends at `target`.
+void Search(const Problem& problem, int64_t target, int64_t& strategy,
+            const std::function<bool()>& stop, Offsets& best) {
+  Upper upper = UpperOf(problem);
+  const int64_t size = static_cast<int64_t>(upper.index.size());
+  if (size > kMostSearchedTogether || LowerBound(problem) > target) return;
+  const Conflicts conflicts(upper.problem);
+  ExactSearch search(upper.problem, conflicts, target - upper.ground);
+  // A search that does not go astray takes hardly more nodes than there are buffers.
+  const int64_t a_dive = size + size / 2 + 100;
+  ExactSearch::Verdict verdict = search.Run(Strategy::OfRound(strategy, 0), a_dive, stop);
+  for (int64_t k = 1; k < kSearches && verdict == ExactSearch::Verdict::kGaveUp && !stop(); ++k) {
+    strategy = (strategy + 1) % Strategy::kCount;
+    verdict = search.Run(Strategy::OfRound(strategy, 0), a_dive, stop);
+  }
+  if (verdict != ExactSearch::Verdict::kFound) return;
+  best = std::move(upper.offsets);
+  for (int64_t k = 0; k < size; ++k) best[upper.index[k]] = upper.ground + search.offsets()[k];
+}
+
+// The same with all buffers of one lifetime as one: these are far fewer where much of what a step
+// keeps lives all through a window, and searched the sooner.
+void SearchMerged(const Problem& problem, int64_t target, int64_t& strategy,
+                  const std::function<bool()>& stop, Offsets& best) {
+  const Merged merged(problem);
+  if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
+  Offsets stacks;
+  Search(merged.problem, target, strategy, stop, stacks);
+  if (!stacks.empty()) best = merged.Unmerged(stacks);
+}
+
+// A placement that ends at `target`, or the lowest that is found before `stop`; at least one. The
+// problem has no base. `strategy` is the number of the strategy to search with first, and then of
+// the last one that was used: what succeeds for a problem often does for a similar one.
+Offsets PackTogether(const Problem& problem, int64_t target, int64_t& strategy,
+                     const std::function<bool()>& stop) {
+  Offsets best;
+  FitInOrders(problem, Conflicts(problem, false), Obstacles::None(problem), {target, kFitsTogether},
+              stop, best);
+  if (Peak(problem, best) > target) SearchMerged(problem, target, strategy, stop, best);
+  if (Peak(problem, best) > target) Search(problem, target, strategy, stop, best);
+  return best;
+}
+
 }  // namespace
+
+// What lives all through a window, without a list of it for each window.
+//
+// Buffers and taken ranges, each for a run of windows. A run is kept as a few nodes of a binary
+// tree over the windows, and a window asks the nodes above it.
+class WindowPacker::Spans {
+ public:
+  explicit Spans(size_t num_windows) : nodes_(2 * num_windows) {}
+
+  // Adds a buffer that lives all through the windows [first, last).
+  void Add(size_t first, size_t last, int32_t buffer) {
+    ForEachNode(nodes_.size() / 2, first, last,
+                [&](size_t k) { nodes_[k].buffers.push_back(buffer); });
+  }
+  // Takes [start, stop) of the offsets in the windows [first, last).
+  void Take(size_t first, size_t last, int64_t start, int64_t stop) {
+    ForEachNode(nodes_.size() / 2, first, last,
+                [&](size_t k) { pack::Take(nodes_[k].taken, start, stop); });
+  }
+  // Appends the buffers of a window, but for those that a call told before; there may be more of
+  // those among them.
+  void Tell(size_t window, std::vector<int32_t>& buffers) {
+    for (size_t k = window + nodes_.size() / 2; k > 0; k /= 2) {
+      if (std::exchange(nodes_[k].told, true)) continue;
+      buffers.insert(buffers.end(), nodes_[k].buffers.begin(), nodes_[k].buffers.end());
+    }
+  }
+  // What is taken all through a window.
+  Ranges Taken(size_t window) const {
+    Ranges taken;
+    for (size_t k = window + nodes_.size() / 2; k > 0; k /= 2) {
+      taken.insert(taken.end(), nodes_[k].taken.begin(), nodes_[k].taken.end());
+    }
+    return Joined(std::move(taken));
+  }
+  // Nothing is taken and nothing was told.
+  void Reset() {
+    for (Node& node : nodes_) node.taken.clear(), node.told = false;
+  }
+
+ private:
+  struct Node {
+    std::vector<int32_t> buffers;
+    Ranges taken;
+    bool told = false;
+  };
+
+  std::vector<Node> nodes_;  // the children of node k are 2 k and 2 k + 1; leaves are last
+};
 
 WindowPacker::WindowPacker(const Problem& problem)
     : problem_(problem),
@@ -44,6 +202,8 @@ WindowPacker::WindowPacker(const Problem& problem)
       by_first_(ByFirstSection(problem)),
       by_last_(ByLastSection(problem)),
       window_of_(problem.num_sections) {}
+
+WindowPacker::~WindowPacker() = default;
 
 void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop,
                         Offsets& best) {
@@ -86,7 +246,7 @@ void WindowPacker::Index() {
     std::fill(window_of_.begin() + window.first, window_of_.begin() + window.last, w);
     window.load = *std::max_element(load_.begin() + window.first, load_.begin() + window.last);
   }
-  spans_.emplace(windows_.size());
+  spans_ = std::make_unique<Spans>(windows_.size());
   for (size_t i = 0; i < problem_.buffers.size(); ++i) {
     const auto [first, last] = Spanned(buffer(i));
     if (first < last) spans_->Add(first, last, static_cast<int32_t>(i));
@@ -99,7 +259,7 @@ bool WindowPacker::SavesNothing() const {
     if (window_of_[each.first] < window_of_[each.last - 1]) lasting.buffers.push_back(each);
   }
   const int64_t size = static_cast<int64_t>(problem_.buffers.size());
-  return looks_left_ < 0 || CountConflicts(lasting) > kMostLongConflicts * size;
+  return looks_left_ < 0 || Conflicts::Count(lasting) > kMostLongConflicts * size;
 }
 
 // The windows [first, last) all through which a buffer lives; none if last <= first.
@@ -152,7 +312,7 @@ bool WindowPacker::JoinFailed() {
 bool WindowPacker::Round(const Bounds& peak, int most_failures, const std::function<bool()>& stop) {
   Clear();
   const Task core = CoreTask();
-  if (CountConflicts(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
+  if (Conflicts::Count(core.problem, false) > kMostConflictsInCore) return offsets_.clear(), false;
   int64_t highest = PackCore(core, peak.aim, stop);
   int num_failed = highest > peak.aim ? most_failures : 0;
   bool grown = false;

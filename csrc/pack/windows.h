@@ -10,19 +10,19 @@
 
 #include <cstdint>
 #include <functional>
-#include <optional>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "pack/first_fit.h"
 #include "pack/problem.h"
-#include "pack/spans.h"
 
 namespace memo::pack {
 
 class WindowPacker {
  public:
   explicit WindowPacker(const Problem& problem);
+  ~WindowPacker();
 
   // Lowers `best`, which may be empty, to `target`, or as far as so many attempts and `stop` allow;
   // perhaps not at all. Each attempt cuts time into windows of another length.
@@ -30,6 +30,8 @@ class WindowPacker {
             Offsets& best);
 
  private:
+  class Spans;
+
   // Sections [first, last).
   struct Window {
     int32_t first;
@@ -81,7 +83,7 @@ class WindowPacker {
   const std::vector<int32_t> by_last_;
   std::vector<Window> windows_;
   std::vector<size_t> window_of_;  // per section
-  std::optional<Spans> spans_;     // of the buffers in `windows_`
+  std::unique_ptr<Spans> spans_;   // of the buffers in `windows_`
   int64_t attempt_ = 0;
   int64_t strategy_ = 0;    // for the core, see PackTogether
   int64_t looks_left_ = 0;  // of the latest round

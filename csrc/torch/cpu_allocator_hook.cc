@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kErrorBytes = 512;
 constexpr uint8_t kPriority = 100;  // above everything torch registers itself
 
-// What stands behind the allocator; see allocator_entry.h.
+// What stands behind the allocator; see CpuDevice::AllocForHook.
 struct Backend {
   void* context = nullptr;
   void* (*alloc)(void* context, size_t bytes, char* error, size_t error_bytes) = nullptr;

@@ -8,7 +8,7 @@
 #include <exception>
 
 #include "base/check.h"
-#include "device/cuda_allocators.h"
+#include "cuda/cuda_allocator.h"
 
 #define MEMO_EXPORT extern "C" __attribute__((visibility("default")))
 

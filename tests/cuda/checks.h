@@ -7,8 +7,8 @@
 #include <string>
 
 #include "check.h"
-#include "device/cuda_device.h"
-#include "device/transfer.h"
+#include "copies/transfer.h"
+#include "cuda/cuda_device.h"
 #include "run.h"
 
 constexpr size_t kBytes = 4096;  // of a typical range

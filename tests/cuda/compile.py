@@ -40,12 +40,11 @@ class Compiler:
         includes = (sysconfig.get_path("include"), pybind11.get_include())
         flags = ["-shared", "-fPIC", "-fvisibility=hidden", version]
         flags += [f"-isystem{include}" for include in includes]
-        return self._build([*CSRC.glob("cuda_*.cc"), *HERE.glob("bridge/*.cc")], flags)
+        return self._build([CSRC / "bindings" / "cuda.cc", *HERE.glob("bridge/*.cc")], flags)
 
     def _build(self, sources: Iterable[Path], flags: list[str]) -> Path:
-        device = [*SHARED_SOURCES, "cuda_*"]
-        found = [path for name in device for path in (CSRC / "device").glob(f"{name}.cc")]
-        found += CSRC.glob("torch/cuda_*.cc")
+        patterns = (*SHARED_SOURCES, "cuda/*.cc", "torch/cuda_*.cc")
+        found = [path for pattern in patterns for path in CSRC.glob(pattern)]
         found += [*HERE.glob("sim/*.cc"), *sources]
         command = [
             shutil.which("c++") or shutil.which("g++") or "c++",

@@ -7,7 +7,7 @@
 #include <set>
 #include <utility>
 
-#include "device/device.h"
+#include "device.h"
 
 // Which call to spoil, counted from 0 in the order of the calls of its sort.
 struct Fault {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "base/bytes.h"
-#include "device/cuda_device.h"
-#include "device/transfer.h"
+#include "copies/transfer.h"
+#include "cuda/cuda_device.h"
 #include "faulty_device.h"
 #include "sim/machine.h"
 #include "slots.h"

@@ -1,4 +1,4 @@
-"""The CUDA device of csrc/device on a simulated CUDA runtime; the checks are C++ (main.cc).
+"""The CUDA device of csrc/cuda on a simulated CUDA runtime; the checks are C++ (main.cc).
 
 Numerics level 1: the bytes that come back are the bytes that left.
 """

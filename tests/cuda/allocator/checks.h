@@ -7,7 +7,7 @@
 #include <string>
 
 #include "check.h"
-#include "device/cuda_allocator.h"
+#include "cuda/cuda_allocator.h"
 #include "run.h"
 
 // Random blocks, kernels and copies on several streams, under seeds [first, first + count)

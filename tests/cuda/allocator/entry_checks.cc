@@ -1,7 +1,7 @@
 #include <sys/types.h>
 
 #include "allocator/checks.h"
-#include "device/cuda_allocators.h"
+#include "cuda/cuda_allocator.h"
 
 extern "C" {
 void* memo_cuda_alloc(ssize_t size, int device, cudaStream_t stream);

@@ -1,4 +1,4 @@
-"""The CUDA allocator of csrc/device on a simulated CUDA runtime; the checks are C++ (main.cc).
+"""The CUDA allocator of csrc/cuda on a simulated CUDA runtime; the checks are C++ (main.cc).
 
 Numerics level 1: nobody writes what somebody else still reads.
 """

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <string>
 
-#include "device/cuda_allocators.h"
+#include "cuda/cuda_allocator.h"
 #include "sim/machine.h"
 
 #define MEMO_EXPORT extern "C" __attribute__((visibility("default")))

@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "device/clock.h"
+#include "copies/clock.h"
 #include "sim/machine.h"
 
 namespace sim {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "device/clock.h"
+#include "copies/clock.h"
 
 namespace sim {
 
