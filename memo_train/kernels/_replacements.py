@@ -23,6 +23,9 @@ from memo_train.kernels._launch import DTYPES, PACK_BYTES
 from memo_train.kernels._norm import rms_norm
 from memo_train.kernels._rotary import rope
 
+Forward = Callable[..., Any]
+Dtypes = frozenset[torch.dtype]
+
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 _SCALES = (0.1, 1.0, 100.0)
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -99,10 +102,6 @@ def _tensors(result: Any) -> tuple[Tensor, ...]:
 def _random(shape: tuple[int, ...], like: Tensor, scale: float) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return (scale * torch.randn(shape, generator=generator)).to(like.device, like.dtype)
-
-
-Forward = Callable[..., Any]
-Dtypes = frozenset[torch.dtype]
 
 
 def epsilon_of(norm: nn.Module) -> float | None:
