@@ -1,6 +1,6 @@
-"""Plans the steps of a wrapped model, one plan for each batch, length and precision.
+"""The caps that a wrapped model puts on the device, and takes off again.
 
-The caps that a plan puts on the device are set here and taken off again at the end.
+Plans the steps of a wrapped model, one plan for each batch, length and precision.
 """
 
 from __future__ import annotations

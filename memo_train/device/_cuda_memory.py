@@ -89,6 +89,7 @@ def install_cuda_allocator() -> None:
     path = load_cuda().__file__
     assert path is not None
     allocator: Any = memory.CUDAPluggableAllocator(path, "memo_cuda_alloc", "memo_cuda_free")
+    # torch tells a pluggable allocator of `record_stream` only where it is given this function.
     record_stream = ctypes.cast(ctypes.CDLL(path).memo_cuda_record_stream, ctypes.c_void_p)
     allocator.allocator().set_record_stream_fn(record_stream.value)
     memory.change_current_allocator(allocator)

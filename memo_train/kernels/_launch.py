@@ -27,6 +27,7 @@ def array(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, contiguous and aligned. Raises: InvalidDeviceArgument if no kernel takes it."""
     check_dtype(tensor)
     dense = tensor.contiguous()
+    # A contiguous view may begin at any element; a clone begins where the allocator aligns.
     return dense.clone() if dense.data_ptr() % PACK_BYTES else dense
 
 

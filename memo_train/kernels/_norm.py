@@ -9,6 +9,7 @@ import torch
 from memo_train.device import InvalidDeviceArgument
 from memo_train.kernels._launch import DTYPES, array, arrays, check_alike, packs, run
 
+# Fixed, and not by the size of a GPU: the order of the sums depends on the shape alone.
 _MOST_CHUNKS = 128
 _LEAST_CHUNK_ROWS = 64
 

@@ -23,7 +23,11 @@ from memo_train.kernels._launch import DTYPES, PACK_BYTES
 from memo_train.kernels._norm import rms_norm
 from memo_train.kernels._rotary import rope
 
+Forward = Callable[..., Any]
+Dtypes = frozenset[torch.dtype]
+
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+# Small numbers show another epsilon, large ones another activation.
 _SCALES = (0.1, 1.0, 100.0)
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _TOKENS, _HEADS, _HEAD_DIM = 3, 4, 32
@@ -69,6 +73,7 @@ def _differs(
 ) -> str | None:
     devices = [like.device] if like.device.type == "cuda" else []
     try:
+        # Dropout draws: the random numbers of the user's training must not move on.
         with torch.no_grad(), torch.random.fork_rng(devices):
             errors = [_error(own(*args), ours(*args)) for args in tries]
     except NOT_RUNNABLE as error:
@@ -97,12 +102,9 @@ def _tensors(result: Any) -> tuple[Tensor, ...]:
 
 
 def _random(shape: tuple[int, ...], like: Tensor, scale: float) -> Tensor:
+    # On the CPU: the same numbers whatever the device.
     generator = torch.Generator().manual_seed(0)
     return (scale * torch.randn(shape, generator=generator)).to(like.device, like.dtype)
-
-
-Forward = Callable[..., Any]
-Dtypes = frozenset[torch.dtype]
 
 
 def epsilon_of(norm: nn.Module) -> float | None:

@@ -61,6 +61,7 @@ class MemoryWatch:
     def _sample(self) -> None:
         over = False
         while not over:
+            # Read once more after the end: a step shorter than a sample has a reading too.
             over = self._over.wait(_SAMPLE_S)
             self._driver_bytes = max(self._driver_bytes, driver_used_bytes(self._place))
 
@@ -128,6 +129,7 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
     limit_bytes = int(_LIMIT_OVER_PLANNED * planned_bytes)
     with wrapped(model, mode, device_bytes=limit_bytes + (empty["device"] or 0)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        # The first step is recorded and makes the moments; the second one is the planned one.
         run_step(model, **batch)
         optimizer.step()
         model.zero_grad(set_to_none=True)

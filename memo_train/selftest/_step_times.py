@@ -38,6 +38,7 @@ def step_times(place: Place) -> Figures:
             stack.enter_context(wrapped(jobs[mode][0], mode, size))
         _warm_up(place, jobs)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+        # In turn, so that a slow spell of the machine meets every mode.
         for _ in range(_REPEATS):
             for name, job in jobs.items():
                 runs[name].append(_timed(place, name, job))

@@ -70,6 +70,7 @@ class FakeDevice(CpuDevice):
         self._now_s = 0.0
         self._links = {"d2h": _Link(speeds.d2h_bytes_per_s), "h2d": _Link(speeds.h2d_bytes_per_s)}
         self._host_bytes: dict[int, int] = {}
+        # No range is at address 0, which checks of addresses refuse.
         self._next_host = _PAGE_BYTES
         self._host_used = self._host_peak = 0
         self._stalls, self._stall_s = 0, 0.0

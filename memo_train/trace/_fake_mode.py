@@ -28,6 +28,7 @@ _RUN_ALWAYS = {
 }
 """Operations that touch no element although their schema does not say so."""
 
+# Positions and labels are below it; a mask of all pairs of a million tokens is far above.
 _EXACT_BYTES = 256 << 20
 
 
@@ -179,6 +180,7 @@ def _shape_of(value: Any) -> Any:
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
         return tuple([_shape_of(item) for item in value])
+    # With the type: 1, 1.0 and True are equal, and give results of other dtypes.
     return type(value), value
 
 

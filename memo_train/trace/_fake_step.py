@@ -53,7 +53,9 @@ from memo_train.trace._places import PlaceRecorder
 from memo_train.trace._profile import LONGEST_PROFILED_TOKENS, measure_profile
 from memo_train.trace._record import Batch, record_requests, source_of
 
+# A first, an inner and a last tile.
 _NUM_TILES = 3
+# Of the CPU's arena, in which the tensors of a fake step lie.
 _ALIGNMENT_BYTES = 64
 
 

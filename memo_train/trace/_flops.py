@@ -24,8 +24,6 @@ _ATTENTION = {
 five matrix products, two of them forward's again."""
 
 _ALLOCATES_ONLY = {_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty}
-_TILES = 4
-_TILE_TOKENS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +63,10 @@ def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     products = 2.0 * batch * heads * num_queries * k.shape[2] * (qk_dim + v.shape[3])
     is_causal = kwargs.get("is_causal", args[causal_at] if len(args) > causal_at else False)
     return float(factor * products / (2 if is_causal else 1))
+
+
+_TILES = 4
+_TILE_TOKENS = 16
 
 
 class StageFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here

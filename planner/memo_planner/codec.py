@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from memo_planner.errors import InvalidInput, PlanFileError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _PLAIN: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
 
 
@@ -26,12 +26,12 @@ def encode(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def decode(kind: type[T], value: object, where: str) -> T:
+def decode(kind: type[_T], value: object, where: str) -> _T:
     """The dataclass `kind` from JSON types; `where` names the place in messages.
 
     Raises: InvalidInput on a missing or extra field, a wrong type, or a value it refuses.
     """
-    return typing.cast(T, _decode(kind, value, where))
+    return typing.cast(_T, _decode(kind, value, where))
 
 
 def _decode(kind: Any, value: object, where: str) -> Any:

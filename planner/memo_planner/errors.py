@@ -26,7 +26,7 @@ def format_bytes(num_bytes: float) -> str:
     return _in_unit(num_bytes, _unit_of(num_bytes), 1)
 
 
-def format_need(need_bytes: int, limit_bytes: int) -> tuple[str, str]:
+def _format_need(need_bytes: int, limit_bytes: int) -> tuple[str, str]:
     """Need and limit in one unit, with enough digits that unequal values look unequal."""
     unit = _unit_of(limit_bytes)
     for digits in (1, 2, 3, 6):
@@ -75,7 +75,7 @@ class PlanInfeasible(MemoError):
         self.max_tokens = max_tokens
 
     def __str__(self) -> str:
-        need, limit = format_need(self.need_bytes, self.limit_bytes)
+        need, limit = _format_need(self.need_bytes, self.limit_bytes)
         if self.max_tokens is None:
             way_out = "make a plan for these limits"
         elif self.max_tokens:

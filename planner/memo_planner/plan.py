@@ -16,8 +16,6 @@ from memo_planner.policy import Policy
 from memo_planner.profile import Profile
 
 BINDS = ("device", "host", "forward window", "backward window")
-FORMAT = "memo-plan"
-VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +95,10 @@ class Setting:
     def mfu(self, prediction: Prediction) -> float:
         """Model FLOPs per second over the devices' peak, from 0 to 1. Source: MEMO, set-up."""
         return self.step_flops / (self.step_s(prediction) * self.gpus * self.peak_flops)
+
+
+FORMAT = "memo-plan"
+VERSION = 3
 
 
 def inputs_hash(

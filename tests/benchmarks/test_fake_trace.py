@@ -24,13 +24,12 @@ SIZES = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_a_configuration_becomes_a_trace_and_a_profile(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.json" for name in ("config", "trace", "profile", "json")}
     paths["config"].write_text(json.dumps(SIZES))
     options = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     command = [sys.executable, str(SCRIPT), *options, "--tokens", "4096"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     written = json.loads(paths["json"].read_text())
     peak = {row["mode"]: row["device_peak_bytes"] for row in written["rows"]}

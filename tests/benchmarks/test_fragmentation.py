@@ -18,7 +18,7 @@ def test_every_recorded_step_of_a_folder_is_served_by_every_allocator(tmp_path: 
     out = tmp_path / "out.json"
     command = [sys.executable, str(SCRIPT), "--no-fake", "--no-real", "--json", str(out)]
     command += ["--csv-traces", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = json.loads(out.read_text())["rows"]
     assert row["trace"] == "hf_step"

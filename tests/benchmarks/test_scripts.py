@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def run_script(name: str, folder: Path, *options: str) -> dict[str, Any]:
     path = folder / "out.json"
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *options, "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1100)
     assert done.returncode == 0, done.stderr[-3000:]
     written: dict[str, Any] = json.loads(path.read_text())
     assert written["commit"]
@@ -25,7 +25,6 @@ def run_script(name: str, folder: Path, *options: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_longest_sequence_orders_the_modes(tmp_path: Path) -> None:
     shape = ["--layers", "4", "--hidden", "64", "--activation-mib", "12", "--alpha", "0"]
     written = run_script("longest_sequence", tmp_path, *shape)
@@ -39,7 +38,6 @@ def test_longest_sequence_orders_the_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_step_time_gives_medians_and_equal_losses(tmp_path: Path) -> None:
     shape = ["--tokens", "256", "--layers", "2", "--hidden", "64", "--repeats", "3"]
     written = run_script("step_time", tmp_path, *shape)
@@ -53,7 +51,6 @@ def test_step_time_gives_medians_and_equal_losses(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_peaks_do_not_grow_with_layers_when_nothing_is_kept(tmp_path: Path) -> None:
     """Level 2: four times the layers, the same device peak but for what is in flight."""
     shape = ["--layers", "2", "8", "--tokens", "1024", "--hidden", "64", "--tile-tokens", "128"]

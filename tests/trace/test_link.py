@@ -69,7 +69,7 @@ def test_ranks_measure_together_and_agree_on_the_slowest(tmp_path: Path) -> None
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=1100,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,7 +29,7 @@ def runs() -> Runs:
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=1100,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

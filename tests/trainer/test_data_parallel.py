@@ -25,7 +25,13 @@ def run_training(out_dir: Path, num_ranks: int) -> list[dict[str, Any]]:
     command = [*(launcher if num_ranks > 1 else [sys.executable]), str(SCRIPT), str(out_dir)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=100
+        command,
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (out_dir / "metrics.jsonl").read_text().splitlines()

@@ -96,6 +96,7 @@ class CachingAllocator:
             return best
         if size_bytes < self._max_split_bytes:
             return None if best.size_bytes >= self._max_split_bytes else best
+        # A block that may not be cut wastes its rest: PyTorch lets that be less than 20 MiB.
         return best if best.size_bytes < size_bytes + LARGE_SEGMENT_BYTES else None
 
     def _is_cut(self, block: Block, size_bytes: int) -> bool:

@@ -152,6 +152,8 @@ def least_cap(requests: Requests, name: str) -> Replay:
     while found.run.refused_id is not None:
         low_bytes, high_bytes = high_bytes, int(high_bytes * _FIRST_GUESS) + ALIGNMENT_BYTES
         found = _under(requests, name, high_bytes)
+    # Which requests are large hangs on the cap, so a larger cap may serve a step that a still
+    # larger one does not: what is found is a cap that serves beside one that does not.
     while high_bytes - low_bytes > max(ALIGNMENT_BYTES, low_bytes * (_PRECISION - 1)):
         middle_bytes = (low_bytes + high_bytes) // 2
         tried = _under(requests, name, middle_bytes)

@@ -1,6 +1,6 @@
 """Machines that a step can be planned for, with the source of every figure."""
 
-from memo_planner.hardware._machine import FIGURES, PAPER, Efficiency, FigureSource, Hardware
+from memo_planner.hardware._machine import FIGURES, PAPER, Efficiency, Hardware
 from memo_planner.hardware._named import NAMED, machine
 from memo_planner.hardware._nvml import this_machine
 
@@ -9,7 +9,6 @@ __all__ = [
     "NAMED",
     "PAPER",
     "Efficiency",
-    "FigureSource",
     "Hardware",
     "machine",
     "this_machine",

@@ -89,8 +89,10 @@ def _pairs(problem: PackingProblem) -> list[tuple[int, int]]:
 
 def _programme(problem: PackingProblem, pairs: list[tuple[int, int]]) -> _Programme:
     """Least peak; of two buffers alive together one lies below the other."""
+    # CBC keeps constraints up to an absolute tolerance, so numbers are to be small.
     unit = int(np.gcd.reduce(problem.padded_bytes))
     sizes = (problem.padded_bytes // unit).tolist()
+    # Above any peak, so that of each pair the constraint of the other order says nothing.
     room = sum(sizes)
     programme = pulp.LpProblem("layout", pulp.LpMinimize)
     bound = problem.lower_bound_bytes // unit

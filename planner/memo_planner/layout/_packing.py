@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memo_planner._packer import Packer
 
 DEFAULT_SECONDS = 60.0
+# An interrupt and a report of progress come at most this late.
 _POLL_S = 0.1
 
 Progress = Callable[[int, int, int], None]

@@ -23,6 +23,7 @@ GRID_STEPS = 16
 _REFINE = 8
 EQUAL_SHARE = 1e-5
 """Plans closer than this share of a plain step count as equally fast."""
+# Preferences add up to at most 3.25 of these: less than what counts as a difference.
 _TIE_SHARE = EQUAL_SHARE / 40
 _PLACES = ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1))
 """x kept, o kept, o made again: the ways for x and o, attention's recomputation last."""
@@ -89,6 +90,7 @@ def ranked_s(shape: BlockShape, choices: Choices, prices: Prices) -> Floats:
 
 def useful(kept_bytes: Floats, swapped_bytes: Floats, cost_s: Floats) -> Ints:
     """Indices of entries that no other entry matches in all three figures."""
+    # What beats an entry keeps no more, so it comes before it; of equals the first stays.
     order = np.lexsort((swapped_bytes, cost_s, kept_bytes))
     kept, sent, cost = kept_bytes[order], swapped_bytes[order], cost_s[order]
     alive = np.ones(len(order), np.bool_)
@@ -103,6 +105,7 @@ def useful(kept_bytes: Floats, swapped_bytes: Floats, cost_s: Floats) -> Ints:
 def _with_places(swaps: Ints, recomputes: Ints, shape: BlockShape) -> Choices:
     """Every pair of counts, and every count of swaps with all else recomputed; x and o each way."""
     num_tiles = shape.num_tiles
+    # The first four save o.
     ways = _PLACES if shape.attention_again else _PLACES[:4]
     swap, recompute = (a.ravel() for a in np.meshgrid(swaps, recomputes))
     swap = np.concatenate([swap, swaps])
@@ -241,6 +244,7 @@ class _Fitting:
         for kept, sent, count in zip(
             prices.kept_bytes, prices.swapped_bytes, self.counts, strict=True
         ):
+            # A policy that fitted may be gone from the problem; then one that beats it is there.
             as_small = (problem.kept_bytes <= kept) & (problem.swapped_bytes <= sent)
             counts[np.argmin(np.where(as_small, problem.cost_s, np.inf))] += count
         assert problem.fits(counts), f"{counts.sum()} blocks fitted {self.limits} before"

@@ -16,6 +16,7 @@ import pulp
 from memo_planner.errors import SolverError
 from memo_planner.programme._cost import Floats, Ints
 
+# CBC may say 2.9999999 for 3; rounded down, that would be a block too few.
 _NEARLY = 1e-6
 _MOST_MOVES = 100
 TIME_LIMIT_S = 10.0
@@ -72,6 +73,7 @@ class BlockCounts:
         """Largest share by which `counts` exceed a room, in whole bytes; 0 if they fit."""
         worst = 0.0
         for per_block, room in self.rooms:
+            # In whole numbers: a sum of floats could round a byte over the room away.
             used = sum(int(n) * int(b) for n, b in zip(counts, per_block, strict=True) if n)
             worst = max(worst, (used - room) / max(room, 1))
         return worst
@@ -218,6 +220,7 @@ def branch_and_bound(problem: BlockCounts) -> Ints | None:
         counts = np.array([round(v.varValue or 0.0) for v in variables], np.int64)
         if problem.fits(counts):
             return counts
+        # Twice what it was over by, else the next answer may be over by the same hair.
         tighter = max(_TOLERANCE, 2 * (tighter + problem.excess(counts)))
     return None
 
@@ -240,6 +243,7 @@ def _programme(
     programme += pulp.lpSum(counts) == problem.num_blocks
     for i, (per_block, room) in enumerate(problem.rooms):
         used = _weighted(per_block / max(room, 1), counts)
+        # Where there is no room, shares are of 1 byte, and a share of 1 would let that byte in.
         programme += used <= (room_share if room else 0.0), f"room{i}"
     return programme, counts
 

@@ -106,6 +106,7 @@ def _kept_wholes(shape: BlockShape, room_bytes: int | None) -> tuple[int, int]:
     if shape.attention_again:
         return (min(num_blocks, room_bytes // x_bytes) if x_bytes else num_blocks), 0
     best = (0, 0)
+    # x and o have other sizes, so taking the larger first may leave more on the host.
     for num_x in range(num_blocks + 1):
         left = room_bytes - num_x * x_bytes
         if left < 0:

@@ -18,6 +18,7 @@ from memo_planner.programme._prediction import predict
 
 SMALLEST_TILE = 64
 _ALPHA_SLACK = 1 / 16
+# A link so fast that no window of it can bind.
 _FREE_BYTES_PER_S = 2.0**60
 
 
@@ -46,6 +47,7 @@ class Request:
             return [self._shape(tokens, min(self.tile_tokens, tokens))]
         sizes, size = [tokens], SMALLEST_TILE
         while size < tokens:
+            # Behind the whole sequence, before the smaller ones: largest first.
             sizes.insert(1, size)
             size *= 2
         shapes = [self._shape(tokens, tile_tokens) for tile_tokens in sizes]
@@ -55,6 +57,7 @@ class Request:
         """None if some tile size fits; else what is short where least is missing."""
         shapes = self.shapes(tokens)
         if self.alpha is None:
+            # Bytes grow with the tile: if the smallest does not fit, none does.
             shapes = shapes[-1:]
         found = [shortage(shape, self.limits, self.alpha) for shape in shapes]
         short = [item for item in found if item is not None]

@@ -12,7 +12,7 @@ from memo_planner.schedule._of_plan import StepRest, schedule_of
 from memo_planner.schedule._picture import figure_rows, summary, svg_text, timeline_lines
 from memo_planner.schedule._schedule import Kind, Operation, Phase, Schedule, Stream
 from memo_planner.schedule._simulate import ScheduleDeadlock, simulate
-from memo_planner.schedule._simulation import Simulation, Speeds, Stall
+from memo_planner.schedule._simulation import Simulation, Speeds
 from memo_planner.schedule._strategies import (
     STRATEGIES,
     LayerCosts,
@@ -34,7 +34,6 @@ __all__ = [
     "ScheduleDeadlock",
     "Simulation",
     "Speeds",
-    "Stall",
     "StepRest",
     "Stream",
     "copy_budget",

@@ -82,6 +82,7 @@ def plan_on_clock(
         try:
             made = make_plan(profile, tokens, less, tile_tokens=tile_tokens)
         except PlanInfeasible:
+            # With more held back still less fits.
             break
         plan = Plan.of(
             profile=profile, limits=limits, policy=made.policy, prediction=made.prediction

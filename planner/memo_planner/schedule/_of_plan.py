@@ -89,6 +89,7 @@ def tile_schedule(
     gathered = sizes.qkv_bytes + sizes.o_bytes
     on_host[-1].prefetch(build, budget.ahead_bytes[-1] + gathered, policy.num_tiles)
     for index, block in reversed(list(enumerate(policy.blocks))):
+        # Handed to the lambda as a default: a closure would see the last turn's value.
         previous = on_host[index - 1] if index else BlockOnHost()
         backward = TileBackward(build, sizes, index, block, on_host[index])
         backward.run(

@@ -70,6 +70,7 @@ def _place(
     operations: Sequence[Operation],
 ) -> None:
     """Put `index` into `order` after all that comes before it."""
+    # A path of its own: recursion would go as deep as the step is long.
     path = [] if is_placed[index] else [index]
     on_path = set(path)
     while path:
@@ -148,6 +149,7 @@ class _Clock:
         self.starts[index] = start_s
         seconds = self._speeds.seconds(one)
         ends[index] = start_s + seconds
+        # A copy takes its memory when it is asked for; a computation when its turn comes.
         self.issues[index] = ready_s
         if stream is Stream.COMPUTE:
             self.issues[index], self._last_compute = start_s, index

@@ -104,6 +104,7 @@ def tile_shapes(profile: Profile, policy: Policy) -> tuple[TileShape, ...]:
     for start in range(0, policy.tokens, policy.tile_tokens):
         stop = min(start + policy.tile_tokens, policy.tokens)
         tokens, up_to = stop - start, math.ceil(stop * profile.tile_bytes_per_token)
+        # Differences of rounded sums: so the tiles add up to the block, to the byte.
         saved, before = up_to - before, up_to
         qkv = min(round(tokens * profile.qkv_bytes_per_token), saved)
         pre = min(round(tokens * profile.pre_bytes_per_token), saved - qkv)
