@@ -7,6 +7,7 @@ block multiplies, saves and attends to (`_config_trace.py`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,11 +23,14 @@ from memo_train.trace._config_trace import TracedBlock, TracedModel, trace_block
 _MOST_BLOCKS = 1000
 """No more are built: a misplaced number would take hours."""
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
+_MULTIPLIED_SHARE = 0.9
+"""Of a block's active parameters, at least, multiply each token; the rest are norms and biases."""
 _UNNAMED = "block"
 _PARTIAL = ("sliding", "chunk", "local", "window")
 """In a layer's type: it does not attend to all tokens before."""
-_OUTSIDE_SHARE = 0.02
-"""Of all parameters, at most, in modules that are neither blocks nor tables nor the head."""
+_OUTSIDE_SHARE = 0.1
+"""Of all parameters, at most, in modules that are neither blocks nor tables nor the head. What
+these multiply is counted, what they save is not."""
 
 
 def model_of_config(config: dict[str, Any], name: str, dtype_bytes: int) -> ModelDims:
@@ -95,7 +99,7 @@ def _build(text: Any, dtype: torch.dtype) -> Any:
     if isinstance(layers, int) and layers > _MOST_BLOCKS:
         raise InvalidInput(f"has {layers:,} blocks; at most {_MOST_BLOCKS:,} are planned")
     make = transformers.AutoModelForCausalLM.from_config
-    with _refused(f"Transformers has no causal language model of a {text.model_type}"):
+    with _refused(f"Transformers cannot build a causal language model of this {text.model_type}"):
         model = make(text, dtype=dtype)  # type: ignore[no-untyped-call]
     for part in model.modules():
         if hasattr(part, "config"):
@@ -183,6 +187,9 @@ def _kinds(
     counts: dict[tuple[str, int, int, TracedBlock], int] = {}
     for block, found, name in zip(blocks, traced.blocks, names, strict=True):
         all_of, active = _block_parameters(block, found)
+        if name == _UNNAMED:
+            name = type(block).__name__ if found.cut is None else "attention"
+        _check_multiplied(name, active, found)
         key = (name, all_of, active, found)
         counts[key] = counts.get(key, 0) + 1
     return tuple(
@@ -207,7 +214,7 @@ def _kind(name: str, parameters: int, active: int, found: TracedBlock, rest: _Re
     # A gated MLP has two products ahead of its activation for the one behind it.
     gated = mlp_flops > 2.5 * (found.down_flops_per_token - out_flops)
     window = None if cut is None else cut.window
-    parts = [name if name != _UNNAMED or cut is None else "attention"]
+    parts = [name]
     parts += [] if window is None else [f"window {window:,}"]
     parts += ["experts"] if active < parameters else []
     return BlockKind(
@@ -229,6 +236,19 @@ def _kind(name: str, parameters: int, active: int, found: TracedBlock, rest: _Re
     )
 
 
+def _check_multiplied(name: str, active: int, found: TracedBlock) -> None:
+    """Raises: InvalidInput if a block that is cut has parameters that do nothing for a token.
+
+    Experts of a kind that is not known here would otherwise be costed as if all were active.
+    """
+    multiplied = (found.pre_flops_per_token + found.post_flops_per_token) / 2
+    if found.cut is not None and multiplied < _MULTIPLIED_SHARE * active:
+        raise InvalidInput(
+            f"of a block's {active:,} parameters ({name}) only {multiplied:,.0f} multiply a token "
+            "in a traced step, and what the others do is not known; the model is not planned"
+        )
+
+
 def _block_parameters(block: nn.Module, found: TracedBlock) -> tuple[int, int]:
     """All parameters of a block, and those a token meets; each experts' module has a share."""
     total = _count(block.parameters())
@@ -242,15 +262,21 @@ def _block_parameters(block: nn.Module, found: TracedBlock) -> tuple[int, int]:
 
 
 def _table_rows(decoder: nn.Module, blocks: tuple[nn.Module, ...], text: Any) -> int | None:
-    """The longest sequence that a learned table of positions allows; None if there is none."""
+    """The longest sequence that learned tables of positions allow; None if there are none.
+
+    Some tables have more rows than positions, so the configuration's own number counts where
+    there is one.
+    """
     inside = {id(m) for block in blocks for m in block.modules()}
     tables = [
-        name
+        module.num_embeddings
         for name, module in decoder.named_modules()
         if isinstance(module, nn.Embedding) and id(module) not in inside
         if any(part in name for part in ("position", "wpe"))
     ]
-    return int(text.max_position_embeddings) if tables else None
+    rows = getattr(text, "max_position_embeddings", None)
+    least = min(tables, default=None)
+    return least if least is None or not isinstance(rows, int) else min(least, rows)
 
 
 def _count(parameters: Any) -> int:
@@ -272,12 +298,14 @@ def _refused(what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Transformers' remarks on the file: they are meant for who loads weights."""
+    """Without remarks on the file: they are meant for who loads weights."""
     import transformers
 
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    level, disabled = transformers.logging.get_verbosity(), logging.root.manager.disable
+    transformers.logging.set_verbosity(logging.ERROR)
+    logging.disable(logging.ERROR)  # PyTorch logs what fails, and it is raised as well
     try:
         yield
     finally:
+        logging.disable(disabled)
         transformers.logging.set_verbosity(level)

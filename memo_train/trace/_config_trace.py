@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memo_train.errors import InvalidInput
 from memo_train.trace._flops import flops_of
 
-_TOKENS = 256
-"""Enough that numbers per step, not per token, do not show; a convolution needs a few tokens."""
+_TOKENS = 64
+"""Enough that numbers per step, not per token, do not show; recurrences run token by token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class AttentionCut:
 class TracedBlock:
     """What one block does for a token, forward.
 
-    cut: its one attention call; None if it has none or several. Without one all is pre.
+    cut: its one attention call; None if it has none or several, or mixes tokens elsewhere too: by
+        a convolution over tokens, or by another block's k and v. Without a call all is pre.
     pre_bytes_per_token, post_bytes_per_token: saved for backward besides x, q, k, v and o.
     experts: the block's modules that hold experts, by name, and how many a token is sent to.
     down_flops_per_token: of post's products that give numbers of the width between blocks.
@@ -104,6 +105,7 @@ class _Note:
     known: set[Any] = field(default_factory=set)
     experts: dict[str, int] = field(default_factory=dict)
     kept: list[torch.Tensor] = field(default_factory=list)
+    reads_others: bool = False
 
     @property
     def stage(self) -> int:
@@ -127,7 +129,9 @@ class _Note:
             sum(size for key, size in saved.items() if key not in self.known)
             for saved in self.saved
         )
-        cut = self.cuts[0] if len(self.cuts) == 1 else None
+        convolved = any(isinstance(module, nn.Conv1d) for module in self.block.modules())
+        is_cut = len(self.cuts) == 1 and not convolved and not self.reads_others
+        cut = self.cuts[0] if is_cut else None
         return TracedBlock(
             cut=cut,
             pre_flops_per_token=self.flops[0] / _TOKENS,
@@ -147,6 +151,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         self.notes = tuple(_Note(block) for block in blocks)
         self.outside_flops = 0.0
         self._now: _Note | None = None
+        self._keys_seen: set[int] = set()
         self._parameters = {_storage_of(p) for block in blocks for p in block.parameters()}
 
     def __torch_dispatch__(
@@ -217,6 +222,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         if note is None:
             raise InvalidInput("attention is called outside the blocks; it is not planned there")
         note.know((q, k, v, o))
+        note.reads_others |= _storage_of(k) in self._keys_seen
+        self._keys_seen.add(_storage_of(k))
         cut = AttentionCut(
             heads=q.shape[1],
             kv_heads=_num_stored_heads(k),
@@ -229,7 +236,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
 
 def _storage_of(tensor: torch.Tensor) -> int:
     """The identity of a live tensor's memory; fake memory has no address."""
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata
+    return key
 
 
 def _num_stored_heads(k: torch.Tensor) -> int:
@@ -287,6 +295,10 @@ def _transformers_call(
     attention_mask: torch.Tensor | None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
+    if options.get("is_causal", getattr(module, "is_causal", True)) is False:
+        raise InvalidInput(
+            f"{type(module).__name__} attends to later tokens too; only causal models are planned"
+        )
     batch, heads, tokens, _ = query.shape
     o = query.new_empty((batch, tokens, heads, value.shape[-1])).requires_grad_()
     report(query, key, value, _window_of(module, options), o)

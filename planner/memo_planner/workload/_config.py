@@ -56,7 +56,8 @@ def model_of_config(path: Path, *, by_fields: bool = False, dtype_bytes: int = 2
     2 (bf16) or 4 (fp32), which decides what norms save.
     """
     config = _read(path)
-    name = str(config.get("_name_or_path") or path.resolve().parent.name or "model")
+    own_name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    name = str(config.get("_name_or_path") or own_name or "model")
     try:
         if by_fields or not _reader_is_there():
             return _model_by_fields(config, name, dtype_bytes)
@@ -190,11 +191,12 @@ def _layout(config: dict[str, Any]) -> _Layout:
                 f"without torch; {_WAY_OUT}"
             )
     layers = config.get("layer_types") or []
+    layers = layers if isinstance(layers, list) else [layers]
     others = [each for each in layers if each != "full_attention"]
-    if not isinstance(layers, list) or others:
+    if others:
         raise InvalidInput(
-            f"layer_types has {others[0] if others else layers!r}; without torch all blocks must "
-            f"be full_attention; {_WAY_OUT}"
+            f"layer_types has {others[0]!r}; without torch all blocks must be full_attention; "
+            f"{_WAY_OUT}"
         )
     for field in ("resid_pdrop", "embd_pdrop"):
         if config.get(field):

@@ -150,9 +150,9 @@ class Workload:
         others = [f"{kind.count} x {kind.name}" for kind in model.kinds if not kind.attends]
         if others:
             raise InvalidInput(
-                f"{model.name}: of {model.num_blocks} blocks, {', '.join(others)} have no single "
-                "attention call that a plan by dimensions could cut at; plan it where it runs, "
-                "with memo_train.wrap, which measures them"
+                f"{model.name}: of {model.num_blocks} blocks, {', '.join(others)} mix tokens "
+                "elsewhere than in one attention call, and their cost depends on kernels; plan it "
+                "where it runs, with memo_train.wrap, which measures them"
             )
         if model.max_tokens is not None and self.tokens > model.max_tokens:
             raise InvalidInput(
