@@ -5,7 +5,8 @@ usage: python benchmarks/config_counts.py FOLDER [--expected counts.json] [--no-
 FOLDER holds config.json files under any names. counts.json: {"file name": billions} or
 {"file name": [billions, billions active]}. A file is within 1 %, off, or refused with its reason;
 active counts are published with and without the table of tokens and rounded or cut, so either may
-be the one, to its last digit. `plan` says whether a plan of 1,024 tokens on one device would be made. Exits 1 if a file is off.
+be the one, to its last digit. `plan` says whether a plan of 1,024 tokens on one device would be
+made. Exits 1 if a file is off.
 """
 
 import argparse
