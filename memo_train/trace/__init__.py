@@ -1,5 +1,6 @@
 """Measures one block of a model, so that a step can be planned before it runs."""
 
+from memo_train.trace._config_model import model_of_config
 from memo_train.trace._link import CopyBuffers, measure_link, measure_link_rates
 from memo_train.trace._places import Place, PlaceMarks, PlaceRecorder, requests_at
 from memo_train.trace._profile import OPTIMIZER_STATES, measure_profile, model_hash
@@ -14,5 +15,6 @@ __all__ = [
     "measure_link_rates",
     "measure_profile",
     "model_hash",
+    "model_of_config",
     "requests_at",
 ]

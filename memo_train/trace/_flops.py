@@ -52,6 +52,8 @@ def flops_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     attention. Causal attention does half of the full one."""
     if func.overloadpacket in _ATTENTION:
         return _attention_flops(func, args, kwargs)
+    if func.overloadpacket is _aten._grouped_mm:
+        return _grouped_flops(args[0], args[1])
     count: Any = flop_registry.get(func.overloadpacket)
     return 0.0 if count is None else float(count(*args, **kwargs, out_val=result))
 
@@ -63,6 +65,15 @@ def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     products = 2.0 * batch * heads * num_queries * k.shape[2] * (qk_dim + v.shape[3])
     is_causal = kwargs.get("is_causal", args[causal_at] if len(args) > causal_at else False)
     return float(factor * products / (2 if is_causal else 1))
+
+
+def _grouped_flops(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Of a product of each group of rows with its own matrix, as experts make it.
+
+    Where only `right` is split into groups, a matrix of `left` meets its group's columns alone.
+    """
+    shared = left.shape[0] if left.dim() == 3 and right.dim() == 2 else 1
+    return 2.0 * left.numel() / shared * right.shape[-1]
 
 
 _TILES = 4

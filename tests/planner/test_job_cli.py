@@ -108,3 +108,43 @@ def test_bad_input_is_one_clear_line(arguments: list[str], message: str) -> None
     output = run(*arguments, code=2)
     assert message in output
     assert output.strip().count("\n") == 0
+
+
+def config_file(tmp_path: Path, **change: Any) -> str:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**config, **change}))
+    return str(path)
+
+
+def test_a_config_is_read_with_and_without_torch(tmp_path: Path) -> None:
+    path = config_file(tmp_path)
+    asked = ["make", "--model", path, "--seq-len", "1001", "--gpus", "8"]
+    with_torch, without = told(*asked), told(*asked, "--no-torch")
+    expected = 2 * 1024 * 256 + 256 + 4 * (3 * 256 * 512 + 2 * 256 * (256 + 64) + 2 * 256)
+    assert with_torch["parameters"] == without["parameters"] == expected
+    assert with_torch["kinds"] == without["kinds"] == {"attention": 4}
+    assert f"{expected:,} parameters; 4 blocks of attention" in run(*asked)
+    assert "1,001 tokens padded to 1,008" in run(*asked)
+    refused = run(
+        *asked[:2], config_file(tmp_path, num_experts=4), *asked[3:], "--no-torch", code=2
+    )
+    assert "field num_experts is 4" in refused
+
+
+def test_a_config_with_experts_and_windows_is_planned(tmp_path: Path) -> None:
+    change = {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 512}
+    path = config_file(tmp_path, model_type="mixtral", **change)
+    made = told("make", "--model", path, "--seq-len", "4K", "--gpus", "8")
+    assert made["active_parameters"] < made["parameters"]
+    assert made["kinds"] == {"attention, window 512, experts": 4}
+    refused = run("make", "--model", path, "--seq-len", "4K", "--no-torch", code=2)
+    assert "model_type 'mixtral' is not planned without torch" in refused

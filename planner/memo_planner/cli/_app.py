@@ -90,6 +90,10 @@ class JobOptions:
     ] = None
     zero: Annotated[int, typer.Option(help="ZeRO stage; 3 is FSDP's full shard.")] = _DEFAULT_ZERO
     dtype_bytes: Annotated[int, typer.Option(help="2: bf16; 4: fp32.")] = 2
+    no_torch: Annotated[
+        bool,
+        typer.Option("--no-torch", help="Read a config.json by its fields, as without torch."),
+    ] = False
     figure: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Override a figure of the machine; repeatable."),
@@ -97,10 +101,8 @@ class JobOptions:
 
     def job(self, tokens: int) -> Job:
         """The job at that length. Raises: InvalidInput."""
-        if self.model is None:
-            raise InvalidInput(f"--model is missing; known: {', '.join(MODELS)}, or a config.json")
         hardware = overridden(hardware_named(self.hardware), self.figure or [])
-        model = model_named(self.model)
+        model = self.dims()
         workload = Workload(
             model=model,
             tokens=tokens,
@@ -111,6 +113,12 @@ class JobOptions:
         job = Job.of(workload, hardware)
         ranks = workload.ranks_on_node(hardware.gpus_per_node)
         return replace(job, limits=self.limits(job.limits, ranks))
+
+    def dims(self) -> ModelDims:
+        """The model. Raises: InvalidInput."""
+        if self.model is None:
+            raise InvalidInput(f"--model is missing; known: {', '.join(MODELS)}, or a config.json")
+        return model_named(self.model, by_fields=self.no_torch, dtype_bytes=self.dtype_bytes)
 
     def _parallel(self, model: ModelDims) -> Parallel:
         fixed = {"tensor": self.tensor, "context": self.context, "zero_stage": self.zero}

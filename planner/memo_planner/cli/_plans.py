@@ -38,7 +38,7 @@ from memo_planner.strategies import (
     strategy_named,
 )
 from memo_planner.strategies import compare as compared
-from memo_planner.workload import format_tokens, parse_tokens
+from memo_planner.workload import ModelDims, format_tokens, parse_tokens
 
 _ANY_LENGTH = 1024
 """Bytes do not depend on the length that a job is described with."""
@@ -97,13 +97,29 @@ def make(
         gains = margins(job, way, plan)
     if output is not None:
         save_plan(plan, output)
+    model = job.workload.model
     if as_json:
-        told = {**summary(plan), "one_more_gib": [asdict(each) for each in gains]}
+        told = {
+            **summary(plan),
+            "parameters": model.parameters,
+            "active_parameters": model.active_parameters,
+            "kinds": {kind.name: kind.count for kind in model.kinds},
+            "one_more_gib": [asdict(each) for each in gains],
+        }
         typer.echo(json.dumps(told, indent=1, allow_nan=False))
         return
+    typer.echo(_model_line(model))
     print_plan(plan)
     for each in gains:
         typer.echo(_gain_line(each))
+
+
+def _model_line(model: ModelDims) -> str:
+    """Such as `gpt: 7,000,000,000 parameters; 32 blocks of attention`."""
+    active = model.active_parameters
+    some = f", {active:,} of them active" if active < model.parameters else ""
+    kinds = ", ".join(f"{kind.count} blocks of {kind.name}" for kind in model.kinds)
+    return f"{model.name}: {model.parameters:,} parameters{some}; {kinds}"
 
 
 def save_plan(plan: Plan, path: Path) -> None:

@@ -86,7 +86,7 @@ class Job:
         return Setting(
             strategy=strategy.value,
             hardware=self.hardware.name,
-            parallel=workload.parallel.described(),
+            parallel=workload.described(),
             gpus=workload.parallel.gpus,
             ranks_on_node=workload.ranks_on_node(self.hardware.gpus_per_node),
             ranks_of_sequence=workload.parallel.ranks_of_sequence,
@@ -98,14 +98,15 @@ class Job:
 
 
 def plan_job(job: Job, strategy: Strategy, *, alpha: float | None = None) -> Plan:
-    """The fastest plan that `strategy` has for the job.
+    """The fastest plan that `strategy` has for the job, padded to equal parts of all ranks.
 
     alpha: only policies with this swapped share of the tiles of blocks that are not kept.
     Raises: PlanInfeasible, naming what is short and the longest length that fits.
     """
-    tokens, profile, setting = job.workload.tokens, job.profile(strategy), job.setting(strategy)
+    profile, setting = job.profile(strategy), job.setting(strategy)
+    tokens = job.workload.padded_tokens
     if strategy is Strategy.TILES:
-        plan = make_plan(profile, tokens, job.limits, alpha=alpha, attention_again=True)
+        plan = _tile_plan(job, profile, tokens, alpha)
         return Plan.of(
             profile=profile,
             limits=job.limits,
@@ -131,11 +132,35 @@ def plan_job(job: Job, strategy: Strategy, *, alpha: float | None = None) -> Pla
 
 
 def longest_job(job: Job, strategy: Strategy) -> int:
-    """Longest sequence, in tokens, for which `plan_job` finds a plan; 0 if there is none."""
+    """Longest sequence, in tokens, for which `plan_job` finds a plan; 0 if there is none.
+
+    Beyond it the next token needs more memory, or the model's table of positions ends.
+    """
     profile = job.profile(strategy)
     if strategy is Strategy.TILES:
-        return max_tokens(profile, job.limits, attention_again=True)
-    return longest_that(lambda tokens: _fits(job, strategy, profile, tokens), MAX_TOKENS)
+        longest = max_tokens(profile, job.limits, attention_again=True)
+    else:
+        longest = longest_that(lambda tokens: _fits(job, strategy, profile, tokens), MAX_TOKENS)
+    return _usable(job, longest)
+
+
+def _usable(job: Job, tokens: int) -> int:
+    """Of `tokens` that fit with their padding, those that a sequence may have."""
+    workload = job.workload
+    whole = tokens - tokens % workload.parallel.ranks_of_sequence
+    rows = workload.model.max_tokens
+    return whole if rows is None else min(whole, rows)
+
+
+def _tile_plan(job: Job, profile: Profile, tokens: int, alpha: float | None) -> Plan:
+    """Raises: PlanInfeasible, its longest length one that the job may have."""
+    try:
+        return make_plan(profile, tokens, job.limits, alpha=alpha, attention_again=True)
+    except PlanInfeasible as error:
+        longest = None if error.max_tokens is None else _usable(job, error.max_tokens)
+        raise PlanInfeasible(
+            error.what, error.where, error.need_bytes, error.limit_bytes, longest
+        ) from error
 
 
 def _swapped_share(policy: Policy) -> float:
@@ -154,8 +179,8 @@ def _infeasible(
     over = [excesses(predict(profile, policy), job.limits) for policy in policies]
     worst = [max(each, key=lambda item: item[2] / item[3]) for each in over]
     what, where, need_bytes, limit_bytes = min(worst, key=lambda item: item[2] / item[3])
-    longest = longest_that(lambda n: _fits(job, strategy, profile, n), job.workload.tokens)
-    return PlanInfeasible(what, where, need_bytes, limit_bytes, longest)
+    longest = longest_that(lambda n: _fits(job, strategy, profile, n), job.workload.padded_tokens)
+    return PlanInfeasible(what, where, need_bytes, limit_bytes, _usable(job, longest))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +211,7 @@ def compare(job: Job, strategies: list[Strategy], lengths: list[int]) -> list[Co
 
 
 def _compared(job: Job, strategy: Strategy) -> Compared:
-    tokens = job.workload.tokens
+    tokens = job.workload.padded_tokens
     try:
         plan = plan_job(job, strategy)
     except PlanInfeasible as error:

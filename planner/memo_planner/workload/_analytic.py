@@ -7,12 +7,13 @@ Everything is of one rank and one token of the whole sequence: a rank holds one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from memo_planner.hardware import Efficiency, Hardware
 from memo_planner.limits import Limits
 from memo_planner.profile import BlockTimes, PeakLine, Profile
+from memo_planner.workload._model import BlockKind
 from memo_planner.workload._workload import Workload
 
 LOSS_TILE_TOKENS = 1024
@@ -49,21 +50,23 @@ class Saved:
 
 
 def saved_bytes(workload: Workload) -> Saved:
-    """What one block saves. Source: MEMO, skeletal activations (16 h a token for a GPT).
+    """What one block saves: of each class what the kind saves that saves most of it.
 
-    Unfused norms save one more h before attention and after it, and a gated MLP saves gate, up,
-    act(gate) and their product, as PyTorch's operations do.
+    A profile has equal blocks, so a model of several kinds is never planned below its need.
     """
-    model, unit = workload.model, unit_bytes(workload)
-    extra = 0 if model.fused else 1
-    wide = 4 if model.gated else 2
+    kinds = [_kind_saved(workload, kind) for kind in workload.model.kinds]
+    return Saved(**{f.name: max(getattr(each, f.name) for each in kinds) for f in fields(Saved)})
+
+
+def _kind_saved(workload: Workload, kind: BlockKind) -> Saved:
+    unit = unit_bytes(workload)
     return Saved(
-        x=model.hidden * unit,
-        o=model.q_width * unit,
-        qkv=(model.q_width + 2 * model.kv_width) * unit,
-        attention=4 * model.num_heads / workload.parallel.ranks_of_sequence,
-        pre=(1 + extra) * model.hidden * unit,
-        post=((2 + extra) * model.hidden + wide * model.ffn) * unit,
+        x=workload.model.hidden * unit,
+        o=kind.o_width * unit,
+        qkv=_qkv_width(workload, kind) * unit,
+        attention=4 * kind.num_heads / workload.parallel.ranks_of_sequence,
+        pre=kind.pre_width * unit,
+        post=kind.post_width * unit,
     )
 
 
@@ -72,12 +75,22 @@ def unit_bytes(workload: Workload) -> float:
     return workload.dtype_bytes / workload.parallel.ranks_of_sequence
 
 
+def _kv_width(workload: Workload, kind: BlockKind) -> float:
+    """Numbers of k and v in attention, over all ranks: heads that several ranks read, each time."""
+    return kind.kv_width * kind.kv_copies(workload.parallel.split_heads)
+
+
+def _qkv_width(workload: Workload, kind: BlockKind) -> float:
+    return kind.q_width + _kv_width(workload, kind)
+
+
 def peak_lines(workload: Workload, way: Way) -> tuple[PeakLine, ...]:
-    """Device bytes at each point of the step, with nothing kept."""
-    return _tiled_lines(workload) if way is Way.TILED else _whole_lines(workload, way)
+    """Device bytes at each point of the step, with nothing kept; lines for each kind of block."""
+    lines = _tiled_lines if way is Way.TILED else _whole_lines
+    return tuple(line for kind in workload.model.kinds for line in lines(workload, kind, way))
 
 
-def _tiled_lines(workload: Workload) -> tuple[PeakLine, ...]:
+def _tiled_lines(workload: Workload, kind: BlockKind, way: Way) -> tuple[PeakLine, ...]:
     """What the tiled runtime holds: counted there, and equal to its measured profiles.
 
     Forward: x, the last block's y, q, k, v twice (a swapped tile's are on their way) and o.
@@ -85,26 +98,31 @@ def _tiled_lines(workload: Workload) -> tuple[PeakLine, ...]:
     adds q, k, v and o once more, while they are exchanged.
     """
     model, parallel = workload.model, workload.parallel
-    unit, saved = unit_bytes(workload), saved_bytes(workload)
-    h, f = model.hidden, model.ffn * (1.0 if model.gated else 0.6)
-    qkv = model.q_width + 2 * model.kv_width
-    rotary = 2 * model.head_dim * workload.dtype_bytes / (parallel.context * parallel.sequence)
-    exchanged = (qkv + model.q_width) * unit if parallel.sequence > 1 else 0.0
+    unit, saved = unit_bytes(workload), _kind_saved(workload, kind)
+    h, f = model.hidden, kind.mlp_width * (1.0 if kind.gated else 0.6)
+    qkv = _qkv_width(workload, kind)
+    rotary = 2 * kind.head_dim * workload.dtype_bytes / (parallel.context * parallel.sequence)
+    exchanged = (qkv + kind.o_width) * unit if parallel.sequence > 1 else 0.0
     gathered = 2 * parallel.tensor * h * unit if parallel.tensor > 1 else 0.0
     base = _weights_bytes(workload)
-    forward = (2 * h + model.q_width + 2 * qkv) * unit + rotary + saved.attention
-    backward = (5 * h + 2 * model.q_width + 2 * qkv) * unit + rotary + saved.attention
+    forward = (2 * h + kind.o_width + 2 * qkv) * unit + rotary + saved.attention
+    # What pre saved beyond two widths, as norms in fp32 do, waits for backward of all tiles too.
+    more_pre = max(0.0, kind.pre_width - 2 * h)
+    backward = (5 * h + more_pre + 2 * kind.o_width + 2 * qkv) * unit + rotary + saved.attention
+    # A tile holds what post saves of it, which experts and norms in fp32 make more than widths say.
+    tile = max(4 * f + 2 * h, kind.post_width - h)
+    back_tile = max(4.5 * f + 9 * h, kind.post_width + 0.5 * f + 6 * h)
     loss = 7 * h * unit + rotary
-    table_bytes = model.hidden * model.vocab / parallel.tensor * (4 + workload.dtype_bytes)
+    table_bytes = model.head_parameters / parallel.tensor * (4 + workload.dtype_bytes)
     logits = LOSS_TILE_TOKENS * model.vocab / parallel.tensor * _LOSS_TILE_BYTES
     return (
-        _line("forward", base, (4 * f + 2 * h) * unit + gathered, forward + exchanged),
+        _line("forward", base, tile * unit + gathered, forward + exchanged),
         _line("loss", table_bytes + logits, 6 * h * unit, loss),
-        _line("backward", base, (4.5 * f + 9 * h) * unit + gathered, backward + exchanged),
+        _line("backward", base, back_tile * unit + gathered, backward + exchanged),
     )
 
 
-def _whole_lines(workload: Workload, way: Way) -> tuple[PeakLine, ...]:
+def _whole_lines(workload: Workload, kind: BlockKind, way: Way) -> tuple[PeakLine, ...]:
     """What one pass over a whole block holds besides the block's saved tensors.
 
     Backward of the MLP holds most: the gradients of its wide tensors, and with tensor
@@ -112,14 +130,14 @@ def _whole_lines(workload: Workload, way: Way) -> tuple[PeakLine, ...]:
     Where blocks are checkpointed, their saved tensors are made again on top of that.
     """
     model, parallel = workload.model, workload.parallel
-    unit, saved = unit_bytes(workload), saved_bytes(workload)
-    h, wide = model.hidden, (3 if model.gated else 2) * model.ffn
+    unit, saved = unit_bytes(workload), _kind_saved(workload, kind)
+    h, wide = model.hidden, (3 if kind.gated else 2) * kind.mlp_width
     gathered = 2 * parallel.tensor * h if parallel.tensor > 1 else h
-    qkv = model.q_width + 2 * model.kv_width
+    qkv, ring = _qkv_width(workload, kind), 2 * _kv_width(workload, kind)
     mlp = wide + gathered + 2 * h
-    attention = qkv + model.q_width + (4 * model.kv_width if parallel.context > 1 else 0) + 3 * h
+    attention = qkv + kind.o_width + (ring if parallel.context > 1 else 0) + 3 * h
     if parallel.sequence > 1:
-        attention += qkv + model.q_width
+        attention += qkv + kind.o_width
     again = saved.all if way is Way.CHECKPOINTED else 0.0
     base = _weights_bytes(workload)
     logits = model.vocab * _LOGIT_BYTES / parallel.ranks_of_sequence
@@ -157,22 +175,37 @@ section on benchmarks."""
 
 
 def block_times(workload: Workload, hardware: Hardware, efficiency: Efficiency) -> BlockTimes:
-    """Seconds of one block on one rank.
+    """Seconds of one block on one rank, the mean over all blocks.
 
-    Matrix products take 2 FLOPs a parameter and token forward, twice that backward; causal
-    attention 2 FLOPs a pair of tokens and number of q, forward. Collectives of tensor and
+    Matrix products take 2 FLOPs a parameter and token forward, twice that backward; attention
+    2 FLOPs a pair of tokens and number of q and of o, forward. A windowed block's pairs grow with
+    the length alone, so seconds are of the workload's length. Collectives of tensor and
     sequence parallelism are not hidden; a ring's copies are, behind attention, as far as they fit.
     """
-    model, ranks = workload.model, workload.parallel.ranks_of_sequence
+    kinds = workload.model.kinds
+    times = [_kind_times(workload, kind, hardware, efficiency) for kind in kinds]
+    counts, total = [kind.count for kind in kinds], workload.model.num_blocks
+    means = {
+        f.name: sum(n * getattr(t, f.name) for n, t in zip(counts, times, strict=True)) / total
+        for f in fields(BlockTimes)
+    }
+    return BlockTimes(**means)
+
+
+def _kind_times(
+    workload: Workload, kind: BlockKind, hardware: Hardware, efficiency: Efficiency
+) -> BlockTimes:
+    ranks, tokens = workload.parallel.ranks_of_sequence, workload.tokens
     linear_flops = hardware.peak_flops * efficiency.linear * ranks
     attention_flops = hardware.peak_flops * efficiency.attention * ranks
-    pre_s = 2 * model.pre_parameters / linear_flops
-    post_s = 2 * model.post_parameters / linear_flops
-    attention_s = 2 * model.q_width / attention_flops
+    pre_s = 2 * kind.pre_parameters / linear_flops
+    post_s = 2 * kind.post_parameters / linear_flops
+    share = kind.pairs(tokens) / float(tokens) ** 2
+    attention_s = 2 * (kind.q_width + kind.o_width) * share / attention_flops
     tensor_s = _tensor_s(workload, hardware)
-    exchange_s = _exchange_s(workload, hardware)
-    ring_s = _exposed_ring_s(workload, hardware, attention_s)
-    back_s = _exposed_ring_s(workload, hardware, ATTENTION_BACKWARD * attention_s, copies=2)
+    exchange_s = _exchange_s(workload, kind, hardware)
+    ring_s = _exposed_ring_s(workload, kind, hardware, attention_s)
+    back_s = _exposed_ring_s(workload, kind, hardware, ATTENTION_BACKWARD * attention_s, copies=2)
     return BlockTimes(
         pre_s_per_token=pre_s + tensor_s + exchange_s + ring_s,
         post_s_per_token=post_s + 3 * tensor_s,
@@ -187,7 +220,7 @@ def block_times(workload: Workload, hardware: Hardware, efficiency: Efficiency) 
 def outside_s(workload: Workload, hardware: Hardware, efficiency: Efficiency) -> float:
     """Seconds of head and loss, forward and backward, of one micro step on one rank."""
     model = workload.model
-    flops = 6.0 * model.vocab * model.hidden * workload.tokens
+    flops = 6.0 * model.head_parameters * workload.tokens
     ranks = workload.parallel.ranks_of_sequence
     return flops / (hardware.peak_flops * efficiency.linear * ranks)
 
@@ -199,20 +232,20 @@ def _tensor_s(workload: Workload, hardware: Hardware) -> float:
     return moved / _between(hardware, degree)
 
 
-def _exchange_s(workload: Workload, hardware: Hardware) -> float:
+def _exchange_s(workload: Workload, kind: BlockKind, hardware: Hardware) -> float:
     """Of the all-to-alls of q, k, v and o between sequence ranks, per token."""
-    model, degree = workload.model, workload.parallel.sequence
-    numbers = 2 * model.q_width + 2 * model.kv_width
+    degree = workload.parallel.sequence
+    numbers = kind.o_width + _qkv_width(workload, kind)
     moved = (degree - 1) / degree * numbers * unit_bytes(workload)
     return moved / _between(hardware, degree * workload.parallel.tensor)
 
 
 def _exposed_ring_s(
-    workload: Workload, hardware: Hardware, attention_s: float, copies: int = 1
+    workload: Workload, kind: BlockKind, hardware: Hardware, attention_s: float, copies: int = 1
 ) -> float:
     """Of k and v going round the ring of context ranks, what attention does not hide; per token."""
     degree = workload.parallel.context
-    moved = copies * (degree - 1) * 2 * workload.model.kv_width * unit_bytes(workload)
+    moved = copies * (degree - 1) * _kv_width(workload, kind) * unit_bytes(workload)
     ring_s = moved / _between(hardware, workload.parallel.ranks_of_sequence)
     return max(0.0, ring_s - attention_s * workload.tokens)
 

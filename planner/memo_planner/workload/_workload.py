@@ -80,6 +80,11 @@ class Parallel:
         return self.tensor * self.context * self.sequence
 
     @property
+    def split_heads(self) -> int:
+        """Ranks that share the heads of attention."""
+        return self.tensor * self.sequence
+
+    @property
     def data(self) -> int:
         """Sequences in work at once."""
         return self.gpus // self.ranks_of_sequence
@@ -126,16 +131,47 @@ class Workload:
         if self.dtype_bytes not in (2, 4):
             raise InvalidInput(f"Workload.dtype_bytes is {self.dtype_bytes}; it is 2 or 4")
         model, parallel = self.model, self.parallel
-        split_heads = parallel.tensor * parallel.sequence
+        self._check_kinds()
+        split_heads = parallel.split_heads
         if model.num_heads % split_heads:
             raise InvalidInput(
                 f"{model.name}: {model.num_heads} heads cannot be split over tensor "
                 f"{parallel.tensor} x sequence {parallel.sequence} ranks; use context parallelism"
             )
 
+    def _check_kinds(self) -> None:
+        """Raises: InvalidInput if a kind of block, or the length, is beyond what is planned."""
+        model = self.model
+        others = [f"{kind.count} x {kind.name}" for kind in model.kinds if not kind.attends]
+        if others:
+            raise InvalidInput(
+                f"{model.name}: of {model.num_blocks} blocks, {', '.join(others)} mix tokens "
+                "elsewhere than in one attention call, and their cost depends on kernels; plan it "
+                "where it runs, with memo_train.wrap, which measures them"
+            )
+        if model.max_tokens is not None and self.tokens > model.max_tokens:
+            raise InvalidInput(
+                f"{model.name}: its table of positions has {model.max_tokens:,} rows, "
+                f"{self.tokens:,} tokens are asked; enlarge it in the config.json"
+            )
+
     def with_tokens(self, tokens: int) -> Workload:
         """The same with sequences of another length."""
         return replace(self, tokens=tokens)
+
+    @property
+    def padded_tokens(self) -> int:
+        """Tokens of a sequence with padding, of which every rank holds the same number."""
+        ranks = self.parallel.ranks_of_sequence
+        return -(-self.tokens // ranks) * ranks
+
+    def described(self) -> str:
+        """Such as `SP 8, ZeRO 3`, and what is padded."""
+        text, padded = self.parallel.described(), self.padded_tokens
+        if padded == self.tokens:
+            return text
+        ranks = self.parallel.ranks_of_sequence
+        return f"{text}; {self.tokens:,} tokens padded to {padded:,}, a multiple of {ranks} ranks"
 
     @property
     def micro_steps(self) -> int:
@@ -157,4 +193,14 @@ class Workload:
             + GRADIENT_BYTES / (ranks if stage >= 2 else 1)
             + optimiser / (ranks if stage >= 1 else 1)
         )
-        return math.ceil(self.model.parameters / parallel.tensor * per_parameter)
+        return math.ceil(self._rank_parameters * per_parameter)
+
+    @property
+    def _rank_parameters(self) -> float:
+        """Of one tensor rank; those of key-value heads that several ranks read are in each."""
+        model, degree = self.model, self.parallel.tensor
+        again = sum(
+            kind.count * (kind.kv_copies(degree) - 1) * model.hidden * kind.kv_width
+            for kind in model.kinds
+        )
+        return (model.parameters + again) / degree

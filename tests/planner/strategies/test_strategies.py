@@ -90,7 +90,7 @@ def test_the_papers_alpha_is_the_fastest_of_nine(eighths: int) -> None:
 @pytest.mark.parametrize("strategy", list(Strategy), ids=lambda each: each.value)
 def test_short_sequences_have_plans_too(strategy: Strategy, tokens: int) -> None:
     plan = plan_job(job(tokens), strategy)
-    assert plan.policy.tokens == tokens
+    assert plan.policy.tokens == 8 * -(-tokens // 8), "tensor 4 x context 2 ranks, equal parts"
     assert plan.setting is not None
     assert 0 < plan.setting.mfu(plan.prediction) < 1
 
@@ -169,3 +169,18 @@ def test_names() -> None:
 def test_one_block_has_policies_too() -> None:
     for strategy in FIXED:
         assert all(len(policy.blocks) == 1 for policy in fixed_policies(strategy, 9, 1))
+
+
+@pytest.mark.parametrize("strategy", list(Strategy), ids=lambda each: each.value)
+def test_a_length_that_ranks_do_not_divide_is_planned_with_its_padding(strategy: Strategy) -> None:
+    plan = plan_job(job(100_001, sequence=8, zero_stage=3), strategy)
+    assert plan.policy.tokens == 100_008
+    assert plan.setting is not None
+    assert "100,001 tokens padded to 100,008" in plan.setting.parallel
+    assert plan.setting.step_flops == 16 * MODELS["7b"].step_flops(100_001)
+
+
+def test_no_sequence_is_longer_than_the_table_of_positions() -> None:
+    asked = job(1024, sequence=8, zero_stage=3)
+    limited = replace(asked.workload, model=replace(MODELS["7b"], max_tokens=2048))
+    assert longest_job(replace(asked, workload=limited), Strategy.TILES) == 2048

@@ -9,7 +9,16 @@ import memo_train
 from memo_planner import Profile
 from memo_planner.hardware import PAPER, machine
 from memo_planner.profile import POINTS
-from memo_planner.workload import MODELS, ModelDims, Parallel, Way, Workload, analytic_profile
+from memo_planner.workload import (
+    MODELS,
+    SEPARATE_NORMS,
+    DenseBlocks,
+    ModelDims,
+    Parallel,
+    Way,
+    Workload,
+    analytic_profile,
+)
 from memo_train.model import Llama, LlamaConfig
 from memo_train.trace._fit import _HOLES_OF_TENSORS, _HOLES_OF_TILES
 
@@ -73,17 +82,24 @@ def both(request: pytest.FixtureRequest) -> tuple[Profile, Profile]:
     model = memo_train.wrap(Llama(config), seq_len=4096, device_gib=2.0)
     measured = memo_train.plan(model).profile
     memo_train.unwrap(model)
-    dims = ModelDims(
-        name="small",
+    blocks = DenseBlocks(
         num_blocks=NUM_BLOCKS,
         hidden=HIDDEN,
         ffn=ffn_per_hidden * HIDDEN,
         num_heads=4,
         num_kv_heads=num_kv_heads,
         head_dim=HIDDEN // 4,
-        vocab=512,
         gated=True,
+        norm_widths=SEPARATE_NORMS,
+    )
+    dims = ModelDims(
+        name="small",
+        hidden=HIDDEN,
+        vocab=512,
         tied=False,
+        kinds=(blocks.kind(),),
+        other_parameters=2 * 512 * HIDDEN,
+        head_parameters=512 * HIDDEN,
     )
     workload = Workload(model=dims, tokens=4096, batch=1, parallel=Parallel(gpus=1), dtype_bytes=4)
     return measured, analytic_profile(workload, machine("cpu"), PAPER)
