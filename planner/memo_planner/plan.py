@@ -103,7 +103,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 3
+VERSION = 4
 
 
 def inputs_hash(
