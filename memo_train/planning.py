@@ -1,20 +1,24 @@
 """The caps that a wrapped model puts on the device, and takes off again.
 
-Plans the steps of a wrapped model, one plan for each batch, length and precision.
+Plans the steps of a wrapped model. It is measured once for each precision; from that profile every
+batch and length is planned. Of lengths that nobody asked for ahead, all of a bucket (an eighth of
+an octave) go by the plan of its longest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 
 from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Policy, Profile
+from memo_planner.programme import predict
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
 from memo_train.device import Device
 from memo_train.layout import Shape, StepLayouts
 from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
-from memo_train.trace import measure_profile
+from memo_train.trace import LONGEST_PROFILED_TOKENS, KeptProfile, measure_profile
 
 
 class Caps:
@@ -53,6 +57,7 @@ class Caps:
 
 
 _EVAL_TILE_TOKENS = 1024
+_BUCKETS_OF_OCTAVE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,14 @@ class PlannedStep:
     step: StepPolicy
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A plan, and whether what pre saved is parked on the host under it."""
+
+    plan: Plan
+    park_pre: bool
+
+
 class StepPlanner:
     """Gives the runtime its policy at the start of each step; profiles and plans when needed.
 
@@ -88,14 +101,15 @@ class StepPlanner:
         self.layouts = layouts
         self._choices = choices
         self._profiles: dict[tuple[object, ...], Profile] = {}
-        self._planned: dict[Shape, PlannedStep] = {}
+        self._planned: dict[tuple[Shape, bool], PlannedStep] = {}
+        self._buckets: dict[tuple[Shape, bool], _Found | None] = {}
         self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
         """The policy of a step of `batch` sequences of `tokens`. Raises: PlanInfeasible."""
         if not torch.is_grad_enabled() or not self.trains:
             return self._without_backward(tokens)
-        return self.plan(batch, tokens).step
+        return self.plan(batch, tokens, exactly=False).step
 
     @property
     def trains(self) -> bool:
@@ -107,16 +121,23 @@ class StepPlanner:
         """What a step would compute in now."""
         return precision(self.wrapped.device.torch_device.type)
 
-    def plan(self, batch: int, tokens: int) -> PlannedStep:
-        """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
+    def measure(self) -> None:
+        """Profile the model now, so that no step has to wait for it."""
+        self._profile(LONGEST_PROFILED_TOKENS, park_pre=False, masked=False)
+
+    def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
+        """The plan of such a step, made at the first call.
+
+        exactly: whether it is made for this very length; else it may be that of its bucket.
+        Raises: PlanInfeasible.
+        """
         shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
-        if shape not in self._planned:
-            try:
-                plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
-            except PlanInfeasible:
-                plan, park_pre = self._make_plan(batch, tokens, park_pre=True), True
-            self.adopt(shape, plan, park_pre=park_pre)
-        self.last = self._planned[shape]
+        key = (shape, self._masked(tokens))
+        if key not in self._planned:
+            found = None if exactly else self._plan_of_bucket(shape)
+            found = found or self._make_plan(batch, tokens)
+            self.adopt(shape, found.plan, park_pre=found.park_pre)
+        self.last = self._planned[key]
         return self.last
 
     def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
@@ -128,23 +149,67 @@ class StepPlanner:
             whole_bytes=_whole_bytes(plan),
         )
         self.last = PlannedStep(shape=shape, plan=plan, step=step)
-        self._planned[shape] = self.last
+        self._planned[shape, self._masked(shape.tokens)] = self.last
         return self.last
 
-    def _make_plan(self, batch: int, tokens: int, *, park_pre: bool) -> Plan:
-        return plan_on_clock(
-            self._profile(batch, tokens, park_pre=park_pre),
+    def _masked(self, tokens: int) -> bool:
+        """Whether a step makes a mask: its call brings one, or a window is shorter than it."""
+        config = getattr(self.wrapped.parts.causal_lm, "config", None)
+        windows = (getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size"))
+        return self.wrapped.masked or any(type(w) is int and tokens >= w for w in windows)
+
+    def _plan_of_bucket(self, shape: Shape) -> _Found | None:
+        """The plan of the bucket's longest sequence, for this one; None if that does not fit."""
+        longest = _bucket_tokens(shape.tokens)
+        if self._choices.alpha is not None or longest == shape.tokens:
+            return None
+        key = (replace(shape, tokens=longest), self._masked(shape.tokens))
+        if key not in self._buckets:
+            try:
+                self._buckets[key] = self._make_plan(shape.batch, longest)
+            except PlanInfeasible:
+                self._buckets[key] = None
+        found = self._buckets[key]
+        return None if found is None else _for_shorter(found, shape.tokens)
+
+    def _make_plan(self, batch: int, tokens: int) -> _Found:
+        """Raises: PlanInfeasible."""
+        try:
+            return self._plan_parked(batch, tokens, park_pre=False)
+        except PlanInfeasible:
+            return self._plan_parked(batch, tokens, park_pre=True)
+
+    def _plan_parked(self, batch: int, tokens: int, *, park_pre: bool) -> _Found:
+        profile = self._profile(tokens, park_pre=park_pre, masked=self._masked(tokens))
+        plan = plan_on_clock(
+            profile.for_batch(batch),
             tokens,
             self._choices.limits,
             alpha=self._choices.alpha,
             tile_tokens=self._choices.tile_tokens,
             park_pre=park_pre,
         )
+        return _Found(plan=plan, park_pre=park_pre)
 
-    def _profile(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
-        key = (batch, min(tokens, 2048), park_pre, self.precision)
+    def _profile(self, tokens: int, *, park_pre: bool, masked: bool) -> Profile:
+        """The profile of one sequence, measured on this machine now or before.
+
+        tokens: of the step it is needed for. A step beyond the model's position table shows that
+        there is none, so longer ones may be profiled.
+        """
+        config = getattr(self.wrapped.parts.causal_lm, "config", None)
+        table = getattr(config, "max_position_embeddings", None) or LONGEST_PROFILED_TOKENS
+        longest = min(LONGEST_PROFILED_TOKENS, max(table, tokens))
+        key = (self.precision, longest, park_pre, masked)
         if key not in self._profiles:
-            self._profiles[key] = measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
+            kept = KeptProfile.of(self.wrapped, key)
+            profile = kept.load(self.wrapped)
+            if profile is None:
+                profile = measure_profile(
+                    self.wrapped, 1, longest, park_pre=park_pre, padded=masked
+                )
+                kept.save(profile)
+            self._profiles[key] = profile
         return self._profiles[key]
 
     def _without_backward(self, tokens: int) -> StepPolicy:
@@ -161,6 +226,26 @@ class StepPlanner:
         policy = Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks)
         none = CopyBudget.same(len(blocks), in_flight_bytes=0, ahead_bytes=0)
         return StepPolicy(policy=policy, loss_tile_tokens=tile_tokens, copies=none)
+
+
+def _bucket_tokens(tokens: int) -> int:
+    """The longest length of the bucket in which `tokens` is, in steps of an eighth of an octave."""
+    step = max(1, (1 << (tokens - 1).bit_length()) // (2 * _BUCKETS_OF_OCTAVE))
+    return step * math.ceil(tokens / step)
+
+
+def _for_shorter(found: _Found, tokens: int) -> _Found:
+    """The plan of a bucket for a sequence of it. It fits the same limits: it needs no more."""
+    plan = found.plan
+    policy = plan.policy.shorter(tokens)
+    binds = plan.prediction.binds
+    shorter = Plan.of(
+        profile=plan.profile,
+        limits=plan.limits,
+        policy=policy,
+        prediction=predict(plan.profile, policy, binds),
+    )
+    return replace(found, plan=shorter)
 
 
 def _whole_bytes(plan: Plan) -> int:

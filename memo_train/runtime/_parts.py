@@ -61,6 +61,19 @@ def check_model_call(arguments: dict[str, Any], signature: Signature) -> tuple[i
     return tokens.shape[0], tokens.shape[1]
 
 
+def makes_mask(arguments: dict[str, Any]) -> bool:
+    """Whether a call of a model asks for a mask over all pairs of its tokens.
+
+    Padding does, and positions that start again (packed documents), which count by themselves.
+    """
+    mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
+    if isinstance(mask, torch.Tensor):
+        return mask.dim() > 2 or not bool(mask.all())
+    if mask is not None:
+        return True
+    return isinstance(positions, torch.Tensor) and bool((positions.diff(dim=-1) != 1).any())
+
+
 def check_block_call(block: nn.Module, kwargs: dict[str, Any]) -> None:
     """Refuse what must not reach a block. Raises: CachedGeneration, UnsupportedModel."""
     if kwargs.get("past_key_values") is not None:

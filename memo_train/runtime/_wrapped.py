@@ -22,7 +22,13 @@ from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
-from memo_train.runtime._parts import ModelParts, Signature, check_block_call, check_model_call
+from memo_train.runtime._parts import (
+    ModelParts,
+    Signature,
+    check_block_call,
+    check_model_call,
+    makes_mask,
+)
 from memo_train.runtime._probe import BlockVerdict, HowToRun
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._shadow import trainable_parameters
@@ -80,7 +86,7 @@ class WrappedModel:
     Attributes a profiler sets: `choose_policy`, asked at the start of each forward; `observer`;
     `active_block`, the only one that does not pass x through (None: all are active). `memory`
     looks after the device's memory in steps that nobody observes. `given`: names of the arguments
-    of the last training step's call.
+    of the last training step's call. `masked`: whether the step's call brings a mask.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class WrappedModel:
         self.memory: StepMemory = MemoryBySize()
         self.given: tuple[str, ...] = ()
         self.active_block: int | None = None
+        self.masked = False
         self.verdicts = verdicts
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
@@ -184,6 +191,7 @@ class WrappedModel:
         if shape is None:
             return
         assert self.choose_policy is not None
+        self.masked = torch.is_grad_enabled() and makes_mask(arguments)
         step = self.choose_policy(*shape)
         self._step, self._last_pass = step, None
         self._in_flight.drain()

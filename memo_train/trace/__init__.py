@@ -1,13 +1,34 @@
 """Measures one block of a model, so that a step can be planned before it runs."""
 
-from memo_train.trace._config_model import model_of_config
-from memo_train.trace._link import CopyBuffers, measure_link, measure_link_rates
-from memo_train.trace._places import Place, PlaceMarks, PlaceRecorder, requests_at
-from memo_train.trace._profile import OPTIMIZER_STATES, measure_profile, model_hash
+from memo_train.trace._cache import (
+    KeptProfile,
+)
+from memo_train.trace._config_model import (
+    model_of_config,
+)
+from memo_train.trace._link import (
+    CopyBuffers,
+    measure_link,
+    measure_link_rates,
+)
+from memo_train.trace._places import (
+    Place,
+    PlaceMarks,
+    PlaceRecorder,
+    requests_at,
+)
+from memo_train.trace._profile import (
+    LONGEST_PROFILED_TOKENS,
+    OPTIMIZER_STATES,
+    measure_profile,
+    model_hash,
+)
 
 __all__ = [
+    "LONGEST_PROFILED_TOKENS",
     "OPTIMIZER_STATES",
     "CopyBuffers",
+    "KeptProfile",
     "Place",
     "PlaceMarks",
     "PlaceRecorder",

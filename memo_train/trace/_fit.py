@@ -1,16 +1,12 @@
-"""From profiling steps at three shapes to the planner's lines and rates.
-
-The shapes are (8 t tokens, tile t), (16 t, t) and (16 t, 2 t): two differ in tokens only, two in
-tile size only.
-"""
+"""From profiling steps at four shapes (see `Shapes`) to the planner's lines and rates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from memo_planner.profile import BlockTimes, PeakLine
-from memo_train.trace._steps import MeasuredStep
+from memo_train.trace._steps import MeasuredStep, Shapes
 
 STAGES_OF_POINT = {
     "forward": ("pre", "attention", "post"),
@@ -23,20 +19,27 @@ STAGES_OF_POINT = {
 # recorded steps. The rest is for kept tiles and for copies, whose ends nobody can foresee.
 _HOLES_OF_TILES = 1.3
 _HOLES_OF_TENSORS = 1.15
+_HOLES_OF_PAIRS = 1.03
 
 
-Shapes = tuple[MeasuredStep, MeasuredStep, MeasuredStep]
+_LEAST_BYTES_OF_PAIR = 0.9
+"""A tensor over all pairs of tokens has a byte for each and more. What bends less is the work
+space of kernels, which changes with the length, or how tokens fell on experts."""
 
 
 def fit_peak_lines(shapes: Shapes, points: Sequence[str]) -> tuple[PeakLine, ...]:
-    """A line for every stage at `points`: base + per tile token * tile + per token * tokens."""
+    """A line of every stage at `points`."""
     stages = [(point, stage) for point in points for stage in STAGES_OF_POINT[point]]
     return tuple(_fit_line(point, stage, shapes) for point, stage in stages)
 
 
 def _fit_line(point: str, stage: str, shapes: Shapes) -> PeakLine:
-    short, long, wide = shapes
-    at_short, at_long, at_wide = (step.peak_bytes.get(stage, 0) for step in shapes)
+    half, short, long, wide = shapes.half, shapes.short, shapes.long, shapes.wide
+    peaks = [step.peak_bytes.get(stage, 0) for step in (half, short, long)]
+    per_token2 = bytes_per_pair((half.tokens, short.tokens, long.tokens), peaks)
+    at_short, at_long, at_wide = (
+        step.peak_bytes.get(stage, 0) - per_token2 * step.tokens**2 for step in (short, long, wide)
+    )
     per_token = max(at_long - at_short, 0) / (long.tokens - short.tokens)
     per_tile = max(at_wide - at_long, 0) / (wide.tile_tokens - long.tile_tokens)
     base = at_long - per_token * long.tokens - per_tile * long.tile_tokens
@@ -45,22 +48,24 @@ def _fit_line(point: str, stage: str, shapes: Shapes) -> PeakLine:
         base_bytes=max(base, 0.0),
         bytes_per_tile_token=_HOLES_OF_TILES * per_tile,
         bytes_per_token=_HOLES_OF_TENSORS * per_token,
+        bytes_per_token2=_HOLES_OF_PAIRS * per_token2,
     )
+
+
+def bytes_per_pair(tokens: Sequence[int], num_bytes: Sequence[float]) -> float:
+    """How bytes at three lengths, shortest first, grow with the square of the tokens."""
+    steep = [(num_bytes[i + 1] - num_bytes[i]) / (tokens[i + 1] - tokens[i]) for i in range(2)]
+    per_token2 = (steep[1] - steep[0]) / (tokens[2] - tokens[0])
+    return per_token2 if per_token2 >= _LEAST_BYTES_OF_PAIR else 0.0
 
 
 def with_prefetch(shapes: Shapes, bytes_per_token: float) -> Shapes:
     """The shapes with what a block fetches for the one before it during its last stage."""
-    return tuple(  # type: ignore[return-value]
-        replace(
-            step,
-            peak_bytes=step.peak_bytes
-            | {
-                "pre_backward": step.peak_bytes.get("pre_backward", 0)
-                + int(bytes_per_token * step.tokens)
-            },
-        )
-        for step in shapes
-    )
+    steps: dict[str, MeasuredStep] = {f.name: getattr(shapes, f.name) for f in fields(shapes)}
+    for name, step in steps.items():
+        peak = step.peak_bytes.get("pre_backward", 0) + int(bytes_per_token * step.tokens)
+        steps[name] = replace(step, peak_bytes=step.peak_bytes | {"pre_backward": peak})
+    return Shapes(**steps)
 
 
 _TILED_STAGES = ("pre", "post", "post_backward", "pre_backward")
@@ -71,9 +76,9 @@ _PASSES = 3
 def fit_block_times(recomputed: Shapes, swapped: Shapes) -> BlockTimes:
     """Seconds per token of pre and post, per token squared of attention, per tile of tiling.
 
-    recomputed, swapped: steps of the three shapes with all tiles run that way.
+    recomputed, swapped: steps with all tiles run that way.
     """
-    short, long, wide = recomputed
+    short, long, wide = recomputed.short, recomputed.long, recomputed.wide
     overhead_s = _tile_overhead_s(long, wide)
     num_tiles = wide.tokens / wide.tile_tokens
     tilewise_s = _tilewise_s(wide)
@@ -96,7 +101,7 @@ def fit_block_times(recomputed: Shapes, swapped: Shapes) -> BlockTimes:
         post_backward_s_per_token=post_backward,
         attention_backward_s_per_token2=per_token2("attention_backward"),
         tile_overhead_s=overhead_s,
-        swap_s_per_token=_swap_s(wide, swapped[2]) / wide.tokens,
+        swap_s_per_token=_swap_s(wide, swapped.wide) / wide.tokens,
     )
 
 

@@ -6,15 +6,24 @@ The file adds FLOPs and the link under load. Source: MEMO §profiler.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 
+import torch
 from torch import nn
 
 from memo_planner.policy import TilePlace
-from memo_planner.profile import POINTS, Profile
+from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.runtime import HowToRun, WrappedModel, preserved_rng
-from memo_train.trace._fit import fit_block_times, fit_peak_lines, with_prefetch
+from memo_train.trace._fit import (
+    bytes_per_pair,
+    fit_block_times,
+    fit_peak_lines,
+    with_prefetch,
+)
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
 from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block
@@ -31,34 +40,30 @@ LONGEST_PROFILED_TOKENS = 16 * _TILE_TOKENS
 
 
 def measure_profile(
-    wrapped: WrappedModel, batch: int, tokens: int, *, park_pre: bool = False
+    wrapped: WrappedModel,
+    batch: int,
+    tokens: int,
+    *,
+    park_pre: bool = False,
+    padded: bool = False,
 ) -> Profile:
-    """Profile one block of an installed `wrapped` for steps of `batch` sequences of `tokens`.
+    """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
-    park_pre: as in `StepPolicy`.
+    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
-    seconds the best of three runs. Where some blocks are not tiled, one of them adds its peaks.
+    seconds the best of three runs. One block of each kind is run: of bytes the highest count,
+    of seconds the mean. The model's buffers and random numbers are left as they were.
     """
     tile = min(_TILE_TOKENS, max(tokens // 16, 1))
-    tiled = [i for i, v in enumerate(wrapped.verdicts) if v.how is HowToRun.TILED]
-    others = [i for i, v in enumerate(wrapped.verdicts) if v.how is not HowToRun.TILED]
-    first = (tiled or others)[0]
-    recompute = Way(place=TilePlace.RECOMPUTE, park_pre=park_pre)
-    swap = Way(place=TilePlace.SWAP, park_pre=park_pre)
-    with preserved_rng(wrapped.device.generators):
-        with only_block(wrapped, first):
-            saved = asdict(measure_saved(wrapped, batch, 4 * tile))
-            recomputed = measure_shapes(wrapped, batch, tile, recompute)
-            swapped = measure_shapes(wrapped, batch, tile, swap)
-        fetched = (saved["qkv"] + saved["o"]) / (4 * tile)
-        peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS)
-        peaks += fit_peak_lines(swapped, ("forward",))
-        if tiled and others:
-            with only_block(wrapped, others[0]):
-                whole = measure_shapes(wrapped, batch, tile, recompute)
-            peaks += fit_peak_lines(whole, ("loss",))
-    per_token = {name: value / (4 * tile) for name, value in saved.items()}
     causal_lm = wrapped.parts.causal_lm
+    kinds = kinds_of(wrapped)
+    tiled = [kind for kind in kinds if kind.is_tiled]
+    ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded)
+    with preserved_rng(wrapped.device.generators), _preserved_buffers(causal_lm):
+        found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
+        others = [kind for kind in kinds if tiled and not kind.is_tiled]
+        peaks = [peaks for kind in others for peaks in _measure_whole(wrapped, kind, ask)]
+    most = {name: max(each.saved[name] for each in found) for name in found[0].saved}
     return Profile(
         model=type(causal_lm).__name__,
         model_hash=model_hash(causal_lm),
@@ -66,16 +71,133 @@ def measure_profile(
         batch=batch,
         num_blocks=len(wrapped.parts.blocks),
         state_bytes=state_bytes(causal_lm),
-        x_bytes_per_token=per_token["x"],
-        o_bytes_per_token=per_token["o"],
-        qkv_bytes_per_token=per_token["qkv"],
-        attention_bytes_per_token=per_token["attention"],
-        pre_bytes_per_token=per_token["pre"],
-        post_bytes_per_token=per_token["post"],
-        peaks=peaks,
-        times=fit_block_times(recomputed, swapped),
+        peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
+        times=_mean_times(found),
         link=measure_link(wrapped.device),
+        **most,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Blocks that ask for the same memory: one of them, and how many there are."""
+
+    index: int
+    num_blocks: int
+    is_tiled: bool
+
+
+def kinds_of(wrapped: WrappedModel) -> tuple[Kind, ...]:
+    """The kinds of blocks of `wrapped`, in the order of the first of each.
+
+    Blocks are of one kind that have equal modules, with parameters of the same shapes and dtypes,
+    trained alike, and the same settings. Numbers do not count as settings: a layer's index is one.
+    """
+    rows = [
+        (_kind_key(block), verdict.how is HowToRun.TILED)
+        for block, verdict in zip(wrapped.parts.blocks, wrapped.verdicts, strict=True)
+    ]
+    return tuple(
+        Kind(index=rows.index(row), num_blocks=count, is_tiled=row[1])
+        for row, count in Counter(rows).items()
+    )
+
+
+def _kind_key(block: nn.Module) -> Hashable:
+    modules = [(name, type(m).__qualname__, _settings(m)) for name, m in block.named_modules()]
+    parameters = [(n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters()]
+    return tuple(modules), tuple(parameters)
+
+
+def _settings(module: nn.Module) -> Hashable:
+    """Texts and switches of a module; of a number only that it is there, as `sliding_window`."""
+    return tuple(
+        (name, value if isinstance(value, str | bool) else type(value).__name__)
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, str | bool | int | float | None) and not name.startswith("_")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    batch: int
+    tile: int
+    park_pre: bool
+    padded: bool
+
+    def way(self, place: TilePlace) -> Way:
+        return Way(place=place, park_pre=self.park_pre, padded=self.padded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KindProfile:
+    """What was measured of one kind. saved: by the names of the profile's fields."""
+
+    saved: dict[str, float]
+    peaks: tuple[PeakLine, ...]
+    times: BlockTimes
+    num_blocks: int
+
+
+def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
+    with only_block(wrapped, kind.index):
+        saved = _saved_fields(wrapped, ask)
+        recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
+        swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
+    fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
+    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS)
+    return _KindProfile(
+        saved=saved,
+        peaks=peaks + fit_peak_lines(swapped, ("forward",)),
+        times=fit_block_times(recomputed, swapped),
+        num_blocks=kind.num_blocks,
+    )
+
+
+def _measure_whole(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> tuple[PeakLine, ...]:
+    """A block that is not tiled has no stages of its own: its peaks are between those of others."""
+    with only_block(wrapped, kind.index):
+        way = ask.way(TilePlace.RECOMPUTE)
+        return fit_peak_lines(measure_shapes(wrapped, ask.batch, ask.tile, way, 1), ("loss",))
+
+
+def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
+    """Bytes per token of each class, from one tile of four and more tiles' tokens."""
+    tokens = [4 * ask.tile, 8 * ask.tile, 16 * ask.tile]
+    found = [measure_saved(wrapped, ask.batch, n, padded=ask.padded) for n in tokens]
+    per_token2 = bytes_per_pair(tokens, [saved.attention for saved in found])
+    fields = {
+        f"{name}_bytes_per_token": value / tokens[0] for name, value in asdict(found[0]).items()
+    }
+    attention = found[2].attention - per_token2 * tokens[2] ** 2
+    fields["attention_bytes_per_token"] = max(attention, 0.0) / tokens[2]
+    fields["attention_bytes_per_token2"] = per_token2
+    return fields
+
+
+def _mean_times(found: Sequence[_KindProfile]) -> BlockTimes:
+    """Of one block, over all of them."""
+    num_blocks = sum(each.num_blocks for each in found)
+    return BlockTimes(
+        **{
+            f.name: sum(each.num_blocks * getattr(each.times, f.name) for each in found)
+            / num_blocks
+            for f in fields(BlockTimes)
+        }
+    )
+
+
+@contextmanager
+def _preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """While active, what the model's buffers hold may change; then it is what it was."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -60,6 +60,8 @@ class StageRecorder:
 
 
 _REPEATS = 3
+_ENOUGH_S = 1.0
+"""A step that took so long is not repeated: it is long against what disturbs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +76,14 @@ class MeasuredStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How all tiles of a profiling step are run. park_pre: as in `StepPolicy`."""
+    """How all tiles of a profiling step are run. park_pre: as in `StepPolicy`.
+
+    padded: whether each sequence's last token is padding, for which a mask is made.
+    """
 
     place: TilePlace
     park_pre: bool = False
+    padded: bool = False
 
 
 @contextmanager
@@ -94,14 +100,15 @@ def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
         wrapped.tile_counts.update(counts)
 
 
-def measure_saved(wrapped: WrappedModel, batch: int, tokens: int) -> SavedBytes:
+def measure_saved(
+    wrapped: WrappedModel, batch: int, tokens: int, *, padded: bool = False
+) -> SavedBytes:
     """What the active block saves for backward with everything kept, in one tile of `tokens`.
 
     A block that is not run by tiles saves its input only.
     """
-    loss = _loss(
-        wrapped, batch, tokens, uniform_policy(wrapped, tokens, tokens, Way(place=TilePlace.KEEP))
-    )
+    policy = uniform_policy(wrapped, tokens, tokens, Way(place=TilePlace.KEEP))
+    loss = _loss(wrapped, batch, policy, padded=padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:
         saved: SavedBytes = block_pass.saved_bytes()
@@ -112,14 +119,22 @@ def measure_saved(wrapped: WrappedModel, batch: int, tokens: int) -> SavedBytes:
 
 
 def measure_step(
-    wrapped: WrappedModel, batch: int, tokens: int, tile_tokens: int, way: Way
+    wrapped: WrappedModel,
+    batch: int,
+    tokens: int,
+    tile_tokens: int,
+    way: Way,
+    repeats: int = _REPEATS,
 ) -> MeasuredStep:
     """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
-    for _ in range(_REPEATS):
+    policy, began_s = uniform_policy(wrapped, tokens, tile_tokens, way), wrapped.device.now()
+    for repeat in range(repeats):
+        if repeat and wrapped.device.now() - began_s > _ENOUGH_S:
+            break
         recorder = StageRecorder(wrapped.device)
-        run_step(wrapped, recorder, batch, uniform_policy(wrapped, tokens, tile_tokens, way))
+        run_step(wrapped, recorder, batch, policy, padded=way.padded)
         recorder("end")
         for stage, value in recorder.seconds.items():
             seconds[stage] = min(value, seconds.get(stage, value))
@@ -130,7 +145,14 @@ def measure_step(
     )
 
 
-def run_step(wrapped: WrappedModel, observer: Observer, batch: int, policy: StepPolicy) -> None:
+def run_step(
+    wrapped: WrappedModel,
+    observer: Observer,
+    batch: int,
+    policy: StepPolicy,
+    *,
+    padded: bool = False,
+) -> None:
     """Forward and backward of a step under `policy`, watched; no gradient is kept."""
     causal_lm = wrapped.parts.causal_lm
     trained = trainable_parameters(causal_lm)
@@ -138,27 +160,49 @@ def run_step(wrapped: WrappedModel, observer: Observer, batch: int, policy: Step
     shadows = shadows_of(trained)
     wrapped.observer = observer
     with installed(causal_lm, trained, shadows):
-        loss = _loss(wrapped, batch, policy.policy.tokens, policy)
+        loss = _loss(wrapped, batch, policy, padded=padded)
         torch.autograd.grad(loss, shadows, allow_unused=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Steps of (4 t tokens, tile t), (8 t, t), (16 t, t) and (16 t, 2 t).
+
+    Three differ in tokens only, two in tile size only.
+    """
+
+    half: MeasuredStep
+    short: MeasuredStep
+    long: MeasuredStep
+    wide: MeasuredStep
+
+
 def measure_shapes(
-    wrapped: WrappedModel, batch: int, tile: int, way: Way
-) -> tuple[MeasuredStep, MeasuredStep, MeasuredStep]:
-    """Steps of (8 t tokens, tile t), (16 t, t) and (16 t, 2 t), as `fit` wants them."""
-    return (
-        measure_step(wrapped, batch, 8 * tile, tile, way),
-        measure_step(wrapped, batch, 16 * tile, tile, way),
-        measure_step(wrapped, batch, 16 * tile, 2 * tile, way),
+    wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = _REPEATS
+) -> Shapes:
+    """Steps of all shapes for a tile of `tile` tokens."""
+    return Shapes(
+        half=measure_step(wrapped, batch, 4 * tile, tile, way, repeats=1),
+        short=measure_step(wrapped, batch, 8 * tile, tile, way, repeats),
+        long=measure_step(wrapped, batch, 16 * tile, tile, way, repeats),
+        wide=measure_step(wrapped, batch, 16 * tile, 2 * tile, way, repeats),
     )
 
 
-def _loss(wrapped: WrappedModel, batch: int, tokens: int, policy: StepPolicy) -> torch.Tensor:
+def _loss(
+    wrapped: WrappedModel, batch: int, policy: StepPolicy, *, padded: bool = False
+) -> torch.Tensor:
     wrapped.choose_policy = lambda batch, tokens: policy
     where = wrapped.device.torch_device
-    ids = torch.randint(wrapped.parts.vocab_size, (batch, tokens), device=where)
+    shape = (batch, policy.policy.tokens)
+    ids = torch.randint(wrapped.parts.vocab_size, shape, device=where)
+    batch_of_ids = {"input_ids": ids, "labels": ids}
+    if padded:
+        mask = torch.ones(shape, dtype=torch.long, device=where)
+        mask[:, -1] = 0
+        batch_of_ids["attention_mask"] = mask
     with torch.enable_grad():
-        loss: torch.Tensor = wrapped.run_model(input_ids=ids, labels=ids).loss
+        loss: torch.Tensor = wrapped.run_model(**batch_of_ids).loss
     return loss
 
 

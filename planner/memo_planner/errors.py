@@ -62,17 +62,25 @@ class PlanInfeasible(MemoError):
         limit_bytes: the limit it was given.
         max_tokens: longest sequence that fits the same limits; 0 if no sequence does, None where
             one given plan does not fit and other plans might.
+        advice: what else would help, or nothing.
     """
 
     def __init__(
-        self, what: str, where: str, need_bytes: int, limit_bytes: int, max_tokens: int | None
+        self,
+        what: str,
+        where: str,
+        need_bytes: int,
+        limit_bytes: int,
+        max_tokens: int | None,
+        advice: str = "",
     ) -> None:
-        super().__init__(what, where, need_bytes, limit_bytes, max_tokens)
+        super().__init__(what, where, need_bytes, limit_bytes, max_tokens, advice)
         self.what = what
         self.where = where
         self.need_bytes = need_bytes
         self.limit_bytes = limit_bytes
         self.max_tokens = max_tokens
+        self.advice = advice
 
     def __str__(self) -> str:
         need, limit = _format_need(self.need_bytes, self.limit_bytes)
@@ -83,4 +91,5 @@ class PlanInfeasible(MemoError):
         else:
             way_out = "no sequence fits, not even one tile of one token: raise the limit"
         verb = "need" if self.what.endswith("s") and self.what != "loss" else "needs"
-        return f"{self.what} {verb} {need} on the {self.where}, limit {limit}; {way_out}"
+        text = f"{self.what} {verb} {need} on the {self.where}, limit {limit}; {way_out}"
+        return f"{text}; {self.advice}" if self.advice else text

@@ -98,7 +98,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 3
+VERSION = 4
 
 
 def inputs_hash(

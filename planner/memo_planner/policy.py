@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from memo_planner.checks import check_int
@@ -102,6 +102,29 @@ class Policy:
     def num_tiles(self) -> int:
         """Tiles of one block."""
         return math.ceil(self.tokens / self.tile_tokens)
+
+    def shorter(self, tokens: int) -> Policy:
+        """The policy for a shorter sequence, in tiles of the same size.
+
+        Each block keeps and sends no more tokens than before: recomputed tiles go first, then
+        swapped, then kept ones. Raises: InvalidInput if `tokens` is above its own.
+        """
+        check_int("tokens", tokens, 1, self.tokens)
+        blocks = tuple(self._shorter_block(block, tokens) for block in self.blocks)
+        return Policy(tokens=tokens, tile_tokens=min(self.tile_tokens, tokens), blocks=blocks)
+
+    def _shorter_block(self, block: BlockPolicy, tokens: int) -> BlockPolicy:
+        tile_tokens = min(self.tile_tokens, tokens)
+        num_tiles = math.ceil(tokens / tile_tokens)
+        others = (block.swap_tiles + block.recompute_tiles) * self.tile_tokens
+        kept_tokens = max(self.tokens - others, 0)
+        # The last tile is kept first, and here it may be longer than it was.
+        last_tokens = tokens - (num_tiles - 1) * tile_tokens
+        keep = min(max(1 + (kept_tokens - last_tokens) // tile_tokens, 0), num_tiles)
+        swap = min(block.swap_tiles, num_tiles - keep)
+        return replace(
+            block, keep_tiles=keep, swap_tiles=swap, recompute_tiles=num_tiles - keep - swap
+        )
 
     @property
     def alpha(self) -> float:

@@ -7,7 +7,7 @@ batch size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memo_planner.checks import check_fields, check_int, check_text
 from memo_planner.errors import InvalidInput
@@ -20,23 +20,35 @@ POINTS = ("forward", "loss", "backward")
 class PeakLine:
     """Device bytes above the state at one point of the step, with no tile, x or o kept.
 
-    `base_bytes + bytes_per_tile_token * tile_tokens + bytes_per_token * tokens`.
+    `base_bytes + bytes_per_tile_token * tile_tokens + bytes_per_token * tokens +
+    bytes_per_token2 * tokens**2`; the last is for masks and scores of all pairs of tokens.
     """
 
     name: str
     base_bytes: float
     bytes_per_tile_token: float
     bytes_per_token: float
+    bytes_per_token2: float = 0.0
 
     def __post_init__(self) -> None:
         if self.name not in POINTS:
             raise InvalidInput(f"PeakLine.name is {self.name!r}; it must be one of {POINTS}")
-        check_fields(self, ("base_bytes", "bytes_per_tile_token", "bytes_per_token"))
+        check_fields(self, tuple(f for f in self.__dataclass_fields__ if f != "name"))
 
     def at(self, tokens: int, tile_tokens: int) -> int:
         """Bytes at this point for a sequence of `tokens` in tiles of `tile_tokens`."""
         per_tile = self.bytes_per_tile_token * tile_tokens
-        return math.ceil(self.base_bytes + per_tile + self.bytes_per_token * tokens)
+        pairs = self.bytes_per_token2 * float(tokens) ** 2
+        return math.ceil(self.base_bytes + per_tile + self.bytes_per_token * tokens + pairs)
+
+    def for_batch(self, batch: int) -> PeakLine:
+        """The line of one sequence for `batch` of them; what does not grow with tokens stays."""
+        return replace(
+            self,
+            bytes_per_tile_token=batch * self.bytes_per_tile_token,
+            bytes_per_token=batch * self.bytes_per_token,
+            bytes_per_token2=batch * self.bytes_per_token2,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,11 @@ class BlockTimes:
         """Seconds of pre and post, forward, of one token."""
         return self.pre_s_per_token + self.post_s_per_token
 
+    def for_batch(self, batch: int) -> BlockTimes:
+        """The seconds of one sequence for `batch` of them; a tile's overhead stays what it is."""
+        grown = {f: batch * getattr(self, f) for f in self.__dataclass_fields__}
+        return replace(self, **{**grown, "tile_overhead_s": self.tile_overhead_s})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
@@ -89,6 +106,7 @@ class Profile:
         x_bytes_per_token, o_bytes_per_token: a block's input and its attention output.
         qkv_bytes_per_token: q, k and v, held by a kept tile, sent by a swapped one.
         attention_bytes_per_token: all else that attention saves (log-sum-exp); it goes with o.
+        attention_bytes_per_token2: of that, what grows with the square of the tokens (scores).
         pre_bytes_per_token, post_bytes_per_token: saved by a tile's graphs besides q, k, v, x, o.
         peaks: at least one line for each of `POINTS`, in any order; the highest counts.
 
@@ -111,6 +129,7 @@ class Profile:
     peaks: tuple[PeakLine, ...]
     times: BlockTimes
     link: Link
+    attention_bytes_per_token2: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "device"):
@@ -118,7 +137,8 @@ class Profile:
         check_int("Profile.batch", self.batch, 1)
         check_int("Profile.num_blocks", self.num_blocks, 1, 1_000_000)
         check_int("Profile.state_bytes", self.state_bytes, 0)
-        check_fields(self, tuple(f for f in self.__dataclass_fields__ if f.endswith("_per_token")))
+        figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
+        check_fields(self, tuple(figures))
         names = {line.name for line in self.peaks}
         if names != set(POINTS):
             raise InvalidInput(f"Profile.peaks has lines {sorted(names)}; it needs all of {POINTS}")
@@ -127,6 +147,30 @@ class Profile:
         """Device bytes above the state at `point`, one of `POINTS`: the highest of its lines."""
         lines = (line for line in self.peaks if line.name == point)
         return max(line.at(tokens, tile_tokens) for line in lines)
+
+    @property
+    def bytes_per_token2(self) -> float:
+        """The most that anything in the profile grows with the square of the tokens."""
+        lines = (line.bytes_per_token2 for line in self.peaks)
+        return max(self.attention_bytes_per_token2, *lines)
+
+    def for_batch(self, batch: int) -> Profile:
+        """The profile of one sequence for steps of `batch` of them.
+
+        Raises: InvalidInput where it is of another batch than 1 or `batch`.
+        """
+        if batch == self.batch:
+            return self
+        if self.batch != 1:
+            raise InvalidInput(f"Profile.batch is {self.batch}; only that of 1 gives other batches")
+        figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
+        return replace(
+            self,
+            batch=batch,
+            peaks=tuple(line.for_batch(batch) for line in self.peaks),
+            times=self.times.for_batch(batch),
+            **{name: batch * getattr(self, name) for name in figures},
+        )
 
     @property
     def tile_bytes_per_token(self) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from memo_train.trace._fit import Shapes, fit_block_times
-from memo_train.trace._steps import MeasuredStep
+from memo_train.trace._fit import fit_block_times, fit_peak_lines
+from memo_train.trace._steps import MeasuredStep, Shapes
 
 PRE, POST, BACK = 1e-5, 3e-5, 2e-5  # seconds of a token
 ATTENTION = 4e-9  # seconds of a pair of tokens
@@ -36,10 +37,11 @@ def step(tokens: int, tile_tokens: int, *, swapped: bool) -> MeasuredStep:
 
 
 def shapes(*, swapped: bool) -> Shapes:
-    return (
-        step(1024, 128, swapped=swapped),
-        step(2048, 128, swapped=swapped),
-        step(2048, 256, swapped=swapped),
+    return Shapes(
+        half=step(512, 128, swapped=swapped),
+        short=step(1024, 128, swapped=swapped),
+        long=step(2048, 128, swapped=swapped),
+        wide=step(2048, 256, swapped=swapped),
     )
 
 
@@ -61,10 +63,35 @@ def test_rates_add_up_to_the_seconds_they_were_fitted_to() -> None:
 
 
 def test_noise_never_makes_a_rate_negative() -> None:
-    short, long, wide = shapes(swapped=False)
-    quick = replace(long, seconds={stage: s / 4 for stage, s in long.seconds.items()})
-    times = fit_block_times((short, quick, wide), (short, quick, quick))
+    found = shapes(swapped=False)
+    seconds = {stage: s / 4 for stage, s in found.long.seconds.items()}
+    quick = replace(found, long=replace(found.long, seconds=seconds))
+    times = fit_block_times(quick, replace(quick, wide=quick.long))
     assert times.tile_overhead_s == 0
     assert times.swap_s_per_token == 0
     assert times.attention_s_per_token2 == 0
     assert times.pre_s_per_token > 0
+
+
+def with_peaks(bytes_of: Callable[[int, int], float]) -> Shapes:
+    """Steps whose attention takes `bytes_of` tokens and tile tokens."""
+    found = shapes(swapped=False)
+    steps = {
+        name: replace(each, peak_bytes={"attention": int(bytes_of(each.tokens, each.tile_tokens))})
+        for name, each in vars(found).items()
+    }
+    return Shapes(**steps)
+
+
+def test_scores_of_all_pairs_of_tokens_have_a_figure_of_their_own() -> None:
+    """Three bytes a pair are found among other bytes, and lengths far beyond are not below."""
+    found = with_peaks(lambda tokens, tile: 9000 + 70 * tile + 500 * tokens + 3 * tokens**2)
+    line = max(fit_peak_lines(found, ("forward",)), key=lambda each: each.bytes_per_token2)
+    assert line.bytes_per_token2 == pytest.approx(3, rel=0.05)
+    assert line.at(40_000, 512) == pytest.approx(500 * 40_000 + 3 * 40_000**2, rel=0.05)
+    assert line.at(40_000, 512) >= 9000 + 70 * 512 + 500 * 40_000 + 3 * 40_000**2
+
+
+def test_work_space_that_changes_with_the_length_is_no_mask() -> None:
+    found = with_peaks(lambda tokens, tile: 500 * tokens + (400_000 if tokens >= 768 else 0))
+    assert all(line.bytes_per_token2 == 0 for line in fit_peak_lines(found, ("forward",)))

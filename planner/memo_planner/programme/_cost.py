@@ -47,7 +47,8 @@ class BlockShape:
     def o_bytes(self) -> int:
         """Bytes of the attention output and what else attention saves."""
         per_token = self.profile.o_bytes_per_token + self.profile.attention_bytes_per_token
-        return math.ceil(per_token * self.tokens)
+        pairs = self.profile.attention_bytes_per_token2 * float(self.tokens) ** 2
+        return math.ceil(per_token * self.tokens + pairs)
 
     @property
     def overhead_s(self) -> float:

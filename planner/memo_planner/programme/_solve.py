@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from memo_planner.checks import check_int, check_number
-from memo_planner.errors import InvalidInput, PlanInfeasible
+from memo_planner.errors import InvalidInput, PlanInfeasible, format_bytes
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan
 from memo_planner.policy import MAX_TOKENS, BlockPolicy, Policy
@@ -250,11 +250,30 @@ def make_plan(
     short = request.shortage(tokens)
     if short is not None:
         longest = longest_below(request, tokens)
-        raise PlanInfeasible(short.what, short.where, short.need_bytes, short.limit_bytes, longest)
+        raise PlanInfeasible(
+            short.what,
+            short.where,
+            short.need_bytes,
+            short.limit_bytes,
+            longest,
+            _advice(profile, tokens),
+        )
     policy = find_policy(request, tokens)
     assert policy is not None, f"{tokens} tokens fit {limits}, so some tile size was solved"
     prediction = predict(profile, policy, _binds(request, policy))
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
+
+
+def _advice(profile: Profile, tokens: int) -> str:
+    """What to do about bytes that grow with the square of the tokens, where there are any."""
+    pairs_bytes = profile.bytes_per_token2 * float(tokens) ** 2
+    if not pairs_bytes:
+        return ""
+    return (
+        f"{format_bytes(pairs_bytes)} are masks and scores over all pairs of {tokens:,} tokens; "
+        'attn_implementation="sdpa" or "flash_attention_2" makes no scores, and sequences without '
+        "padding or packing need no mask"
+    )
 
 
 def _binds(request: Request, policy: Policy) -> tuple[str, ...]:

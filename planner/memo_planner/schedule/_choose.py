@@ -35,6 +35,8 @@ def copy_budget(plan: Plan, *, park_pre: bool = False) -> CopyBudget:
     free than copies need, that would be most of the step.
     """
     budget = CopyBudget.of(plan, park_pre=park_pre)
+    if _copies_nothing(plan) and not park_pre:
+        return replace(budget, in_flight_bytes=(0,) * len(budget.in_flight_bytes))
     step = simulate(schedule_of(plan, budget=budget), Speeds.of_link(plan.profile.link))
     needed = _MARGIN * backlog_bytes(step)
     in_flight = tuple(min(free, needed) for free in budget.in_flight_bytes)
@@ -73,7 +75,7 @@ def plan_on_clock(
     Its limits are `limits`. park_pre: as in `CopyBudget`. Raises: as `make_plan`.
     """
     best = make_plan(profile, tokens, limits, alpha=alpha, tile_tokens=tile_tokens)
-    if limits.device_bytes is None or alpha is not None:
+    if limits.device_bytes is None or alpha is not None or _copies_nothing(best):
         return best
     best_s = simulated_s(best, park_pre=park_pre)
     for held in HELD_SHARES[1:]:
@@ -91,6 +93,11 @@ def plan_on_clock(
         if seconds < best_s:
             best, best_s = plan, seconds
     return best
+
+
+def _copies_nothing(plan: Plan) -> bool:
+    """Then room for copies cannot make it faster."""
+    return not any(block.swaps for block in plan.policy.blocks)
 
 
 def simulated_s(plan: Plan, *, park_pre: bool = False) -> float:
