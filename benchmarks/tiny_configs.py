@@ -159,7 +159,8 @@ def _tiny_config(config_class: Any, sizes: dict[str, Any], *, unset: bool) -> An
         if isinstance(value, transformers.PreTrainedConfig)
     }
     wanted = _SIZES | _KINDS | sizes
-    given = {n: v for n, v in wanted.items() if fields.get(n) is not None or unset and n in fields}
+    known = {name for name, value in fields.items() if unset or value is not None}
+    given = {name: value for name, value in wanted.items() if name in known}
     return config_class(**(given | _switches(fields) | nested))
 
 

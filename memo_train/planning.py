@@ -5,6 +5,7 @@ Plans the steps of a wrapped model, one plan for each batch, length and precisio
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,9 @@ import torch
 from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Policy, Profile
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
 from memo_train.device import Device
+from memo_train.errors import UnsupportedModel
 from memo_train.layout import Shape, StepLayouts
-from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
+from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision, without_user_hooks
 from memo_train.trace import measure_profile
 
 
@@ -87,8 +89,8 @@ class StepPlanner:
         self.caps = caps
         self.layouts = layouts
         self._choices = choices
-        self._profiles: dict[tuple[object, ...], Profile] = {}
-        self._planned: dict[Shape, PlannedStep] = {}
+        self._profiles: dict[Hashable, Profile] = {}
+        self._planned: dict[Hashable, PlannedStep] = {}
         self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
@@ -110,14 +112,18 @@ class StepPlanner:
     def plan(self, batch: int, tokens: int) -> PlannedStep:
         """The plan of such a step, made at the first call. Raises: PlanInfeasible."""
         shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
-        if shape not in self._planned:
+        if self._key(shape) not in self._planned:
             try:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=False), False
             except PlanInfeasible:
                 plan, park_pre = self._make_plan(batch, tokens, park_pre=True), True
             self.adopt(shape, plan, park_pre=park_pre)
-        self.last = self._planned[shape]
+        self.last = self._planned[self._key(shape)]
         return self.last
+
+    def _key(self, *what: Hashable) -> Hashable:
+        """Plans hold for the model as it is: its dtypes, attention function, what is trained."""
+        return (*what, self.wrapped.fingerprint.state(trains=torch.is_grad_enabled()))
 
     def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
         """Run steps of `shape` by `plan` from now on."""
@@ -128,7 +134,7 @@ class StepPlanner:
             whole_bytes=_whole_bytes(plan),
         )
         self.last = PlannedStep(shape=shape, plan=plan, step=step)
-        self._planned[shape] = self.last
+        self._planned[self._key(shape)] = self.last
         return self.last
 
     def _make_plan(self, batch: int, tokens: int, *, park_pre: bool) -> Plan:
@@ -142,10 +148,20 @@ class StepPlanner:
         )
 
     def _profile(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
-        key = (batch, min(tokens, 2048), park_pre, self.precision)
+        key = self._key(batch, min(tokens, 2048), park_pre, self.precision)
         if key not in self._profiles:
-            self._profiles[key] = measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
+            self._profiles[key] = self._measure(batch, tokens, park_pre=park_pre)
         return self._profiles[key]
+
+    def _measure(self, batch: int, tokens: int, *, park_pre: bool) -> Profile:
+        if self.wrapped.fingerprint.is_sharded:
+            raise UnsupportedModel(
+                f"no plan was made for {batch} x {tokens:,} tokens before fully_shard took the "
+                "parameters, and none can be made after; run a step of that shape, or pass "
+                "seq_len to wrap, before fully_shard"
+            )
+        with without_user_hooks(self.wrapped.parts.causal_lm):
+            return measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
 
     def _without_backward(self, tokens: int) -> StepPolicy:
         """Nothing is saved, or nothing but x and o; only the tile size matters."""

@@ -17,7 +17,7 @@ from memo_train.runtime import HowToRun, WrappedModel, preserved_rng
 from memo_train.trace._fit import fit_block_times, fit_peak_lines, with_prefetch
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
-from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block, trained_first
 
 OPTIMIZER_STATES = 2
 """AdamW's moments, each as large as the parameters it trains."""
@@ -40,8 +40,9 @@ def measure_profile(
     seconds the best of three runs. Where some blocks are not tiled, one of them adds its peaks.
     """
     tile = min(_TILE_TOKENS, max(tokens // 16, 1))
-    tiled = [i for i, v in enumerate(wrapped.verdicts) if v.how is HowToRun.TILED]
-    others = [i for i, v in enumerate(wrapped.verdicts) if v.how is not HowToRun.TILED]
+    order = trained_first(wrapped.parts.blocks)
+    tiled = [i for i in order if wrapped.verdicts[i].how is HowToRun.TILED]
+    others = [i for i in order if wrapped.verdicts[i].how is not HowToRun.TILED]
     first = (tiled or others)[0]
     recompute = Way(place=TilePlace.RECOMPUTE, park_pre=park_pre)
     swap = Way(place=TilePlace.SWAP, park_pre=park_pre)

@@ -6,11 +6,12 @@ Short profiling steps through one block of a wrapped model; the others pass x th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
 from memo_planner.schedule import CopyBudget
@@ -80,6 +81,11 @@ class Way:
     park_pre: bool = False
 
 
+def trained_first(blocks: Sequence[nn.Module]) -> list[int]:
+    """The blocks' numbers, those with something to train first: the others have no backward."""
+    return sorted(range(len(blocks)), key=lambda i: not trainable_parameters(blocks[i]))
+
+
 @contextmanager
 def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
     """While active, only that block of `wrapped` does anything; counts are left as found."""
@@ -139,7 +145,8 @@ def run_step(wrapped: WrappedModel, observer: Observer, batch: int, policy: Step
     wrapped.observer = observer
     with installed(causal_lm, trained, shadows):
         loss = _loss(wrapped, batch, policy.policy.tokens, policy)
-        torch.autograd.grad(loss, shadows, allow_unused=True)
+        if loss.requires_grad:
+            torch.autograd.grad(loss, shadows, allow_unused=True)
 
 
 def measure_shapes(
