@@ -15,7 +15,14 @@ from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
 from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.layout import Shape, StepLayouts
-from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision, without_user_hooks
+from memo_train.runtime import (
+    ModelParts,
+    StepPolicy,
+    WrappedModel,
+    precision,
+    runnable,
+    without_user_hooks,
+)
 from memo_train.trace import measure_profile
 
 
@@ -160,7 +167,8 @@ class StepPlanner:
                 "parameters, and none can be made after; run a step of that shape, or pass "
                 "seq_len to wrap, before fully_shard"
             )
-        with without_user_hooks(self.wrapped.parts.causal_lm):
+        causal_lm = self.wrapped.parts.causal_lm
+        with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
             return measure_profile(self.wrapped, batch, tokens, park_pre=park_pre)
 
     def _without_backward(self, tokens: int) -> StepPolicy:

@@ -17,6 +17,7 @@ from memo_train.runtime import (
     find_parts,
     probe_blocks,
     report,
+    runnable,
     why_loss_is_whole,
     without_caches,
     without_user_hooks,
@@ -61,7 +62,8 @@ def wrap(
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
     device = device_of(parts.causal_lm.parameters())
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
-    with without_user_hooks(parts.causal_lm), without_caches(parts.causal_lm):
+    lm = parts.causal_lm
+    with without_user_hooks(lm), without_caches(lm), runnable(lm, "on the few tokens of the probe"):
         verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
     report(parts, verdicts, whole_loss)
     wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)

@@ -6,7 +6,7 @@ from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
-from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts, without_caches
+from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts, runnable, without_caches
 from memo_train.runtime._probe import (
     NOT_RUNNABLE,
     BlockVerdict,
@@ -53,6 +53,7 @@ __all__ = [
     "probe_blocks",
     "record_calls",
     "report",
+    "runnable",
     "shadows_of",
     "split_input",
     "split_output",

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memo_train.errors import CachedGeneration, InvalidInput, UnsupportedModel
+from memo_train.errors import CachedGeneration, InvalidInput, MemoError, UnsupportedModel
 
 UNSUPPORTED_OUTPUTS = ("output_router_logits", "output_attentions")
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
@@ -92,6 +92,19 @@ def without_caches(model: nn.Module) -> Iterator[None]:
     finally:
         for config in asking:
             config.use_cache = True
+
+
+@contextmanager
+def runnable(causal_lm: nn.Module, where: str) -> Iterator[None]:
+    """While active, the model's own errors become memo-train's. Raises: UnsupportedModel."""
+    try:
+        yield
+    except (MemoError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"{type(causal_lm).__name__} does not run {where}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -197,11 +210,15 @@ def find_parts(model: nn.Module) -> ModelParts:
             "what the plan keeps; call model.gradient_checkpointing_disable() before wrap"
         )
     inner = _inner_decoder(causal_lm, body)
+    stacks = list(_stacks(inner or body))
+    called = _Called(causal_lm, [body, *(block for stack in stacks for block in stack)])
+    if inner is not None or len(stacks) > 1:
+        called.look()
     return ModelParts(
         causal_lm=causal_lm,
-        decoder=body if inner is None or _is_called(causal_lm, body) else inner,
+        decoder=body if inner is None or called.has(body) else inner,
         head=head,
-        blocks=tuple(_uncompiled(block) for block in _find_blocks(inner or body)),
+        blocks=_largest([s for s in stacks if any(map(called.has, s))] or stacks, body),
     )
 
 
@@ -236,28 +253,36 @@ def _inner_decoder(causal_lm: nn.Module, body: nn.Module) -> nn.Module | None:
     return inner if is_inside and any(_stacks(inner)) else None
 
 
-class _Called(BaseException):
-    """Ends a forward that has called what was looked for; never leaves this module."""
+class _Called:
+    """Which of some modules a model calls: all of them, as far as one knows before `look`."""
 
+    def __init__(self, causal_lm: nn.Module, modules: list[nn.Module]) -> None:
+        self._causal_lm, self._modules = causal_lm, modules
+        self._seen: set[int] | None = None
 
-def _is_called(causal_lm: nn.Module, body: nn.Module) -> bool:
-    """Whether the model calls `body` itself, and not only what is inside."""
+    def look(self) -> None:
+        """Run the model on two tokens; one that does not run on ids alone shows nothing."""
+        seen: set[int] = set()
+        handles = [
+            module.register_forward_pre_hook(lambda module, _: seen.add(id(module)))
+            for module in self._modules
+        ]
+        where = next(self._causal_lm.parameters()).device
+        ids = torch.zeros((1, 2), dtype=torch.long, device=where)
+        rng = torch.random.fork_rng([where] if where.type == "cuda" else [])
+        try:
+            with torch.no_grad(), without_caches(self._causal_lm), rng:
+                self._causal_lm.forward(input_ids=ids)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return  # whoever runs it next says why
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._seen = seen
 
-    def stop(*_: Any) -> None:
-        raise _Called
-
-    handle = body.register_forward_pre_hook(stop, prepend=True)
-    where = next(causal_lm.parameters()).device
-    try:
-        with torch.no_grad():
-            causal_lm.forward(input_ids=torch.zeros((1, 2), dtype=torch.long, device=where))
-    except _Called:
-        return True
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return True  # it does not run on ids alone; whoever runs it next says why
-    finally:
-        handle.remove()
-    return False
+    def has(self, module: nn.Module) -> bool:
+        """Whether the model calls it."""
+        return self._seen is None or id(module) in self._seen
 
 
 def _check_config(causal_lm: nn.Module) -> None:
@@ -288,15 +313,14 @@ def _causal_lm_names() -> set[str]:
     return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
-def _find_blocks(decoder: nn.Module) -> tuple[nn.Module, ...]:
-    """The largest list of modules, by parameters, that is in no other such list."""
-    stacks = list(_stacks(decoder))
+def _largest(stacks: list[tuple[nn.Module, ...]], body: nn.Module) -> tuple[nn.Module, ...]:
+    """The blocks: of several lists that which has the most parameters."""
     if not stacks:
         raise UnsupportedModel(
-            f"no blocks found in {type(decoder).__name__}: expected a torch.nn.ModuleList of "
+            f"no blocks found in {type(body).__name__}: expected a torch.nn.ModuleList of "
             "transformer blocks"
         )
-    return max(stacks, key=_num_parameters)
+    return tuple(_uncompiled(block) for block in max(stacks, key=_num_parameters))
 
 
 def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
