@@ -96,9 +96,14 @@ def without_caches(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def runnable(causal_lm: nn.Module, where: str) -> Iterator[None]:
-    """While active, the model's own errors become memo-train's. Raises: UnsupportedModel."""
+    """While active, the model's own errors become memo-train's, and nothing is compiled.
+
+    Raises: UnsupportedModel.
+    """
+    eager: Any = torch.compiler.set_stance("force_eager")
     try:
-        yield
+        with eager:
+            yield
     except (MemoError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:

@@ -32,6 +32,7 @@ from memo_train.runtime._parts import (
     Signature,
     check_block_call,
     check_model_call,
+    runnable,
     without_caches,
 )
 from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_blocks, why_loss_is_whole
@@ -190,7 +191,8 @@ class WrappedModel:
 
         given: names of the arguments that the step's call has.
         """
-        return step, self.parts.causal_lm.training, frozenset(given)
+        model = self.fingerprint.state(trains=False)
+        return step, self.parts.causal_lm.training, frozenset(given), model
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
@@ -264,7 +266,9 @@ class WrappedModel:
         if state not in self._proven:
             self._is_plain = True
             try:
-                with without_user_hooks(self.parts.causal_lm), torch.enable_grad():
+                causal_lm = self.parts.causal_lm
+                again = runnable(causal_lm, "on the few tokens of another probe")
+                with without_user_hooks(causal_lm), without_caches(causal_lm), again:
                     verdicts = probe_blocks(self.parts, self.device)
                     whole_loss = why_loss_is_whole(self.parts, self.device)
             finally:
