@@ -14,6 +14,7 @@ from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
     WrappedModel,
     causal_lm_of,
+    configs_of,
     find_parts,
     probe_blocks,
     report,
@@ -63,7 +64,8 @@ def wrap(
     device = device_of(parts.causal_lm.parameters())
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
     lm = parts.causal_lm
-    with without_user_hooks(lm), without_caches(lm), runnable(lm, "on the few tokens of the probe"):
+    tries = runnable(lm, "on the few tokens of the probe")
+    with without_user_hooks(lm), without_caches(configs_of(lm)), tries:
         verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
     report(parts, verdicts, whole_loss)
     wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)

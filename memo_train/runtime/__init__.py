@@ -6,7 +6,14 @@ from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
-from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts, runnable, without_caches
+from memo_train.runtime._parts import (
+    ModelParts,
+    causal_lm_of,
+    configs_of,
+    find_parts,
+    runnable,
+    without_caches,
+)
 from memo_train.runtime._probe import (
     NOT_RUNNABLE,
     BlockVerdict,
@@ -42,6 +49,7 @@ __all__ = [
     "WrappedModel",
     "attention",
     "causal_lm_of",
+    "configs_of",
     "evaluating",
     "find_parts",
     "ignore",

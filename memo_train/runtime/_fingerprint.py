@@ -8,13 +8,13 @@ Both read attributes only: well under a millisecond for a model of a thousand mo
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts
+from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of
 
 _WAY_OUT = "call memo_train.unwrap(model), change it, and wrap it again"
 
@@ -23,85 +23,97 @@ class Fingerprint:
     """Remembers the modules of a model as it is made."""
 
     def __init__(self, parts: ModelParts) -> None:
-        self._causal_lm = parts.causal_lm
         named = list(parts.causal_lm.named_modules())
-        self._children = [(name, m._modules, [*map(id, m._modules.values())]) for name, m in named]
-        self._slots = [
-            (f"{name}.{key}".lstrip("."), module._parameters, key, parameter.shape)
-            for name, module in named
-            for key, parameter in module._parameters.items()
+        self._modules = [module for _, module in named]
+        self._module_names = [name or "the model" for name, _ in named]
+        self._types = [type(module) for module in self._modules]
+        self._children = [module._modules for module in self._modules]
+        self._child_ids = self._ids_of_children()
+        self._slots = [module._parameters for module in self._modules]
+        self._slot_names = [[*slots] for slots in self._slots]
+        filled = [
+            (f"{name}.{key}".lstrip("."), slots, key)
+            for (name, _), slots in zip(named, self._slots, strict=True)
+            for key, parameter in slots.items()
             if parameter is not None
         ]
-        self._names = [[*module._parameters] for _, module in named]
-        self._parameters = [module._parameters for _, module in named]
-        configs = (vars(module).get("config") for _, module in named)
-        self._configs = [*{id(config): config for config in configs if config is not None}.values()]
-        self._device = next(parts.causal_lm.parameters()).device
-        self._types = [type(module) for _, module in named]
-        self._modules = [module for _, module in named]
+        self._names = [name for name, *_ in filled]
+        self._places = [(slots, key) for _, slots, key in filled]
+        self._shapes, self._devices = self._shapes_and_devices()
         self._inside_blocks = {
             id(inner) for block in parts.blocks for inner in block.modules() if inner is not block
         }
+        self.configs = configs_of(parts.causal_lm)
         self.is_sharded = False
         """Whether FSDP2 holds the parameters; their types and devices then change in mid-step."""
-        self._state: Hashable = self._read_state(trains=True)
+        self._state = self._read_state()
 
     def check(self) -> None:
         """Raises: UnsupportedModel if modules or shapes are others than they were."""
         if [type(module) for module in self._modules] != self._types:
             self._note_types()
-        for name, children, ids in self._children:
-            if [*map(id, children.values())] != ids:
-                raise UnsupportedModel(
-                    f"modules inside {name or 'the model'} were replaced, added or removed after "
-                    f"wrap (an adapter, resized embeddings?); {_WAY_OUT}"
-                )
-        if [[*parameters] for parameters in self._parameters] != self._names:
+        ids = self._ids_of_children()
+        if ids != self._child_ids:
+            where = next(
+                name
+                for name, now, then in zip(self._module_names, ids, self._child_ids, strict=True)
+                if now != then
+            )
+            raise UnsupportedModel(
+                f"modules inside {where} were replaced, added or removed after wrap (an adapter, "
+                f"resized embeddings?); {_WAY_OUT}"
+            )
+        if [[*slots] for slots in self._slots] != self._slot_names:
             raise UnsupportedModel(f"parameters were added or removed after wrap; {_WAY_OUT}")
-        if not self.is_sharded:
-            self._check_parameters()
+        if not self.is_sharded and self._shapes_and_devices() != (self._shapes, self._devices):
+            self._refuse_parameters()
 
     def state(self, *, trains: bool) -> Hashable:
         """Equal while steps may be run in the ways that were proven.
 
-        trains: whether it counts what is trained; in evaluation the last answer stands.
+        trains: whether it counts what is trained now; else the last answer stands.
         """
         if trains and not self.is_sharded:
-            self._state = self._read_state(trains=True)
+            self._state = self._read_state()
         return self._state
 
     def is_changed(self, *, trains: bool) -> bool:
-        """Whether `state` is another than at the last call of it."""
+        """Whether `state` is another than at the last call of it.
+
+        trains: whether a change of what is trained counts.
+        """
         if self.is_sharded:
             return False
-        return self._read_state(trains=trains) != (
-            self._state if trains else self._without_training(self._state)
-        )
+        kinds = len(self._state) if trains else len(self._state) - 1
+        return self._read_state()[:kinds] != self._state[:kinds]
 
-    def _read_state(self, *, trains: bool) -> Hashable:
-        tensors = [parameters[key] for _, parameters, key, _ in self._slots]
-        attention = tuple(getattr(c, "_attn_implementation", None) for c in self._configs)
+    def _ids_of_children(self) -> list[list[int]]:
+        return [[*map(id, children.values())] for children in self._children]
+
+    def _shapes_and_devices(self) -> tuple[list[Any], list[Any]]:
+        tensors: list[Any] = [slots[key] for slots, key in self._places]
+        return [tensor.shape for tensor in tensors], [tensor.device for tensor in tensors]
+
+    def _read_state(self) -> tuple[Hashable, ...]:
+        """The attention functions, the dtypes, and last what is trained."""
+        tensors: list[Any] = [slots[key] for slots, key in self._places]
+        attention = tuple(getattr(c, "_attn_implementation", None) for c in self.configs)
         dtypes = tuple(tensor.dtype for tensor in tensors)
-        trained = tuple(tensor.requires_grad for tensor in tensors) if trains else ()
-        return attention, dtypes, trained
+        return attention, dtypes, tuple(tensor.requires_grad for tensor in tensors)
 
-    def _without_training(self, state: Any) -> Hashable:
-        attention, dtypes, _ = state
-        return attention, dtypes, ()
-
-    def _check_parameters(self) -> None:
-        for name, parameters, key, shape in self._slots:
-            tensor: Any = parameters[key]
-            if hasattr(tensor, "ds_id"):
-                raise UnsupportedModel(ZERO3_MESSAGE)
-            if tensor.shape != shape:
-                raise UnsupportedModel(
-                    f"{name} was {tuple(shape)} at wrap and is {tuple(tensor.shape)}; {_WAY_OUT}"
-                )
-            if tensor.device != self._device:
-                raise UnsupportedModel(
-                    f"{name} was on {self._device} at wrap and is on {tensor.device}; {_WAY_OUT}"
-                )
+    def _refuse_parameters(self) -> NoReturn:
+        shapes, devices = self._shapes_and_devices()
+        if any(hasattr(slots[key], "ds_id") for slots, key in self._places):
+            raise UnsupportedModel(ZERO3_MESSAGE)
+        for index, name in enumerate(self._names):
+            if shapes[index] != self._shapes[index]:
+                then, now = tuple(self._shapes[index]), tuple(shapes[index])
+                raise UnsupportedModel(f"{name} was {then} at wrap and is {now}; {_WAY_OUT}")
+        moved = next(i for i, device in enumerate(devices) if device != self._devices[i])
+        raise UnsupportedModel(
+            f"{self._names[moved]} was on {self._devices[moved]} at wrap and is on "
+            f"{devices[moved]}; {_WAY_OUT}"
+        )
 
     def _note_types(self) -> None:
         """FSDP2 changes the class of the modules that it shards."""

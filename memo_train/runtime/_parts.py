@@ -77,14 +77,19 @@ def _has_cache(arguments: dict[str, Any]) -> bool:
     )
 
 
+def configs_of(model: nn.Module) -> tuple[Any, ...]:
+    """The configurations that the modules of `model` hold, each once."""
+    configs = (vars(module).get("config") for module in model.modules())
+    return tuple({id(config): config for config in configs if config is not None}.values())
+
+
 @contextmanager
-def without_caches(model: nn.Module) -> Iterator[None]:
-    """While active, no configuration in `model` asks for a key-value cache by itself.
+def without_caches(configs: Iterable[Any]) -> Iterator[None]:
+    """While active, none of a model's configurations asks for a key-value cache by itself.
 
     Some forwards have no `use_cache` that could be set to False.
     """
-    configs = {id(c): c for c in (vars(m).get("config") for m in model.modules()) if c is not None}
-    asking = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
+    asking = [config for config in configs if getattr(config, "use_cache", False) is True]
     for config in asking:
         config.use_cache = False
     try:
@@ -276,7 +281,7 @@ class _Called:
         ids = torch.zeros((1, 2), dtype=torch.long, device=where)
         rng = torch.random.fork_rng([where] if where.type == "cuda" else [])
         try:
-            with torch.no_grad(), without_caches(self._causal_lm), rng:
+            with torch.no_grad(), without_caches(configs_of(self._causal_lm)), rng:
                 self._causal_lm.forward(input_ids=ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return  # whoever runs it next says why

@@ -207,7 +207,7 @@ class WrappedModel:
         self._in_model = True
         try:
             run = self._model_forward if self._loss is None else self._loss.forward
-            with without_caches(self.parts.causal_lm):
+            with without_caches(self.fingerprint.configs):
                 output = run(**arguments)
         finally:
             self._in_model = False
@@ -226,7 +226,7 @@ class WrappedModel:
             self._begin_step(shape, arguments)
         self._in_decoder = self._step is not None
         try:
-            with without_caches(self.parts.decoder):
+            with without_caches(self.fingerprint.configs):
                 return self._decoder_forward(**arguments)
         finally:
             self._in_decoder = False
@@ -268,7 +268,7 @@ class WrappedModel:
             try:
                 causal_lm = self.parts.causal_lm
                 again = runnable(causal_lm, "on the few tokens of another probe")
-                with without_user_hooks(causal_lm), without_caches(causal_lm), again:
+                with without_user_hooks(causal_lm), without_caches(self.fingerprint.configs), again:
                     verdicts = probe_blocks(self.parts, self.device)
                     whole_loss = why_loss_is_whole(self.parts, self.device)
             finally:
