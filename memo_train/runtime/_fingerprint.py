@@ -10,11 +10,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NoReturn
 
-import torch
-from torch import nn
-
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of
+from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of, is_fully_sharded
 
 _WAY_OUT = "call memo_train.unwrap(model), change it, and wrap it again"
 
@@ -119,7 +116,7 @@ class Fingerprint:
         """FSDP2 changes the class of the modules that it shards."""
         self._types = [type(module) for module in self._modules]
         for module in self._modules:
-            if not _is_fully_sharded(module):
+            if not is_fully_sharded(module):
                 continue
             self.is_sharded = True
             if id(module) in self._inside_blocks:
@@ -127,8 +124,3 @@ class Fingerprint:
                     f"fully_shard was called on {type(module).__name__} inside a block; its "
                     "parameters come and go in mid-tile: shard whole blocks and the model"
                 )
-
-
-def _is_fully_sharded(module: nn.Module) -> bool:
-    fsdp = getattr(torch.distributed, "fsdp", None)
-    return fsdp is not None and isinstance(module, getattr(fsdp, "FSDPModule", ()))

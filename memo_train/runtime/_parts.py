@@ -240,8 +240,19 @@ def _check_placing(causal_lm: nn.Module) -> None:
             f"{name} stands around the model; call memo_train.wrap(model.module), or wrap the "
             f"model first and give the wrapped one to {name}"
         )
+    if is_fully_sharded(causal_lm):
+        raise UnsupportedModel(
+            f"fully_shard was called on {name} before wrap, which measures whole blocks; call "
+            "memo_train.wrap(model, seq_len=...) first, then fully_shard on its blocks and on it"
+        )
     if any(hasattr(parameter, "ds_id") for parameter in causal_lm.parameters()):
         raise UnsupportedModel(ZERO3_MESSAGE)
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's `fully_shard` was called on it."""
+    fsdp = getattr(torch.distributed, "fsdp", None)
+    return fsdp is not None and isinstance(module, getattr(fsdp, "FSDPModule", ()))
 
 
 def _body_of(causal_lm: nn.Module) -> nn.Module | None:

@@ -76,6 +76,7 @@ class BlockVerdict:
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 _NUM_TILES = 3
+_X_DIMS = 3
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
@@ -128,6 +129,8 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
     if seen._version != version:
         return HowToRun.PLAIN, "it writes to its input"
+    if x.dim() != _X_DIMS:
+        return HowToRun.CHECKPOINTED, "its input is not [batch, tokens, hidden]"
     if any(isinstance(output, torch.Tensor) for output in rest or ()):
         return HowToRun.CHECKPOINTED, "it returns more tensors than its output"
     if any(id(leaf) not in own for leaf in _leaves(y)):

@@ -16,8 +16,6 @@ from memo_train.errors import UnsupportedModel
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._tile import split_output
 
-_X_DIMS = 3
-
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCall:
@@ -76,9 +74,8 @@ def _call_of(
         return _as_is("it is called with its input by name, behind another argument")
     x, args, kwargs = split_input(args, kwargs)
     y, rest = split_output(output)
-    if not isinstance(x, torch.Tensor) or x.dim() != _X_DIMS:
-        return _as_is("its input is not [batch, tokens, hidden]")
-    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+    tensors = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+    if not tensors or y.shape != x.shape:
         return _as_is("its output is not of its input's shape")
     return BlockCall(x=x.detach(), args=args, kwargs=kwargs, rest=rest)
 
