@@ -93,6 +93,8 @@ _KINDS: dict[str, Any] = {
 }
 """Kinds of blocks and switches, of families that have the field."""
 
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+
 _OTHER_SIZES: tuple[dict[str, Any], ...] = (
     {},
     {"head_dim": 8, "qk_head_dim": 24, "num_key_value_heads": 4},
@@ -110,6 +112,9 @@ _OTHER_SIZES: tuple[dict[str, Any], ...] = (
     | {"loop_layer_index_end": 4},
     {"layer_types": ["conv", "full_attention"] * 2},
     {"hidden_size": 32, "embedding_dim": 32},
+    {"num_key_value_heads": 4, "head_dim": 24, "topk_group": 1, "n_group": 1},
+    {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    | {"rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE)},
 )
 """Tried in turn until a model trains: families bind their sizes to each other."""
 
