@@ -8,6 +8,7 @@ an octave) go by the plan of its longest.
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +17,16 @@ from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Polic
 from memo_planner.programme import predict
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
 from memo_train.device import Device
+from memo_train.errors import UnsupportedModel
 from memo_train.layout import Shape, StepLayouts
-from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
+from memo_train.runtime import (
+    ModelParts,
+    StepPolicy,
+    WrappedModel,
+    precision,
+    runnable,
+    without_user_hooks,
+)
 from memo_train.trace import LONGEST_PROFILED_TOKENS, KeptProfile, measure_profile
 
 
@@ -100,9 +109,9 @@ class StepPlanner:
         self.caps = caps
         self.layouts = layouts
         self._choices = choices
-        self._profiles: dict[tuple[object, ...], Profile] = {}
-        self._planned: dict[tuple[Shape, bool], PlannedStep] = {}
-        self._buckets: dict[tuple[Shape, bool], _Found | None] = {}
+        self._profiles: dict[Hashable, Profile] = {}
+        self._planned: dict[Hashable, PlannedStep] = {}
+        self._buckets: dict[Hashable, _Found | None] = {}
         self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
@@ -132,13 +141,17 @@ class StepPlanner:
         Raises: PlanInfeasible.
         """
         shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
-        key = (shape, self._masked(tokens))
+        key = self._key(shape, self._masked(tokens))
         if key not in self._planned:
             found = None if exactly else self._plan_of_bucket(shape)
             found = found or self._make_plan(batch, tokens)
             self.adopt(shape, found.plan, park_pre=found.park_pre)
         self.last = self._planned[key]
         return self.last
+
+    def _key(self, *what: Hashable) -> tuple[Hashable, ...]:
+        """Plans hold for the model as it is: its dtypes, attention function, what is trained."""
+        return (*what, self.wrapped.fingerprint.state(trains=torch.is_grad_enabled()))
 
     def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
         """Run steps of `shape` by `plan` from now on."""
@@ -149,7 +162,7 @@ class StepPlanner:
             whole_bytes=_whole_bytes(plan),
         )
         self.last = PlannedStep(shape=shape, plan=plan, step=step)
-        self._planned[shape, self._masked(shape.tokens)] = self.last
+        self._planned[self._key(shape, self._masked(shape.tokens))] = self.last
         return self.last
 
     def _masked(self, tokens: int) -> bool:
@@ -163,7 +176,7 @@ class StepPlanner:
         longest = _bucket_tokens(shape.tokens)
         if self._choices.alpha is not None or longest == shape.tokens:
             return None
-        key = (replace(shape, tokens=longest), self._masked(shape.tokens))
+        key = self._key(replace(shape, tokens=longest), self._masked(shape.tokens))
         if key not in self._buckets:
             try:
                 self._buckets[key] = self._make_plan(shape.batch, longest)
@@ -200,17 +213,25 @@ class StepPlanner:
         config = getattr(self.wrapped.parts.causal_lm, "config", None)
         table = getattr(config, "max_position_embeddings", None) or LONGEST_PROFILED_TOKENS
         longest = min(LONGEST_PROFILED_TOKENS, max(table, tokens))
-        key = (self.precision, longest, park_pre, masked)
+        key = self._key(self.precision, longest, park_pre, masked)
         if key not in self._profiles:
             kept = KeptProfile.of(self.wrapped, key)
             profile = kept.load(self.wrapped)
             if profile is None:
-                profile = measure_profile(
-                    self.wrapped, 1, longest, park_pre=park_pre, padded=masked
-                )
+                profile = self._measure(longest, park_pre=park_pre, padded=masked)
                 kept.save(profile)
             self._profiles[key] = profile
         return self._profiles[key]
+
+    def _measure(self, tokens: int, *, park_pre: bool, padded: bool) -> Profile:
+        if self.wrapped.fingerprint.is_sharded:
+            raise UnsupportedModel(
+                "the model was not profiled for such a step before fully_shard took its "
+                "parameters, and cannot be after; run one before fully_shard"
+            )
+        causal_lm = self.wrapped.parts.causal_lm
+        with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
+            return measure_profile(self.wrapped, 1, tokens, park_pre=park_pre, padded=padded)
 
     def _without_backward(self, tokens: int) -> StepPolicy:
         """Nothing is saved, or nothing but x and o; only the tile size matters."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 from torch import nn
 
@@ -13,23 +12,21 @@ from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
 from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
-    BlockVerdict,
-    HowToRun,
-    ModelParts,
     WrappedModel,
     causal_lm_of,
+    configs_of,
     find_parts,
     probe_blocks,
+    report,
+    runnable,
     why_loss_is_whole,
+    without_caches,
+    without_user_hooks,
 )
 from memo_train.stats import count
 
 GIB = 2**30
 _ATTRIBUTE = "_memo_train"
-_DONE_INSTEAD = {
-    HowToRun.CHECKPOINTED: "checkpointed whole",
-    HowToRun.PLAIN: "run as they are, with nothing saved",
-}
 
 
 def wrap(
@@ -67,8 +64,11 @@ def wrap(
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
     device = device_of(parts.causal_lm.parameters())
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
-    verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
-    _report(parts, verdicts, whole_loss)
+    lm = parts.causal_lm
+    tries = runnable(lm, "on the few tokens of the probe")
+    with without_user_hooks(lm), without_caches(configs_of(lm)), tries:
+        verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
+    report(parts, verdicts, whole_loss)
     wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
     wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
@@ -164,21 +164,3 @@ def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool)
     elif fits_at_all:
         planner.plan(1, 1)
         planner.last = None
-
-
-def _report(parts: ModelParts, verdicts: tuple[BlockVerdict, ...], whole_loss: str | None) -> None:
-    for how, done in _DONE_INSTEAD.items():
-        whole = [(i, v.because) for i, v in enumerate(verdicts) if v.how is how]
-        if not whole:
-            continue
-        numbers = ", ".join(str(index) for index, _ in whole)
-        warnings.warn(
-            f"{type(parts.blocks[0]).__name__}: blocks {numbers} are {done}, not tiled: "
-            f"{whole[0][1]}",
-            stacklevel=3,
-        )
-    if whole_loss is not None:
-        warnings.warn(
-            f"{type(parts.causal_lm).__name__}: the loss is not tiled: {whole_loss}",
-            stacklevel=3,
-        )

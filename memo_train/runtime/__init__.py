@@ -4,8 +4,16 @@ from memo_train.runtime._ambient import precision, preserved_rng
 from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
+from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
-from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts
+from memo_train.runtime._parts import (
+    ModelParts,
+    causal_lm_of,
+    configs_of,
+    find_parts,
+    runnable,
+    without_caches,
+)
 from memo_train.runtime._probe import (
     NOT_RUNNABLE,
     BlockVerdict,
@@ -25,7 +33,7 @@ from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output
-from memo_train.runtime._wrapped import ChoosePolicy, StepPolicy, WrappedModel
+from memo_train.runtime._wrapped import ChoosePolicy, StepPolicy, WrappedModel, report
 
 __all__ = [
     "NOT_RUNNABLE",
@@ -47,6 +55,7 @@ __all__ = [
     "WrappedModel",
     "attention",
     "causal_lm_of",
+    "configs_of",
     "evaluating",
     "find_parts",
     "ignore",
@@ -58,10 +67,14 @@ __all__ = [
     "preserved_rng",
     "probe_blocks",
     "record_calls",
+    "report",
+    "runnable",
     "shadows_of",
     "split_input",
     "split_output",
     "storage_key",
     "trainable_parameters",
     "why_loss_is_whole",
+    "without_caches",
+    "without_user_hooks",
 ]

@@ -5,12 +5,16 @@ Grad mode, autocast, the choice of kernels, and the states of the random-number 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
+from torch.autograd.function import once_differentiable
+
+from memo_train.errors import UnsupportedModel
 
 
 def precision(device_type: str) -> str:
@@ -80,6 +84,22 @@ class Ambient:
     def attention_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype in which attention computes on `dtype`: autocast lowers fp32."""
         return self.autocast_dtype if self.autocast and dtype == torch.float32 else dtype
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A Function's backward that refuses to be differentiated. Raises: UnsupportedModel."""
+    once: Callable[..., Any] = once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise UnsupportedModel(
+                "create_graph=True through a wrapped model: gradients of gradients are not "
+                "supported by tiles; call memo_train.unwrap(model) for them"
+            )
+        return once(ctx, *gradients)
+
+    return run
 
 
 Generators: TypeAlias = Sequence[torch.Generator]

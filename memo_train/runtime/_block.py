@@ -19,12 +19,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from memo_planner.policy import Place, TilePlace
 from memo_train.errors import BackwardTwice, InPlaceModified
-from memo_train.runtime._ambient import Ambient, RngStates, preserved_rng, set_rng
+from memo_train.runtime._ambient import (
+    Ambient,
+    RngStates,
+    differentiable_once,
+    preserved_rng,
+    set_rng,
+)
 from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
 from memo_train.runtime._observe import NOWHERE
@@ -403,7 +408,7 @@ class BlockFunction(torch.autograd.Function):
         return block_pass.forward(x, x_needs_grad=ctx.needs_input_grad[1])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
         _ = ctx.saved_tensors

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from memo_train.errors import BackwardTwice
-from memo_train.runtime._ambient import Ambient
+from memo_train.runtime._ambient import Ambient, differentiable_once
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
 from memo_train.runtime._shadow import GradientSum, installed, shadows_of
 from memo_train.runtime._tile import tile_of, tile_spans
@@ -162,7 +161,7 @@ class _LossFunction(torch.autograd.Function):
         return loss_pass.forward(hidden, hidden_needs_grad=ctx.needs_input_grad[1])
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (None, *ctx.loss_pass.backward(scale))
 

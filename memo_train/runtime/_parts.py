@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from memo_train.errors import CachedGeneration, InvalidInput, UnsupportedModel
+from memo_train.errors import CachedGeneration, InvalidInput, MemoError, UnsupportedModel
 
 UNSUPPORTED_OUTPUTS = ("output_router_logits", "output_attentions")
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
+
+_CACHE_NAMES = ("past_key_values", "past_key_value", "cache", "cache_params", "mems")
 
 _CACHE_MESSAGE = (
     "a wrapped model was asked for a key-value cache; call memo_train.unwrap(model) before "
@@ -45,7 +48,7 @@ def check_model_call(arguments: dict[str, Any], signature: Signature) -> tuple[i
 
     Raises: CachedGeneration, UnsupportedModel, InvalidInput.
     """
-    if arguments.get("use_cache") or arguments.get("past_key_values") is not None:
+    if arguments.get("use_cache") or _has_cache(arguments):
         raise CachedGeneration(_CACHE_MESSAGE)
     for name in UNSUPPORTED_OUTPUTS:
         if arguments.get(name):
@@ -74,9 +77,59 @@ def makes_mask(arguments: dict[str, Any]) -> bool:
     return isinstance(positions, torch.Tensor) and bool((positions.diff(dim=-1) != 1).any())
 
 
-def check_block_call(block: nn.Module, kwargs: dict[str, Any]) -> None:
+def _has_cache(arguments: dict[str, Any]) -> bool:
+    """Whether one of a call's arguments is a key-value cache, by its name or by its class."""
+    if any(arguments.get(name) is not None for name in _CACHE_NAMES):
+        return True
+    transformers: Any = sys.modules.get("transformers.cache_utils")
+    return transformers is not None and any(
+        isinstance(value, transformers.Cache) for value in arguments.values()
+    )
+
+
+def configs_of(model: nn.Module) -> tuple[Any, ...]:
+    """The configurations that the modules of `model` hold, each once."""
+    configs = (vars(module).get("config") for module in model.modules())
+    return tuple({id(config): config for config in configs if config is not None}.values())
+
+
+@contextmanager
+def without_caches(configs: Iterable[Any]) -> Iterator[None]:
+    """While active, none of a model's configurations asks for a key-value cache by itself.
+
+    Some forwards have no `use_cache` that could be set to False.
+    """
+    asking = [config for config in configs if getattr(config, "use_cache", False) is True]
+    for config in asking:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in asking:
+            config.use_cache = True
+
+
+@contextmanager
+def runnable(causal_lm: nn.Module, where: str) -> Iterator[None]:
+    """While active, the model's own errors become memo-train's, and nothing is compiled.
+
+    Raises: UnsupportedModel.
+    """
+    eager: Any = torch.compiler.set_stance("force_eager")
+    try:
+        with eager:
+            yield
+    except (MemoError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        raise UnsupportedModel(
+            f"{type(causal_lm).__name__} does not run {where}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse what must not reach a block. Raises: CachedGeneration, UnsupportedModel."""
-    if kwargs.get("past_key_values") is not None:
+    if _has_cache(kwargs | {str(index): value for index, value in enumerate(args)}):
         raise CachedGeneration(_CACHE_MESSAGE)
     if block.training and getattr(block, "gradient_checkpointing", False):
         raise UnsupportedModel(
@@ -85,6 +138,13 @@ def check_block_call(block: nn.Module, kwargs: dict[str, Any]) -> None:
             "recomputed"
         )
 
+
+_AROUND = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
+
+ZERO3_MESSAGE = (
+    "DeepSpeed's ZeRO stage 3 takes parameters away between the calls of a module, which tiles do "
+    "not see; train with stage 2 (zero_optimization.stage), or without memo_train.wrap"
+)
 
 _PROBE_TOKENS = 131
 _BLOCK_ROWS = 16
@@ -136,22 +196,30 @@ class ModelParts:
 
 
 def causal_lm_of(model: nn.Module) -> nn.Module:
-    """The causal LM itself: the model that a PEFT model adapts, or else `model`."""
+    """The causal LM itself: the model that torch.compile or PEFT was given, or else `model`."""
+    model = _uncompiled(model)
     get_base = getattr(model, "get_base_model", None)
     causal_lm: nn.Module = model if get_base is None else get_base()
-    return causal_lm
+    return _uncompiled(causal_lm)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """What `torch.compile(module)` was made of."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
 
 
 def find_parts(model: nn.Module) -> ModelParts:
-    """The parts of `model`, which may be a PEFT model. Raises: UnsupportedModel."""
+    """The parts of `model`, which may be a PEFT or a compiled model. Raises: UnsupportedModel."""
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
     causal_lm = causal_lm_of(model)
+    _check_placing(causal_lm)
     _check_config(causal_lm)
-    decoder = getattr(causal_lm, "base_model", None)
+    body = _body_of(causal_lm)
     get_head = getattr(causal_lm, "get_output_embeddings", None)
     head = None if get_head is None else get_head()
-    if decoder is None or decoder is causal_lm or head is None:
+    if body is None or head is None:
         raise UnsupportedModel(
             f"{type(causal_lm).__name__} is not a causal LM that memo-train knows: it needs a "
             "`base_model` (the decoder) and `get_output_embeddings()` (the language-model head)"
@@ -161,8 +229,91 @@ def find_parts(model: nn.Module) -> ModelParts:
             f"{type(causal_lm).__name__} has gradient checkpointing on, which would recompute "
             "what the plan keeps; call model.gradient_checkpointing_disable() before wrap"
         )
-    blocks = _find_blocks(decoder)
-    return ModelParts(causal_lm=causal_lm, decoder=decoder, head=head, blocks=blocks)
+    inner = _inner_decoder(causal_lm, body)
+    stacks = list(_stacks(inner or body))
+    called = _Called(causal_lm, [body, *(block for stack in stacks for block in stack)])
+    if inner is not None or len(stacks) > 1:
+        called.look()
+    return ModelParts(
+        causal_lm=causal_lm,
+        decoder=body if inner is None or called.has(body) else inner,
+        head=head,
+        blocks=_largest([s for s in stacks if any(map(called.has, s))] or stacks, body),
+    )
+
+
+def _check_placing(causal_lm: nn.Module) -> None:
+    """Refuse what has taken the parameters away, or stands around the model."""
+    name = type(causal_lm).__name__
+    if name in _AROUND and isinstance(getattr(causal_lm, "module", None), nn.Module):
+        raise UnsupportedModel(
+            f"{name} stands around the model; call memo_train.wrap(model.module), or wrap the "
+            f"model first and give the wrapped one to {name}"
+        )
+    if is_fully_sharded(causal_lm):
+        raise UnsupportedModel(
+            f"fully_shard was called on {name} before wrap, which measures whole blocks; call "
+            "memo_train.wrap(model, seq_len=...) first, then fully_shard on its blocks and on it"
+        )
+    if any(hasattr(parameter, "ds_id") for parameter in causal_lm.parameters()):
+        raise UnsupportedModel(ZERO3_MESSAGE)
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether FSDP2's `fully_shard` was called on it."""
+    fsdp = getattr(torch.distributed, "fsdp", None)
+    return fsdp is not None and isinstance(module, getattr(fsdp, "FSDPModule", ()))
+
+
+def _body_of(causal_lm: nn.Module) -> nn.Module | None:
+    """The model without its head: `base_model`, or where that is the model itself, `model`."""
+    for name in ("base_model", "model"):
+        body = getattr(causal_lm, name, None)
+        if isinstance(body, nn.Module) and body is not causal_lm:
+            return body
+    return None
+
+
+def _inner_decoder(causal_lm: nn.Module, body: nn.Module) -> nn.Module | None:
+    """The text decoder inside `body`, which may hold encoders of other things; None if alone."""
+    get_decoder = getattr(causal_lm, "get_decoder", None)
+    inner = None if get_decoder is None else get_decoder()
+    if not isinstance(inner, nn.Module) or inner is body or inner is causal_lm:
+        return None
+    is_inside = any(module is inner for module in body.modules())
+    return inner if is_inside and any(_stacks(inner)) else None
+
+
+class _Called:
+    """Which of some modules a model calls: all of them, as far as one knows before `look`."""
+
+    def __init__(self, causal_lm: nn.Module, modules: list[nn.Module]) -> None:
+        self._causal_lm, self._modules = causal_lm, modules
+        self._seen: set[int] | None = None
+
+    def look(self) -> None:
+        """Run the model on two tokens; one that does not run on ids alone shows nothing."""
+        seen: set[int] = set()
+        handles = [
+            module.register_forward_pre_hook(lambda module, _: seen.add(id(module)))
+            for module in self._modules
+        ]
+        where = next(self._causal_lm.parameters()).device
+        ids = torch.zeros((1, 2), dtype=torch.long, device=where)
+        rng = torch.random.fork_rng([where] if where.type == "cuda" else [])
+        try:
+            with torch.no_grad(), without_caches(configs_of(self._causal_lm)), rng:
+                self._causal_lm.forward(input_ids=ids)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return  # whoever runs it next says why
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._seen = seen
+
+    def has(self, module: nn.Module) -> bool:
+        """Whether the model calls it."""
+        return self._seen is None or id(module) in self._seen
 
 
 def _check_config(causal_lm: nn.Module) -> None:
@@ -193,16 +344,23 @@ def _causal_lm_names() -> set[str]:
     return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
-def _find_blocks(decoder: nn.Module) -> tuple[nn.Module, ...]:
-    """The largest list of modules of one class, by parameters."""
-    lists = [tuple(m) for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    stacks = [blocks for blocks in lists if len({type(block) for block in blocks}) == 1]
+def _largest(stacks: list[tuple[nn.Module, ...]], body: nn.Module) -> tuple[nn.Module, ...]:
+    """The blocks: of several lists that which has the most parameters."""
     if not stacks:
         raise UnsupportedModel(
-            f"no blocks found in {type(decoder).__name__}: expected a torch.nn.ModuleList of "
-            "transformer blocks of one class"
+            f"no blocks found in {type(body).__name__}: expected a torch.nn.ModuleList of "
+            "transformer blocks"
         )
-    return max(stacks, key=_num_parameters)
+    return tuple(_uncompiled(block) for block in max(stacks, key=_num_parameters))
+
+
+def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
+    """The outermost lists of modules, each module once."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList) and len(child):
+            yield tuple({id(block): block for block in child}.values())
+        else:
+            yield from _stacks(child)
 
 
 def _num_parameters(blocks: Iterable[nn.Module]) -> int:

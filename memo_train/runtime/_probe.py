@@ -18,17 +18,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import nn
 
 from memo_planner.policy import BlockPolicy, Place
 from memo_train.device import Device
-from memo_train.errors import MemoError, UnsupportedModel
+from memo_train.errors import MemoError
 from memo_train.runtime._ambient import preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
-from memo_train.runtime._cut import Frame, SecondCut, intercept
+from memo_train.runtime._cut import Frame, intercept
 from memo_train.runtime._loss import IGNORE_INDEX, TiledLoss
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._probe_calls import (
@@ -53,29 +54,44 @@ class HowToRun(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockVerdict:
-    """How a block may be run, and why not by tiles. The rest holds for tiles only."""
+    """How a block may be run, and why not by tiles.
+
+    rest: what it returns besides y, without tensors; None if it returns y alone. hands_on_tensors:
+    whether there are tensors besides y. at_cut and token_dims hold for tiles only.
+    """
 
     how: HowToRun
     because: str | None = None
     at_cut: AtCut = AtCut.HOLD
     token_dims: TokenDims = field(default_factory=dict)
+    rest: tuple[Any, ...] | None = None
+    hands_on_tensors: bool = False
+
+    def returning(self, rest: tuple[Any, ...] | None) -> BlockVerdict:
+        """The same for a block that was seen to return `rest` besides y."""
+        if all(item is None or isinstance(item, int | float | str) for item in rest or ()):
+            return dataclasses.replace(self, rest=rest)
+        return dataclasses.replace(self, hands_on_tensors=True)
 
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 _NUM_TILES = 3
+_X_DIMS = 3
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
 def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     """Find out how each block may be run; the model is left as it was.
 
-    Raises: UnsupportedModel when a block attends twice, has cross-attention or is never called.
+    Raises: UnsupportedModel when a block has cross-attention.
     """
     tokens = parts.probe_tokens()
     with evaluating(parts.causal_lm), preserved_rng(device.generators):
         shorter, calls = (record_calls(parts, n, device) for n in (tokens - 1, tokens))
         return tuple(
-            _probe_block(block, call, learn_token_dims(short.arguments, call.arguments), device)
+            _probe_block(
+                block, call, learn_token_dims(short.arguments, call.arguments), device
+            ).returning(call.rest)
             for block, short, call in zip(parts.blocks, shorter, calls, strict=True)
         )
 
@@ -103,6 +119,8 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
 
     Gives TILED if nothing speaks against it yet; else the other way to run it, and why.
     """
+    if call.as_is is not None:
+        return HowToRun.PLAIN, call.as_is
     x = call.x.clone().requires_grad_()
     own = {id(parameter) for parameter in trainable_parameters(block)} | {id(x)}
     with torch.enable_grad():
@@ -111,6 +129,8 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
     if seen._version != version:
         return HowToRun.PLAIN, "it writes to its input"
+    if x.dim() != _X_DIMS:
+        return HowToRun.CHECKPOINTED, "its input is not [batch, tokens, hidden]"
     if any(isinstance(output, torch.Tensor) for output in rest or ()):
         return HowToRun.CHECKPOINTED, "it returns more tensors than its output"
     if any(id(leaf) not in own for leaf in _leaves(y)):
@@ -163,8 +183,6 @@ class _TileProbe:
             with torch.no_grad(), kept_buffers(self._block), intercept():
                 self._block.train()
                 untouched = self._is_untouched(first) and self._is_untouched(last)
-        except SecondCut as error:
-            raise UnsupportedModel(f"{type(self._block).__name__}: {error}") from error
         except (MemoError, *NOT_RUNNABLE) as error:
             return str(error)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,15 +14,21 @@ from torch import nn
 from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime._parts import ModelParts
+from memo_train.runtime._tile import split_output
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCall:
-    """How the model called a block: x [1, tokens, hidden], and everything else."""
+    """How the model called a block: x [1, tokens, hidden], and everything else.
+
+    rest: its outputs besides y, None if it returns y alone. as_is: why it can only run as it is.
+    """
 
     x: torch.Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    rest: tuple[Any, ...] | None = None
+    as_is: str | None = None
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -32,19 +39,20 @@ class BlockCall:
 def record_calls(parts: ModelParts, tokens: int, device: Device) -> list[BlockCall]:
     """The arguments with which the model, on `device`, calls each block, on `tokens` tokens.
 
-    Raises: UnsupportedModel when a block is never called, or called with cross-attention.
+    Raises: UnsupportedModel when a block is called with cross-attention.
     """
     calls: dict[int, BlockCall] = {}
 
     def recorder(index: int) -> Callable[..., None]:
-        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x, args, kwargs = split_input(args, kwargs)
-            calls[index] = BlockCall(x=x.detach(), args=args, kwargs=kwargs)
+        def record(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            calls[index] = _call_of(module, args, kwargs, output)
 
         return record
 
     handles = [
-        block.register_forward_pre_hook(recorder(index), with_kwargs=True)
+        block.register_forward_hook(recorder(index), with_kwargs=True)
         for index, block in enumerate(parts.blocks)
     ]
     try:
@@ -53,11 +61,27 @@ def record_calls(parts: ModelParts, tokens: int, device: Device) -> list[BlockCa
     finally:
         for handle in handles:
             handle.remove()
-    if len(calls) < len(parts.blocks):
-        missing = next(index for index in range(len(parts.blocks)) if index not in calls)
-        name = type(parts.blocks[missing]).__name__
-        raise UnsupportedModel(f"the model never calls block {missing} ({name}) of its list")
-    return [calls[index] for index in range(len(parts.blocks))]
+    never = _as_is("the model does not call it")
+    return [calls.get(index, never) for index in range(len(parts.blocks))]
+
+
+def _call_of(
+    block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> BlockCall:
+    given = (name_of_input(kwargs),) if not args and kwargs else ()
+    first = tuple(inspect.signature(block.forward).parameters)[:1]
+    if given not in ((), first):
+        return _as_is("it is called with its input by name, behind another argument")
+    x, args, kwargs = split_input(args, kwargs)
+    y, rest = split_output(output)
+    tensors = isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)
+    if not tensors or y.shape != x.shape:
+        return _as_is("its output is not of its input's shape")
+    return BlockCall(x=x.detach(), args=args, kwargs=kwargs, rest=rest)
+
+
+def _as_is(why: str) -> BlockCall:
+    return BlockCall(x=torch.empty(0), args=(), kwargs={}, as_is=why)
 
 
 def probe_ids(parts: ModelParts, tokens: int, device: Device) -> torch.Tensor:
@@ -74,7 +98,12 @@ def split_input(
     if args:
         return args[0], args[1:], kwargs
     rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest
+    return rest.pop(name_of_input(rest)), (), rest
+
+
+def name_of_input(kwargs: dict[str, Any]) -> str:
+    """The name of x in a call that gives all arguments by name."""
+    return "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
 
 
 @contextmanager

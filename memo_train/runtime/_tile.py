@@ -223,8 +223,10 @@ class TileRun:
 
 
 def split_output(output: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
-    """A block's y, and its further outputs if it returns a tuple."""
-    return (output[0], tuple(output[1:])) if isinstance(output, tuple) else (output, None)
+    """A block's y, and its further outputs if it returns a tuple or a list."""
+    if type(output) not in (tuple, list) or not output:
+        return output, None
+    return output[0], tuple(output[1:])
 
 
 def _edge(tensor: torch.Tensor) -> GradientEdge | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -20,6 +21,8 @@ from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
+from memo_train.runtime._fingerprint import Fingerprint
+from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
@@ -28,12 +31,58 @@ from memo_train.runtime._parts import (
     check_block_call,
     check_model_call,
     makes_mask,
+    runnable,
+    without_caches,
 )
-from memo_train.runtime._probe import BlockVerdict, HowToRun
+from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_blocks, why_loss_is_whole
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
-from memo_train.runtime._tile import TokenArguments
+from memo_train.runtime._tile import TokenArguments, split_output
+
+_NO_BACKWARD = -1
+_DONE_INSTEAD = {
+    HowToRun.CHECKPOINTED: "checkpointed whole",
+    HowToRun.PLAIN: "run as they are, with nothing saved",
+}
+
+
+def report(parts: ModelParts, verdicts: tuple[BlockVerdict, ...], whole_loss: str | None) -> None:
+    """Warn about everything that is not tiled, and why."""
+    for how, done in _DONE_INSTEAD.items():
+        whole = [(i, v.because) for i, v in enumerate(verdicts) if v.how is how]
+        if not whole:
+            continue
+        numbers = ", ".join(str(index) for index, _ in whole)
+        warnings.warn(
+            f"{type(parts.blocks[whole[0][0]]).__name__}: blocks {numbers} are {done}, not tiled: "
+            f"{whole[0][1]}",
+            stacklevel=3,
+        )
+    if whole_loss is not None:
+        warnings.warn(
+            f"{type(parts.causal_lm).__name__}: the loss is not tiled: {whole_loss}",
+            stacklevel=3,
+        )
+
+
+class Replacement:
+    """A forward in place of `plain`, with its signature; torch.compile runs it as it is."""
+
+    def __init__(self, plain: Callable[..., Any], forward: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, plain)  # Trainer picks a batch's columns by the signature
+        # Greenlets and streams of copies are not for a tracer, nor are graphs of part of a block.
+        disable: Callable[..., Any] = torch.compiler.disable
+        self._forward: Callable[..., Any] = disable(forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __reduce__(self) -> NoReturn:
+        raise UnsupportedModel(
+            "a wrapped model cannot be copied or pickled; call memo_train.unwrap(model) first, or "
+            "save model.state_dict()"
+        )
 
 
 class ReplacedForwards:
@@ -46,12 +95,7 @@ class ReplacedForwards:
         """Put `forward` in place; an instance's own one, if it has one, is kept for `restore`."""
         if id(module) not in self._replaced:
             self._replaced[id(module)] = (module, module.__dict__.get("forward"))
-
-        @functools.wraps(module.forward)  # Trainer picks a batch's columns by the signature
-        def replacement(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs)
-
-        module.forward = replacement
+        module.forward = Replacement(module.forward, forward)
 
     def restore(self) -> None:
         """Put everything back."""
@@ -110,6 +154,7 @@ class WrappedModel:
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
         self._in_model = False
+        self._in_decoder = False
         self._is_plain = False
         self._last_pass: weakref.ref[Any] | None = None
         self._forwards = ReplacedForwards()
@@ -118,7 +163,10 @@ class WrappedModel:
         self._block_forwards = tuple(block.forward for block in parts.blocks)
         self._model_signature = Signature(parts.causal_lm.forward)
         self._decoder_signature = Signature(parts.decoder.forward)
-        self._loss = TiledLoss(parts.causal_lm, parts.decoder, parts.head) if tile_loss else None
+        self._tiled_loss = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
+        self._loss = self._tiled_loss if tile_loss else None
+        self.fingerprint = Fingerprint(parts)
+        self._proven = {self.fingerprint.state(trains=True): (verdicts, tile_loss)}
 
     def install(self, choose_policy: ChoosePolicy) -> None:
         """Replace the forwards of the model, its decoder and its blocks.
@@ -154,7 +202,8 @@ class WrappedModel:
 
         given: names of the arguments that the step's call has.
         """
-        return step, self.parts.causal_lm.training, frozenset(given)
+        model = self.fingerprint.state(trains=False)
+        return step, self.parts.causal_lm.training, frozenset(given), model
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
@@ -169,7 +218,8 @@ class WrappedModel:
         self._in_model = True
         try:
             run = self._model_forward if self._loss is None else self._loss.forward
-            output = run(**arguments)
+            with without_caches(self.fingerprint.configs):
+                output = run(**arguments)
         finally:
             self._in_model = False
         last = self.last_pass()
@@ -182,14 +232,26 @@ class WrappedModel:
         if self._is_plain:
             return self._decoder_forward(*args, **kwargs)
         arguments = self._decoder_signature.by_name(args, kwargs)
+        shape = check_model_call(arguments, self._decoder_signature)
         if not self._in_model:
-            self._begin_step(check_model_call(arguments, self._decoder_signature), arguments)
-        return self._decoder_forward(**arguments)
+            self._begin_step(shape, arguments)
+        self._in_decoder = self._step is not None
+        try:
+            with without_caches(self.fingerprint.configs):
+                return self._decoder_forward(**arguments)
+        finally:
+            self._in_decoder = False
 
     def _begin_step(self, shape: tuple[int, int] | None, arguments: dict[str, Any]) -> None:
         """shape: (batch, tokens); None where the model is left to refuse its arguments."""
         if shape is None:
             return
+        if torch._C._current_graph_task_id() != _NO_BACKWARD:
+            raise UnsupportedModel(
+                "a wrapped model was called inside a backward, as torch.utils.checkpoint around it "
+                "does; call it without: the plan decides what is recomputed"
+            )
+        self._look_at_model()
         assert self.choose_policy is not None
         self.masked = torch.is_grad_enabled() and makes_mask(arguments)
         step = self.choose_policy(*shape)
@@ -201,11 +263,41 @@ class WrappedModel:
             self._loss.tile_tokens = step.loss_tile_tokens
             self._loss.observer = self._observe
 
+    def _look_at_model(self) -> None:
+        """Find out again how blocks may be run, where the model has changed since wrap.
+
+        Raises: UnsupportedModel.
+        """
+        trains = torch.is_grad_enabled()
+        if self._is_profiled:
+            return
+        self.fingerprint.check()
+        if not self.fingerprint.is_changed(trains=trains):
+            return
+        state = self.fingerprint.state(trains=True)
+        if state not in self._proven:
+            self._is_plain = True
+            try:
+                causal_lm = self.parts.causal_lm
+                again = runnable(causal_lm, "on the few tokens of another probe")
+                with without_user_hooks(causal_lm), without_caches(self.fingerprint.configs), again:
+                    verdicts = probe_blocks(self.parts, self.device)
+                    whole_loss = why_loss_is_whole(self.parts, self.device)
+            finally:
+                self._is_plain = False
+            report(self.parts, verdicts, whole_loss)
+            self._proven[state] = verdicts, whole_loss is None
+        self.verdicts, tile_loss = self._proven[state]
+        self._loss = self._tiled_loss if tile_loss else None
+
+    @property
+    def _is_profiled(self) -> bool:
+        return self.observer is not ignore or self.active_block is not None
+
     def _begin_memory(
         self, shape: tuple[int, int], step: StepPolicy, arguments: dict[str, Any]
     ) -> None:
-        is_profiled = self.observer is not ignore or self.active_block is not None
-        if torch.is_grad_enabled() and not is_profiled:
+        if torch.is_grad_enabled() and not self._is_profiled:
             self.given = tuple(sorted(n for n, value in arguments.items() if value is not None))
             self.memory.begin(*shape, self.how(step, self.given))
         else:
@@ -217,15 +309,16 @@ class WrappedModel:
         self.memory(stage, block, tile)
 
     def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
-        if self._is_plain:
-            return self._block_forwards[index](*args, **kwargs)
-        x, args, kwargs = split_input(args, kwargs)
+        forward = self._block_forwards[index]
+        if not self._in_decoder or self._is_plain:
+            return forward(*args, **kwargs)  # a user's own call of a block is not a step
         block, how = self.parts.blocks[index], self.verdicts[index].how
-        check_block_call(block, kwargs)
+        check_block_call(block, args, kwargs)
         if self.active_block not in (None, index):
-            return x
+            return self._idle_output(index, args, kwargs)
         if how is HowToRun.PLAIN:
-            return self._block_forwards[index](x, *args, **kwargs)
+            return forward(*args, **kwargs)
+        x, args, kwargs = split_input(args, kwargs)
         spec = self._spec(index, block)
         assert self._step is not None
         self._in_flight.allow(self._step.copies.in_flight_bytes[index])
@@ -234,6 +327,17 @@ class WrappedModel:
         if how is HowToRun.CHECKPOINTED or needs_grad:
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
+
+    def _idle_output(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a block hands on while another one is profiled: x, in the form of its output."""
+        verdict = self.verdicts[index]
+        if verdict.how is HowToRun.PLAIN:
+            return self._block_forwards[index](*args, **kwargs)
+        x, rest = split_input(args, kwargs)[0], verdict.rest
+        if verdict.hands_on_tensors:  # what others compute with: only the block itself can tell
+            with torch.no_grad():
+                _, rest = split_output(self._block_forwards[index](*args, **kwargs))
+        return x if rest is None else (x, *rest)
 
     def _run_tiled(
         self, spec: BlockSpec, x: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -271,10 +375,4 @@ class WrappedModel:
             park_pre=self._step.copies.park_pre,
             observer=self._observe,
             index=index,
-        )
-
-    def __reduce__(self) -> NoReturn:
-        raise UnsupportedModel(
-            "a wrapped model cannot be copied or pickled; call memo_train.unwrap(model) first, or "
-            "save model.state_dict()"
         )

@@ -29,7 +29,7 @@ from memo_planner.codec import decode, encode, read_document, write_document
 from memo_planner.errors import MemoError
 from memo_planner.plan import VERSION as PLAN_VERSION
 from memo_planner.profile import Profile
-from memo_train.device import Device, physical_bytes
+from memo_train.device import Device, memory_share_bytes
 from memo_train.runtime import WrappedModel
 from memo_train.trace._link import measure_link
 from memo_train.trace._profile import model_hash, state_bytes
@@ -128,7 +128,7 @@ def _of_machine(device: Device) -> Iterator[str]:
     yield repr(where.type)
     if where.type == "cuda":
         yield repr(torch.cuda.get_device_properties(where))
-    yield f"{_processor()}, {os.cpu_count()} cores, {physical_bytes()} bytes"
+    yield f"{_processor()}, {os.cpu_count()} cores, {memory_share_bytes()} bytes"
     yield f"{torch.get_num_threads()} threads"
     switches = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled")
     yield repr([getattr(torch.backends.cuda, name)() for name in switches])

@@ -69,7 +69,9 @@ def assume_verdicts(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ..
     with evaluating(parts.causal_lm):
         shorter, calls = (record_calls(parts, n, device) for n in (tokens - 1, tokens))
         return tuple(
-            _assume(block, call, learn_token_dims(short.arguments, call.arguments), device)
+            _assume(
+                block, call, learn_token_dims(short.arguments, call.arguments), device
+            ).returning(call.rest)
             for block, short, call in zip(parts.blocks, shorter, calls, strict=True)
         )
 

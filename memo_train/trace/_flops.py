@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from memo_planner.policy import TilePlace
 from memo_planner.trace import BlockFlops
 from memo_train.runtime import NOWHERE, HowToRun, WrappedModel, preserved_rng
-from memo_train.trace._steps import Way, only_block, run_step, uniform_policy
+from memo_train.trace._steps import Way, only_block, run_step, trained_first, uniform_policy
 
 _aten = torch.ops.aten
 _ATTENTION = {
@@ -109,11 +109,12 @@ def count_block_flops(wrapped: WrappedModel, batch: int) -> BlockFlops:
     tokens, attention's with their square.
     """
     tokens = _TILES * _TILE_TOKENS
-    tiled = [i for i, v in enumerate(wrapped.verdicts) if v.how is HowToRun.TILED]
+    order = trained_first(wrapped.parts.blocks)
+    tiled = [i for i in order if wrapped.verdicts[i].how is HowToRun.TILED]
     counter = StageFlops()
     policy = uniform_policy(wrapped, tokens, _TILE_TOKENS, Way(place=TilePlace.KEEP))
     preserved = preserved_rng(wrapped.device.generators)
-    with preserved, only_block(wrapped, tiled[0] if tiled else 0), counter:
+    with preserved, only_block(wrapped, (tiled or order)[0]), counter:
         run_step(wrapped, counter, batch, policy)
     flops = counter.flops
     return BlockFlops(

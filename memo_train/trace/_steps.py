@@ -6,11 +6,12 @@ The other blocks pass x through.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
 from memo_planner.schedule import CopyBudget
@@ -84,6 +85,11 @@ class Way:
     place: TilePlace
     park_pre: bool = False
     padded: bool = False
+
+
+def trained_first(blocks: Sequence[nn.Module]) -> list[int]:
+    """The blocks' numbers, those with something to train first: the others have no backward."""
+    return sorted(range(len(blocks)), key=lambda i: not trainable_parameters(blocks[i]))
 
 
 @contextmanager
@@ -161,7 +167,8 @@ def run_step(
     wrapped.observer = observer
     with installed(causal_lm, trained, shadows):
         loss = _loss(wrapped, batch, policy, padded=padded)
-        torch.autograd.grad(loss, shadows, allow_unused=True)
+        if loss.requires_grad:  # nothing before a frozen last block, say, has a backward
+            torch.autograd.grad(loss, shadows, allow_unused=True)
 
 
 @dataclass(frozen=True, kw_only=True)

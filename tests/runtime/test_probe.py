@@ -12,7 +12,6 @@ import transformers
 from torch import nn
 
 import memo_train
-from memo_train.errors import UnsupportedModel
 from memo_train.runtime import AtCut, HowToRun
 from memo_train.testing import (
     Step,
@@ -180,13 +179,13 @@ def test_batch_norm_counts_each_step_once(ids) -> None:
         assert torch.equal(buffer, dict(plain.named_buffers())[name]), name
 
 
-@pytest.mark.parametrize("make", [lambda: toy.toy(toy.TwoAttentionsBlock)])
-def test_two_attention_calls_are_refused(make: Make, ids) -> None:
-    model = make()
-    with pytest.raises(UnsupportedModel, match="two attention calls; one per block"):
+def test_blocks_with_two_attention_calls_run_whole(ids) -> None:
+    plain = run_step(toy.toy(toy.TwoAttentionsBlock), input_ids=ids, labels=ids)
+    exact = float64_step(toy.toy(toy.TwoAttentionsBlock), input_ids=ids, labels=ids)
+    model = toy.toy(toy.TwoAttentionsBlock)
+    with pytest.warns(UserWarning, match=r"blocks 0, 1, 2 .*two attention calls; one per block"):
         memo_train.wrap(model)
-    assert "forward" not in vars(model)
-    assert not hasattr(model, "_memo_train")
+    assert_as_exact_as_plain(run_step(model, input_ids=ids, labels=ids), plain, exact)
 
 
 def test_unwrap_of_a_repeated_block(ids) -> None:
