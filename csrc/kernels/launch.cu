@@ -24,12 +24,11 @@ __global__ void __launch_bounds__(kThreads) ItemKernel(const Args args) {
   }
 }
 
-// A lane and the one `distance` away both get the sum of both: LaneSums::AddUp adds in this order.
+// A lane and the one `distance` away both get the sum of both: RunRowsOnHost adds in this order.
 template <int kSums>
 __device__ void AddOverWarp(LaneSums<kSums>& sums) {
   for (unsigned distance = kLanes / 2; distance > 0; distance /= 2) {
     for (int i = 0; i < kSums; ++i) {
-      // All lanes: a row is a whole warp's, so no lane is elsewhere.
       sums.values[i] += __shfl_xor_sync(0xffffffffu, sums.values[i], distance);
     }
   }
@@ -52,7 +51,7 @@ void Launch(void (*kernel)(Args), const Args& args, size_t threads, cudaStream_t
   if (threads == 0) return;
   const size_t blocks = std::min(kMostBlocks, (threads + kThreads - 1) / kThreads);
   kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(args);
-  int device = 0;  // for the message
+  int device = 0;
   CudaCalls(device).Check(cudaGetDevice(&device), "cudaGetDevice");
   CudaCalls(device).Check(cudaGetLastError(), "kernel launch");
 }
