@@ -8,6 +8,7 @@ from memo_planner.errors import InvalidInput, MemoError, PlanInfeasible
 __all__ = [
     "BackwardTwice",
     "CachedGeneration",
+    "DoubleBackward",
     "InPlaceModified",
     "InvalidInput",
     "MemoError",
@@ -35,3 +36,7 @@ class InPlaceModified(MemoError):
 
 class BackwardTwice(MemoError):
     """Backward ran a second time through a step whose saved tensors are already released."""
+
+
+class DoubleBackward(MemoError):
+    """Gradients of a wrapped model were to be differentiated themselves."""

@@ -20,7 +20,7 @@ from memo_train.runtime import (
     causal_lm_of,
     find_parts,
     probe_blocks,
-    why_loss_is_whole,
+    probe_loss,
 )
 from memo_train.stats import count
 
@@ -66,9 +66,9 @@ def wrap(
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
     device = device_of(parts.causal_lm.parameters())
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
-    verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
-    _report(parts, verdicts, whole_loss)
-    wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
+    verdicts, loss = probe_blocks(parts, device), probe_loss(parts, device)
+    _report(parts, verdicts, loss.why_whole)
+    wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
     wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
     planner = StepPlanner(wrapped, choices, caps, layouts)

@@ -4,6 +4,7 @@ from memo_train.runtime._ambient import precision, preserved_rng
 from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
+from memo_train.runtime._loss import TiledLoss, assumed_loss, probe_loss
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts
 from memo_train.runtime._probe import (
@@ -12,7 +13,6 @@ from memo_train.runtime._probe import (
     HowToRun,
     judge_plain_run,
     probe_blocks,
-    why_loss_is_whole,
 )
 from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
 from memo_train.runtime._saved import storage_key
@@ -37,8 +37,10 @@ __all__ = [
     "SavedBytes",
     "StepMemory",
     "StepPolicy",
+    "TiledLoss",
     "TokenDims",
     "WrappedModel",
+    "assumed_loss",
     "attention",
     "causal_lm_of",
     "evaluating",
@@ -50,11 +52,11 @@ __all__ = [
     "precision",
     "preserved_rng",
     "probe_blocks",
+    "probe_loss",
     "record_calls",
     "shadows_of",
     "split_input",
     "split_output",
     "storage_key",
     "trainable_parameters",
-    "why_loss_is_whole",
 ]

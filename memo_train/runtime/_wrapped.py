@@ -91,7 +91,7 @@ class WrappedModel:
         verdicts: tuple[BlockVerdict, ...],
         device: Device,
         *,
-        tile_loss: bool,
+        loss: TiledLoss | None,
     ) -> None:
         self.parts = parts
         self.device = device
@@ -112,7 +112,7 @@ class WrappedModel:
         self._block_forwards = tuple(block.forward for block in parts.blocks)
         self._model_signature = Signature(parts.causal_lm.forward)
         self._decoder_signature = Signature(parts.decoder.forward)
-        self._loss = TiledLoss(parts.causal_lm, parts.decoder, parts.head) if tile_loss else None
+        self._loss = loss
 
     def install(self, choose_policy: ChoosePolicy) -> None:
         """Replace the forwards of the model, its decoder and its blocks.
@@ -146,7 +146,10 @@ class WrappedModel:
     def run_model(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward under the runtime, without what others put around it since wrap."""
         arguments = self._model_signature.by_name(args, kwargs)
-        self._begin_step(check_model_call(arguments, self._model_signature), arguments)
+        shape = check_model_call(arguments, self._model_signature)
+        if self._loss is not None and shape is not None:
+            self._loss.prepare(arguments)
+        self._begin_step(shape, arguments)
         self._in_model = True
         try:
             run = self._model_forward if self._loss is None else self._loss.forward
@@ -154,9 +157,15 @@ class WrappedModel:
         finally:
             self._in_model = False
         last = self.last_pass()
-        if last is not None and self._step is not None:
-            last.prefetch(self._step.copies.ahead_bytes[-1] + last.gathered_bytes)
+        if last is not None and self._step is not None and not self._loss_is_ahead():
+            held_bytes = 0 if self._loss is None else self._loss.held_bytes
+            free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
+            last.prefetch(max(free_bytes, 0))
         return output
+
+    def _loss_is_ahead(self) -> bool:
+        """Whether backward begins with the loss, which then needs what a fetch would take."""
+        return self._loss is not None and self._loss.in_backward
 
     def _run_decoder(self, *args: Any, **kwargs: Any) -> Any:
         """A decoder that is called without its model begins a step of its own."""
