@@ -11,11 +11,11 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import unserializable_hook
 
 from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, preserved_rng
@@ -47,6 +47,7 @@ class TiledLoss:
     up where nothing can be proved, for lack of values. why_whole: of the last call with labels and
     gradients; None if its loss was tiled. quiet: give no warnings. in_backward: whether the last
     call's logits are made in backward; held_bytes: of hidden states that its output holds.
+    will_be_whole: what `prepare` found out about the call that comes.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
@@ -57,6 +58,7 @@ class TiledLoss:
         self.quiet = False
         self.in_backward = False
         self.held_bytes = 0
+        self.will_be_whole = False
         self._model, self._decoder, self._head = model, decoder, head
         self._forward: Callable[..., Any] = model.forward
         self._template: tuple[nn.Module, Any] | None = None
@@ -89,15 +91,19 @@ class TiledLoss:
 
     def prepare(self, arguments: dict[str, Any]) -> None:
         """Prove what such a call needs: before its step, whose memory is planned, begins."""
+        self.will_be_whole = False
         wanted = asks_for_loss(arguments) and torch.is_grad_enabled() and self.assumed is None
         if not wanted or self._template is None:
             return
         decoder, decoded = self._template
         tail = Tail(self._model, decoder, self._head_now(), self._forward)
-        # Where the head has hooks, what it needs is there only while it is called.
-        if not tail.is_hooked:
-            with suppress(LossIsWhole):
+        if tail.why_hooked() is not None:
+            self.will_be_whole = True
+        elif not tail.is_hooked:  # else what the head needs is there only while it is called
+            try:
                 self._way(tail, arguments, decoded, made_up_like(tail, decoded))
+            except LossIsWhole:
+                self.will_be_whole = True
 
     def _tiled(self, tail: Tail, arguments: dict[str, Any], decoded: Any) -> Any:
         hooked, hidden = tail.why_hooked(), hidden_of(decoded)
@@ -178,6 +184,7 @@ def _closer(logits: Logits) -> Callable[[torch.Tensor], None]:
         if still_held is not None:
             still_held.close()
 
+    unserializable_hook(close)  # type: ignore[no-untyped-call]  # no warning by deepcopy or pickle
     return close
 
 

@@ -115,7 +115,12 @@ def _lazy_kind(kind: type) -> type:
         return f"{kind.__name__}(loss={self.loss}, logits made when asked for)"
 
     def reduce(self: Any) -> Any:
-        return kind, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+        # As a plain output; one that somebody has copied has nothing to make logits of.
+        names = [field.name for field in dataclasses.fields(self)]
+        has_logits = "lazy_logits" in self.__dict__ or self.__dict__["_given_logits"] is not None
+        return kind, tuple(
+            None if name == "logits" and not has_logits else getattr(self, name) for name in names
+        )
 
     members: dict[str, Any] = {
         "logits": property(get_logits, set_logits),

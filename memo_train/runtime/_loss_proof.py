@@ -6,6 +6,7 @@ gradients are compared. What was proved holds as long as `what_it_rests_on` give
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from memo_train.runtime._loss_pass import LossPass, generators_of
 from memo_train.runtime._loss_tail import Tail, hidden_of, with_hidden
 from memo_train.runtime._observe import ignore
 
+_NUM_SEQUENCES = 2
 _NUM_TOKENS = 8
 _TILE_TOKENS = 3
 _NOT_KEPT = 2
@@ -147,10 +149,11 @@ class _Trial:
     ) -> None:
         keep = arguments.get("logits_to_keep")
         skipped = _NOT_KEPT if isinstance(keep, torch.Tensor) or keep else 0
-        numbers = torch.arange((skipped + _NUM_TOKENS) * hidden.shape[2], device=hidden.device)
+        shape = (_NUM_SEQUENCES, skipped + _NUM_TOKENS, hidden.shape[2])
+        numbers = torch.arange(math.prod(shape), device=hidden.device)
         made_up = (numbers.double() ** 1.5).sin().to(hidden.dtype)
         self._tail, self._decoded, self._skipped = tail, decoded, skipped
-        self._hidden = made_up.view(1, -1, hidden.shape[2])
+        self._hidden = made_up.view(shape)
         self._tolerances = _TOLERANCES.get(_dtype_of(hidden), _EXACT)
         self._arguments = arguments | self._labels(arguments)
         if isinstance(keep, torch.Tensor):
@@ -160,12 +163,13 @@ class _Trial:
             self._arguments["logits_to_keep"] = _NUM_TOKENS
 
     def _labels(self, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Other tokens for each position, two of them left out."""
+        """Other tokens for each position; some are left out, not as many in every sequence."""
         weight = getattr(self._tail.head, "weight", None)
         vocab_size = weight.shape[0] if isinstance(weight, torch.Tensor) else _NUM_TOKENS
         ignored = arguments.get("ignore_index")
-        labels = (torch.arange(_NUM_TOKENS, device=self._hidden.device)[None] * 7 + 1) % vocab_size
-        labels[:, 3:5] = IGNORE_INDEX if ignored is None else ignored
+        places = torch.arange(_NUM_SEQUENCES * _NUM_TOKENS, device=self._hidden.device)
+        labels = (places.view(_NUM_SEQUENCES, -1) * 7 + 1) % vocab_size
+        labels[0, 3:5] = labels[1, 1:7] = IGNORE_INDEX if ignored is None else ignored
         names = ("labels", "shift_labels")
         return {name: labels for name in names if arguments.get(name) is not None}
 

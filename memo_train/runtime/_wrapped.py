@@ -137,7 +137,8 @@ class WrappedModel:
 
         given: names of the arguments that the step's call has.
         """
-        return step, self.parts.causal_lm.training, frozenset(given)
+        whole_loss = self._loss is None or self._loss.will_be_whole
+        return step, self.parts.causal_lm.training, frozenset(given), whole_loss
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
