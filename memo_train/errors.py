@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackwardTwice",
     "CachedGeneration",
+    "DoubleBackward",
     "InPlaceModified",
     "InvalidInput",
     "MemoError",
@@ -51,3 +52,7 @@ class VerificationFailed(MemoError):
     def __init__(self, verification: Verification) -> None:
         super().__init__(f"the wrapped step differs from the plain one\n{verification}")
         self.verification = verification
+
+
+class DoubleBackward(MemoError):
+    """Gradients of a wrapped model were to be differentiated themselves."""

@@ -17,9 +17,9 @@ from memo_train.runtime import (
     configs_of,
     find_parts,
     probe_blocks,
+    probe_loss,
     report,
     runnable,
-    why_loss_is_whole,
     without_caches,
     without_user_hooks,
 )
@@ -67,9 +67,9 @@ def wrap(
     lm = parts.causal_lm
     tries = runnable(lm, "on the few tokens of the probe")
     with without_user_hooks(lm), without_caches(configs_of(lm)), tries:
-        verdicts, whole_loss = probe_blocks(parts, device), why_loss_is_whole(parts, device)
-    report(parts, verdicts, whole_loss)
-    wrapped = WrappedModel(parts, verdicts, device, tile_loss=whole_loss is None)
+        verdicts, loss = probe_blocks(parts, device), probe_loss(parts, device)
+    report(parts, verdicts, loss.why_whole)
+    wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
     wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
     planner = StepPlanner(wrapped, choices, caps, layouts)

@@ -5,6 +5,7 @@ from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
+from memo_train.runtime._loss import TiledLoss, assumed_loss, probe_loss
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -20,7 +21,6 @@ from memo_train.runtime._probe import (
     HowToRun,
     judge_plain_run,
     probe_blocks,
-    why_loss_is_whole,
 )
 from memo_train.runtime._probe_calls import (
     BlockCall,
@@ -51,8 +51,10 @@ __all__ = [
     "SavedBytes",
     "StepMemory",
     "StepPolicy",
+    "TiledLoss",
     "TokenDims",
     "WrappedModel",
+    "assumed_loss",
     "attention",
     "causal_lm_of",
     "configs_of",
@@ -66,6 +68,7 @@ __all__ = [
     "precision",
     "preserved_rng",
     "probe_blocks",
+    "probe_loss",
     "record_calls",
     "report",
     "runnable",
@@ -74,7 +77,6 @@ __all__ = [
     "split_output",
     "storage_key",
     "trainable_parameters",
-    "why_loss_is_whole",
     "without_caches",
     "without_user_hooks",
 ]

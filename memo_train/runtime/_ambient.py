@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.autograd.function import once_differentiable
 
-from memo_train.errors import UnsupportedModel
+from memo_train.errors import DoubleBackward
 
 
 def precision(device_type: str) -> str:
@@ -87,13 +87,13 @@ class Ambient:
 
 
 def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A Function's backward that refuses to be differentiated. Raises: UnsupportedModel."""
+    """A Function's backward that refuses to be differentiated. Raises: DoubleBackward."""
     once: Callable[..., Any] = once_differentiable(backward)
 
     @functools.wraps(backward)
     def run(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
-            raise UnsupportedModel(
+            raise DoubleBackward(
                 "create_graph=True through a wrapped model: gradients of gradients are not "
                 "supported by tiles; call memo_train.unwrap(model) for them"
             )

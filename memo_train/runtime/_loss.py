@@ -1,210 +1,213 @@
 """The language-model head and its loss, one token tile at a time: logits never exist whole.
 
-The model's own forward runs unchanged on every tile: its decoder is made to return the tile's
-hidden states, so scaling, soft caps and the loss function are the model's own. Gradients are taken
-in the same pass, while the tile's logits are there.
+The model's own forward runs unchanged on every tile, so scaling, soft caps and the loss function
+are the model's own. That its losses of tiles add up to its loss of all tokens is proved on a few
+made-up hidden states, and again whenever something that it may rest on has changed. A loss that
+is not such a sum, or is looked at by a hook, is computed whole, with a warning.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.utils.hooks import unserializable_hook
 
-from memo_train.errors import BackwardTwice
-from memo_train.runtime._ambient import Ambient, differentiable_once
-from memo_train.runtime._observe import NOWHERE, Observer, ignore
-from memo_train.runtime._shadow import GradientSum, installed, shadows_of
-from memo_train.runtime._tile import tile_of, tile_spans
+from memo_train.device import Device
+from memo_train.runtime._ambient import Ambient, preserved_rng
+from memo_train.runtime._loss_call import (
+    WAYS,
+    LossCall,
+    LossIsWhole,
+    Way,
+    asks_for_loss,
+    kept,
+    without_labels,
+)
+from memo_train.runtime._loss_output import Logits, with_loss
+from memo_train.runtime._loss_pass import LossPass, computes_in_float16
+from memo_train.runtime._loss_proof import find_way, made_up_like, template_of, what_it_rests_on
+from memo_train.runtime._loss_tail import Tail, hidden_of, run_decoder
+from memo_train.runtime._observe import Observer, ignore
+from memo_train.runtime._parts import ModelParts, Signature
+from memo_train.runtime._probe_calls import evaluating, probe_ids
 
-IGNORE_INDEX = -100
-
-
-class _DecoderDone(BaseException):
-    """Ends the model's forward once its decoder has run; never leaves this module."""
+_MOST_PROOFS = 64
 
 
 class TiledLoss:
     """A causal LM's forward that computes the loss by tiles when labels are given.
 
-    `model` calls `decoder` once, then `head`, and computes its loss from `labels`, `shift_labels`
-    and `num_items_in_batch` as Transformers' causal LMs do.
-    Attributes set for each step: tile_tokens, positions per tile; observer.
+    `model` calls `decoder`, or what it holds, once, then the head.
+    Attributes set for each step: tile_tokens, positions per tile; observer. assumed: how tiles add
+    up where nothing can be proved, for lack of values. why_whole: of the last call with labels and
+    gradients; None if its loss was tiled. quiet: give no warnings. in_backward: whether the last
+    call's logits are made in backward; held_bytes: of hidden states that its output holds.
+    will_be_whole: what `prepare` found out about the call that comes.
     """
 
     def __init__(self, model: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
         self.tile_tokens = 1
         self.observer: Observer = ignore
+        self.assumed: Way | None = None
+        self.why_whole: str | None = None
+        self.quiet = False
+        self.in_backward = False
+        self.held_bytes = 0
+        self.will_be_whole = False
         self._model, self._decoder, self._head = model, decoder, head
         self._forward: Callable[..., Any] = model.forward
+        self._template: tuple[nn.Module, Any] | None = None
+        self._proofs: dict[Any, Way | LossIsWhole] = {}
+        self._said: set[str] = set()
 
     def forward(self, **arguments: Any) -> Any:
-        """The model's output; given labels and gradients, `.loss` is tiled and `.logits` None."""
-        labels, shifted = arguments.get("labels"), arguments.get("shift_labels")
-        if (labels is None and shifted is None) or not torch.is_grad_enabled():
+        """The model's output; given labels and gradients, `.loss` is tiled.
+
+        Its logits are then made when they are first looked at. Raises: what the model raises.
+        """
+        self.in_backward, self.held_bytes = False, 0
+        if not asks_for_loss(arguments) or not torch.is_grad_enabled():
             return self._forward(**arguments)
-        if shifted is None:
-            assert labels is not None
-            shifted = F.pad(labels, (0, 1), value=IGNORE_INDEX)[..., 1:]
-        if arguments.get("num_items_in_batch") is None:
-            arguments["num_items_in_batch"] = (shifted != IGNORE_INDEX).sum()
-        decoded = self._run_decoder(arguments)
-        loss_pass = _LossPass(self, arguments, shifted, decoded)
-        hidden = decoded if isinstance(decoded, torch.Tensor) else decoded[0]
-        loss = _LossFunction.apply(  # type: ignore[no-untyped-call]
-            loss_pass, hidden, *loss_pass.parameters
+        self.why_whole = None
+        decoder, decoded = run_decoder(
+            self._model, self._decoder, lambda: self._forward(**arguments)
         )
-        return _with_loss(loss_pass.output, loss)
-
-    def parameters(self) -> tuple[torch.Tensor, ...]:
-        """The trainable parameters outside the decoder, and the head's (it may share some)."""
-        inside = {id(p) for p in self._decoder.parameters()}
-        outside = [p for p in self._model.parameters() if id(p) not in inside]
-        wanted = {id(p): p for p in (*outside, *self._head.parameters()) if p.requires_grad}
-        return tuple(wanted.values())
-
-    def on_tile(self, arguments: dict[str, Any], labels: torch.Tensor, decoded: Any) -> Any:
-        """The model's output for one tile: `decoded` from the decoder, `labels` already shifted."""
-        with _replaced(self._model, self._decoder, _Returns(decoded)):
-            return self._forward(**(arguments | {"labels": labels, "shift_labels": labels}))
-
-    @contextmanager
-    def surroundings(self, shadows: Sequence[torch.Tensor], device_type: str) -> Iterator[None]:
-        """The state in which tiles run: shadow parameters, recorded graphs."""
-        ambient = Ambient.current(device_type).restored(grad=True)
-        with ambient, installed(self._model, self.parameters(), shadows):
-            yield
-
-    def _run_decoder(self, arguments: dict[str, Any]) -> Any:
-        decoded: list[Any] = []
-
-        def stop(module: nn.Module, args: Any, output: Any) -> None:
-            decoded.append(output)
-            raise _DecoderDone
-
-        handle = self._decoder.register_forward_hook(stop)
+        if decoder is None:
+            self._say("it does not call its decoder as a module")
+            return decoded
+        tail = Tail(self._model, decoder, self._head_now(), self._forward)
+        if self._template is None and self.assumed is None:
+            self._template = template_of(decoder, decoded)
         try:
-            self._forward(**arguments)
-        except _DecoderDone:
-            pass
-        finally:
-            handle.remove()
-        return decoded[0]
+            return self._tiled(tail, arguments, decoded)
+        except LossIsWhole as found:
+            self._say(str(found))
+        return tail.run(decoded, arguments)
+
+    def prepare(self, arguments: dict[str, Any]) -> None:
+        """Prove what such a call needs: before its step, whose memory is planned, begins."""
+        self.will_be_whole = False
+        wanted = asks_for_loss(arguments) and torch.is_grad_enabled() and self.assumed is None
+        if not wanted or self._template is None:
+            return
+        decoder, decoded = self._template
+        tail = Tail(self._model, decoder, self._head_now(), self._forward)
+        if tail.why_hooked() is not None:
+            self.will_be_whole = True
+        elif not tail.is_hooked:  # else what the head needs is there only while it is called
+            try:
+                self._way(tail, arguments, decoded, made_up_like(tail, decoded))
+            except LossIsWhole:
+                self.will_be_whole = True
+
+    def _tiled(self, tail: Tail, arguments: dict[str, Any], decoded: Any) -> Any:
+        hooked, hidden = tail.why_hooked(), hidden_of(decoded)
+        if hooked is not None:
+            raise LossIsWhole(hooked)
+        if hidden is None:
+            raise LossIsWhole("its decoder gives no hidden states [batch, tokens, hidden]")
+        hidden = kept(hidden, arguments)
+        passes: list[LossPass] = []
+
+        def run(hidden: torch.Tensor) -> torch.Tensor:
+            way = self._way(tail, arguments, decoded, hidden)
+            call = LossCall(arguments=arguments, tokens=hidden.shape[1], way=way)
+            self.in_backward = computes_in_float16(tail, hidden)
+            loss_pass = LossPass(tail, call, decoded, self.tile_tokens, self.observer)
+            passes.append(loss_pass)
+            return loss_pass.apply(hidden)
+
+        loss = tail.in_one_call(hidden, run)
+        logits = Logits(_maker_of_logits(tail, arguments, decoded, hidden.device.type))
+        self.held_bytes = hidden.nbytes
+        if loss.requires_grad:
+            loss.register_hook(_closer(logits))  # type: ignore[no-untyped-call]
+        return with_loss(passes[0].output, loss, logits)
+
+    def _way(
+        self, tail: Tail, arguments: dict[str, Any], decoded: Any, hidden: torch.Tensor
+    ) -> Way:
+        """How this call's tiles add up, as proved. Raises: LossIsWhole."""
+        if self.assumed is not None:
+            return self.assumed
+        key = what_it_rests_on(tail, arguments)
+        found = self._proofs.get(key)
+        if found is None:
+            if len(self._proofs) == _MOST_PROOFS:
+                self._proofs.clear()
+            found = self._proofs[key] = find_way(tail, arguments, decoded, hidden)
+        if isinstance(found, LossIsWhole):
+            raise LossIsWhole(*found.args)
+        return found
+
+    def _head_now(self) -> nn.Module:
+        """Adapters and resized embeddings put another head in place after `wrap`."""
+        get_head = getattr(self._model, "get_output_embeddings", None)
+        head = None if get_head is None else get_head()
+        return head if isinstance(head, nn.Module) else self._head
+
+    def _say(self, why: str) -> None:
+        self.why_whole = why
+        if why and not self.quiet and why not in self._said:
+            self._said.add(why)
+            warnings.warn(
+                f"{type(self._model).__name__}: the loss of this call is not tiled: {why}",
+                stacklevel=4,
+            )
 
 
-class _LossPass:
-    """One loss over all tiles: value and gradients in forward, handed out in backward."""
+def _maker_of_logits(
+    tail: Tail, arguments: dict[str, Any], decoded: Any, device_type: str
+) -> Callable[[], torch.Tensor]:
+    ambient = Ambient.current(device_type)
 
-    def __init__(
-        self, tiled: TiledLoss, arguments: dict[str, Any], labels: torch.Tensor, decoded: Any
-    ) -> None:
-        self.parameters = tiled.parameters()
-        self.output: Any = None
-        self._tiled, self._arguments, self._labels = tiled, arguments, labels
-        self._decoded: Any = decoded
-        self._gradients: tuple[torch.Tensor | None, ...] | None = None
+    def make() -> torch.Tensor:
+        with ambient.restored():
+            output = tail.run(decoded, without_labels(arguments))
+        logits: torch.Tensor = output[0] if isinstance(output, tuple) else output.logits
+        return logits
 
-    def forward(self, hidden: torch.Tensor, *, hidden_needs_grad: bool) -> torch.Tensor:
-        """hidden: [batch, tokens, hidden] -> scalar loss; keeps the gradients."""
-        self._tiled.observer("loss", NOWHERE, NOWHERE)
-        shadows, sums = shadows_of(self.parameters), GradientSum(self.parameters)
-        dhidden = torch.empty_like(hidden) if hidden_needs_grad else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        with self._tiled.surroundings(shadows, hidden.device.type):
-            for index, span in enumerate(tile_spans(hidden.shape[1], self._tiled.tile_tokens)):
-                self._tiled.observer("loss", NOWHERE, index)
-                leaf = tile_of(hidden, span).detach().requires_grad_(hidden_needs_grad)
-                loss, gradients = self._on_tile(span, leaf, shadows)
-                total += loss
-                sums.add(gradients[1:])
-                if dhidden is not None and gradients[0] is not None:
-                    tile_of(dhidden, span).copy_(gradients[0])
-        self._decoded = None
-        self._gradients = (dhidden, *sums.take())
-        self._tiled.observer("between", NOWHERE, NOWHERE)
-        return total
-
-    def backward(self, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradients times the gradient of the loss, by hidden and the parameters."""
-        gradients, self._gradients = self._gradients, None
-        if gradients is None:
-            raise BackwardTwice("backward ran a second time through a tiled loss")
-        return tuple(None if g is None else g.mul_(scale.to(g.dtype)) for g in gradients)
-
-    def _on_tile(
-        self, span: range, leaf: torch.Tensor, shadows: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
-        labels = tile_of(self._labels, span).contiguous()
-        self.output = self._tiled.on_tile(
-            self._arguments, labels, _with_hidden(self._decoded, leaf)
-        )
-        loss = self.output[0] if isinstance(self.output, tuple) else self.output.loss
-        self.output = _with_loss(self.output, None)
-        inputs = [tensor for tensor in (leaf, *shadows) if tensor.requires_grad]
-        found = list(torch.autograd.grad(loss, inputs, allow_unused=True)) if inputs else []
-        return loss.detach(), found if leaf.requires_grad else [None, *found]
+    return make
 
 
-class _LossFunction(torch.autograd.Function):
-    """loss = tiled(hidden), with the head's trainable parameters as inputs of their own."""
+def _closer(logits: Logits) -> Callable[[torch.Tensor], None]:
+    """A hook of the loss. It does not hold the logits: who keeps a loss keeps no hidden states."""
+    held = weakref.ref(logits)
 
-    @staticmethod
-    def forward(
-        ctx: Any, loss_pass: _LossPass, hidden: torch.Tensor, *parameters: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.loss_pass = loss_pass
-        return loss_pass.forward(hidden, hidden_needs_grad=ctx.needs_input_grad[1])
+    def close(_: torch.Tensor) -> None:
+        still_held = held()
+        if still_held is not None:
+            still_held.close()
 
-    @staticmethod
-    @differentiable_once
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, *ctx.loss_pass.backward(scale))
+    unserializable_hook(close)  # type: ignore[no-untyped-call]  # no warning by deepcopy or pickle
+    return close
 
 
-class _Returns(nn.Module):
-    """Stands in for the decoder on one tile."""
-
-    def __init__(self, output: Any) -> None:
-        super().__init__()
-        self._output = output
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._output
+def assumed_loss(parts: ModelParts) -> TiledLoss:
+    """The model's loss by tiles, for steps without values, on which nothing can be proved."""
+    tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
+    tiled.assumed = WAYS[0]
+    return tiled
 
 
-@contextmanager
-def _replaced(root: nn.Module, module: nn.Module, stand_in: nn.Module) -> Iterator[None]:
-    """While active, `stand_in` takes the place of `module` under `root`; no hooks of it run."""
-    places = [
-        (owner._modules, name)
-        for owner in root.modules()
-        for name, child in owner._modules.items()
-        if child is module
-    ]
-    for children, name in places:
-        children[name] = stand_in
-    try:
-        yield
-    finally:
-        for children, name in places:
-            children[name] = module
-
-
-def _with_hidden(decoded: Any, hidden: torch.Tensor) -> Any:
-    if isinstance(decoded, torch.Tensor):
-        return hidden
-    if isinstance(decoded, tuple):
-        return (hidden, *decoded[1:])
-    return dataclasses.replace(decoded, last_hidden_state=hidden)
-
-
-def _with_loss(output: Any, loss: torch.Tensor | None) -> Any:
-    """The model's output without logits and with this loss."""
-    if isinstance(output, tuple):
-        return (loss, None, *output[2:])
-    return dataclasses.replace(output, loss=loss, logits=None)
+def probe_loss(parts: ModelParts, device: Device) -> TiledLoss:
+    """The model's loss by tiles, tried once: `why_whole` says why not. The model is as it was."""
+    tokens = parts.probe_tokens()
+    tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
+    tiled.tile_tokens, tiled.quiet = max(tokens // 3, 1), True
+    ids = probe_ids(parts, tokens, device)
+    options = {"use_cache": False} if "use_cache" in Signature(parts.causal_lm.forward) else {}
+    arguments: dict[str, Any] = {"input_ids": ids, "labels": ids, **options}
+    with preserved_rng(device.generators), torch.enable_grad():
+        with evaluating(parts.causal_lm):
+            tiled.forward(**arguments)
+        tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
+    if tiled.why_whole == "":
+        tiled.why_whole = "it returns none"
+    tiled.quiet = False
+    return tiled

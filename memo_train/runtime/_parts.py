@@ -149,6 +149,9 @@ ZERO3_MESSAGE = (
 _PROBE_TOKENS = 131
 _BLOCK_ROWS = 16
 _LOGITS_ROWS = 3
+_LEAST_LOSS_TOKENS = 32
+"""Fewer make slow products of the head, with a sum of its whole gradient after each; of one or two
+rows, on a CPU, also products that are seven times less exact over a large vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +175,14 @@ class ModelParts:
         return weight.shape[1] * weight.element_size()
 
     def loss_tile_tokens(self, tile_tokens: int) -> int:
-        """A tile of the loss whose logits, with their gradients, are about a block tile's size."""
+        """A tile of the loss: a few tokens, and as many as have logits of a block tile's size.
+
+        A sum of both and not the larger of them: so its bytes are a line over `tile_tokens`, which
+        is what the profile fits.
+        """
         vocab_size, hidden_size = self._head_weight().shape
         share = min(1.0, _BLOCK_ROWS * hidden_size / (_LOGITS_ROWS * vocab_size))
-        return max(1, int(tile_tokens * share))
+        return min(tile_tokens, _LEAST_LOSS_TOKENS) + int(tile_tokens * share)
 
     def _head_weight(self) -> torch.Tensor:
         weight = self.head.weight

@@ -7,8 +7,6 @@ input and its own parameters, and it cannot be one autograd function of these. W
 one tile's set to NaN, that tile must stay finite up to the cut and after it: NaN crosses any
 arithmetic, also a mixing path whose gate is zero. And the tiled run, with the q, k, v of suspended
 frames poisoned, must give what the whole run gives.
-
-Finds out whether a model's loss may be computed by tiles: both ways are tried and compared.
 """
 
 from __future__ import annotations
@@ -30,13 +28,11 @@ from memo_train.runtime._ambient import preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
-from memo_train.runtime._loss import IGNORE_INDEX, TiledLoss
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._probe_calls import (
     BlockCall,
     evaluating,
     kept_buffers,
-    probe_ids,
     record_calls,
 )
 from memo_train.runtime._shadow import trainable_parameters
@@ -224,28 +220,3 @@ def _only(tensor: torch.Tensor, span: range, dim: int) -> torch.Tensor:
     kept = torch.full_like(tensor, math.nan)
     tile_of(kept, span, dim).copy_(tile_of(tensor, span, dim))
     return kept
-
-
-_LOSS_TOLERANCE = 1e-3
-
-
-def why_loss_is_whole(parts: ModelParts, device: Device) -> str | None:
-    """Why the loss cannot be computed by tiles, or None if it can. The model is left as it was."""
-    tokens = parts.probe_tokens()
-    tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
-    tiled.tile_tokens = max(tokens // 3, 1)
-    ids = probe_ids(parts, tokens, device)
-    labels = ids.clone()
-    labels[:, 3:6] = IGNORE_INDEX
-    with evaluating(parts.causal_lm), preserved_rng(device.generators):
-        with torch.no_grad():
-            whole = float(parts.run(ids, labels).loss)
-        try:
-            with torch.enable_grad():
-                loss: torch.Tensor = tiled.forward(input_ids=ids, labels=labels).loss
-        except NOT_RUNNABLE as error:
-            return f"the head does not run on a part of the tokens ({error})"
-    by_tiles = float(loss.detach())
-    if abs(by_tiles - whole) <= _LOSS_TOLERANCE * abs(whole):
-        return None
-    return f"its loss by tiles is {by_tiles:.6g}, whole {whole:.6g}"

@@ -23,7 +23,7 @@ from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._fingerprint import Fingerprint
 from memo_train.runtime._hooks import without_user_hooks
-from memo_train.runtime._loss import TiledLoss
+from memo_train.runtime._loss import TiledLoss, probe_loss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -34,7 +34,7 @@ from memo_train.runtime._parts import (
     runnable,
     without_caches,
 )
-from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_blocks, why_loss_is_whole
+from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_blocks
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
@@ -139,7 +139,7 @@ class WrappedModel:
         verdicts: tuple[BlockVerdict, ...],
         device: Device,
         *,
-        tile_loss: bool,
+        loss: TiledLoss | None,
     ) -> None:
         self.parts = parts
         self.device = device
@@ -163,10 +163,9 @@ class WrappedModel:
         self._block_forwards = tuple(block.forward for block in parts.blocks)
         self._model_signature = Signature(parts.causal_lm.forward)
         self._decoder_signature = Signature(parts.decoder.forward)
-        self._tiled_loss = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
-        self._loss = self._tiled_loss if tile_loss else None
+        self._loss = loss
         self.fingerprint = Fingerprint(parts)
-        self._proven = {self.fingerprint.state(trains=True): (verdicts, tile_loss)}
+        self._proven = {self.fingerprint.state(trains=True): (verdicts, loss)}
 
     def install(self, choose_policy: ChoosePolicy) -> None:
         """Replace the forwards of the model, its decoder and its blocks.
@@ -203,7 +202,8 @@ class WrappedModel:
         given: names of the arguments that the step's call has.
         """
         model = self.fingerprint.state(trains=False)
-        return step, self.parts.causal_lm.training, frozenset(given), model
+        whole_loss = self._loss is None or self._loss.will_be_whole
+        return step, self.parts.causal_lm.training, frozenset(given), whole_loss, model
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
@@ -214,7 +214,10 @@ class WrappedModel:
         if self._is_plain:
             return self._model_forward(*args, **kwargs)
         arguments = self._model_signature.by_name(args, kwargs)
-        self._begin_step(check_model_call(arguments, self._model_signature), arguments)
+        shape = check_model_call(arguments, self._model_signature)
+        if self._loss is not None and shape is not None:
+            self._loss.prepare(arguments)
+        self._begin_step(shape, arguments)
         self._in_model = True
         try:
             run = self._model_forward if self._loss is None else self._loss.forward
@@ -223,9 +226,15 @@ class WrappedModel:
         finally:
             self._in_model = False
         last = self.last_pass()
-        if last is not None and self._step is not None:
-            last.prefetch(self._step.copies.ahead_bytes[-1] + last.gathered_bytes)
+        if last is not None and self._step is not None and not self._loss_is_ahead():
+            held_bytes = 0 if self._loss is None else self._loss.held_bytes
+            free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
+            last.prefetch(max(free_bytes, 0))
         return output
+
+    def _loss_is_ahead(self) -> bool:
+        """Whether backward begins with the loss, which then needs what a fetch would take."""
+        return self._loss is not None and self._loss.in_backward
 
     def _run_decoder(self, *args: Any, **kwargs: Any) -> Any:
         """A decoder that is called without its model begins a step of its own."""
@@ -282,13 +291,12 @@ class WrappedModel:
                 again = runnable(causal_lm, "on the few tokens of another probe")
                 with without_user_hooks(causal_lm), without_caches(self.fingerprint.configs), again:
                     verdicts = probe_blocks(self.parts, self.device)
-                    whole_loss = why_loss_is_whole(self.parts, self.device)
+                    loss = probe_loss(self.parts, self.device)
             finally:
                 self._is_plain = False
-            report(self.parts, verdicts, whole_loss)
-            self._proven[state] = verdicts, whole_loss is None
-        self.verdicts, tile_loss = self._proven[state]
-        self._loss = self._tiled_loss if tile_loss else None
+            report(self.parts, verdicts, loss.why_whole)
+            self._proven[state] = verdicts, None if loss.why_whole else loss
+        self.verdicts, self._loss = self._proven[state]
 
     @property
     def _is_profiled(self) -> bool:

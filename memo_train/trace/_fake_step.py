@@ -39,6 +39,7 @@ from memo_train.runtime import (
     StepPolicy,
     TokenDims,
     WrappedModel,
+    assumed_loss,
     evaluating,
     find_parts,
     judge_plain_run,
@@ -231,7 +232,8 @@ class FakeModel:
             return
         if self._verdicts is None:
             self._verdicts = assume_verdicts(self.parts, self.device)
-        wrapped = WrappedModel(self.parts, self._verdicts, self.device, tile_loss=True)
+        loss = assumed_loss(self.parts)
+        wrapped = WrappedModel(self.parts, self._verdicts, self.device, loss=loss)
         wrapped.install(choose)
         try:
             yield wrapped

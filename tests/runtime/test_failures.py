@@ -43,6 +43,25 @@ def failing_module(module: nn.Module, call: int) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def failing_loss(model: nn.Module, call: int) -> Iterator[None]:
+    """The `call`-th forward of the head raises Boom. No hook does it: the loss would be whole."""
+    calls, forward = 0, model.lm_head.forward
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Boom
+        return forward(x)
+
+    model.lm_head.forward = count
+    try:
+        yield
+    finally:
+        del model.lm_head.forward
+
+
 class _FailsInBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -96,7 +115,7 @@ FAILURES: dict[str, Callable[[nn.Module], object]] = {
     "pre of a middle tile": lambda m: failing_module(middle(m).self_attn.q_proj, 3),
     "post of a middle tile": lambda m: failing_module(middle(m).mlp.down_proj, 3),
     "attention": lambda m: failing_attention(2),
-    "loss": lambda m: failing_module(m.lm_head, 3),
+    "loss": lambda m: failing_loss(m, 3),
     "backward of post": lambda m: failing_backward(middle(m).mlp.up_proj, 2),
     "backward of pre": lambda m: failing_backward(middle(m).input_layernorm, 2),
 }
