@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "deepspeed")
 _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -15,7 +16,8 @@ _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def without_user_hooks(model: nn.Module) -> Iterator[None]:
     """While active, hooks on the modules of `model` do not run; put back in their order.
 
-    PyTorch's own stay: fully sharded modules gather their parameters in them.
+    Those of libraries stay: fully sharded modules gather their parameters in them, and PEFT lets
+    embeddings require gradients.
     """
     found = [
         (hooks, list(hooks.items()))
@@ -25,7 +27,7 @@ def without_user_hooks(model: nn.Module) -> Iterator[None]:
     ]
     for hooks, items in found:
         for key, hook in items:
-            if not _is_pytorchs(hook):
+            if not _is_a_librarys(hook):
                 del hooks[key]
     try:
         yield
@@ -36,6 +38,6 @@ def without_user_hooks(model: nn.Module) -> Iterator[None]:
             hooks.update([*items, *added])
 
 
-def _is_pytorchs(hook: Any) -> bool:
+def _is_a_librarys(hook: Any) -> bool:
     function = getattr(hook, "func", hook)
-    return str(getattr(function, "__module__", "")).startswith("torch.")
+    return str(getattr(function, "__module__", "")).partition(".")[0] in _LIBRARIES

@@ -318,7 +318,7 @@ class WrappedModel:
 
     def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
         forward = self._block_forwards[index]
-        if not self._in_decoder or self._is_plain:
+        if self._is_plain or not (self._in_model or self._in_decoder):
             return forward(*args, **kwargs)  # a user's own call of a block is not a step
         block, how = self.parts.blocks[index], self.verdicts[index].how
         check_block_call(block, args, kwargs)

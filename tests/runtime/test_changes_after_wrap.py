@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import memo_train
 from memo_train.errors import CachedGeneration, UnsupportedModel
+from memo_train.runtime import without_user_hooks
 from memo_train.testing import (
     assert_as_exact_as_plain,
     assert_same_bits,
@@ -135,6 +136,14 @@ def test_hooks_do_not_see_the_probe_and_the_profile(ids) -> None:
     assert calls == expected
     run_step(model, input_ids=ids, labels=ids)
     assert calls == 2 * expected
+
+
+def test_library_hooks_stay_while_planning(ids) -> None:
+    """Transformers' hook on the embeddings, without which nothing before the adapters trains."""
+    model = MODELS["llama"]().requires_grad_(False)
+    model.enable_input_require_grads()
+    with without_user_hooks(model):
+        assert model.get_input_embeddings()(ids).requires_grad
 
 
 def test_a_block_called_by_itself_is_the_models_own(ids) -> None:
