@@ -8,6 +8,7 @@ an octave) go by the plan of its longest.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,9 @@ class Caps:
 
 _EVAL_TILE_TOKENS = 1024
 _BUCKETS_OF_OCTAVE = 8
+_POSITION_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len")
+_TOO_LONG = (IndexError, RuntimeError, ValueError)
+"""What models raise beyond their longest sequence, and torch where memory is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +126,13 @@ class StepPlanner:
         return precision(self.wrapped.device.torch_device.type)
 
     def measure(self) -> None:
-        """Profile the model now, so that no step has to wait for it."""
-        self._profile(LONGEST_PROFILED_TOKENS, park_pre=False, masked=False)
+        """Profile the model now, so that no step has to wait for it.
+
+        A model that refuses such lengths is profiled at its first step's.
+        """
+        longest = self._longest_profiled(1)
+        with suppress(*_TOO_LONG):
+            self._profile_at(longest, park_pre=False, masked=self._masked(1))
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -192,14 +201,24 @@ class StepPlanner:
         return _Found(plan=plan, park_pre=park_pre)
 
     def _profile(self, tokens: int, *, park_pre: bool, masked: bool) -> Profile:
-        """The profile of one sequence, measured on this machine now or before.
+        """The profile of one sequence, for steps of `tokens` and of any other length."""
+        longest = self._longest_profiled(tokens)
+        try:
+            return self._profile_at(longest, park_pre=park_pre, masked=masked)
+        except _TOO_LONG:
+            if tokens >= longest:
+                raise
+            return self._profile_at(tokens, park_pre=park_pre, masked=masked)
 
-        tokens: of the step it is needed for. A step beyond the model's position table shows that
-        there is none, so longer ones may be profiled.
-        """
+    def _longest_profiled(self, tokens: int) -> int:
+        """Tokens of a profile. A step beyond the model's table shows that it needs none."""
         config = getattr(self.wrapped.parts.causal_lm, "config", None)
-        table = getattr(config, "max_position_embeddings", None) or LONGEST_PROFILED_TOKENS
-        longest = min(LONGEST_PROFILED_TOKENS, max(table, tokens))
+        tables = [getattr(config, name, None) for name in _POSITION_TABLES]
+        table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
+        return min(LONGEST_PROFILED_TOKENS, max(table, tokens, 1))
+
+    def _profile_at(self, longest: int, *, park_pre: bool, masked: bool) -> Profile:
+        """The profile from runs of at most `longest` tokens, made on this machine now or before."""
         key = (self.precision, longest, park_pre, masked)
         if key not in self._profiles:
             kept = KeptProfile.of(self.wrapped, key)
