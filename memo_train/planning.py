@@ -8,7 +8,8 @@ an octave) go by the plan of its longest.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +48,18 @@ class Caps:
         if host_bytes is not None:
             self._device.set_host_cap(host_bytes)
             self._is_set[1] = True
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While active, the device's cap is what it was before this object set one."""
+        cap_bytes = self._device.counters().device_cap_bytes
+        if self._is_set[0]:
+            self._device.set_device_cap(self._before[0])
+        try:
+            yield
+        finally:
+            if self._is_set[0]:
+                self._device.set_device_cap(cap_bytes)
 
     def restore(self) -> None:
         """The caps this object set become what they were before."""
@@ -125,14 +138,16 @@ class StepPlanner:
         """What a step would compute in now."""
         return precision(self.wrapped.device.torch_device.type)
 
-    def measure(self) -> None:
+    def measure(self, *, limited: bool) -> None:
         """Profile the model now, so that no step has to wait for it.
 
+        limited: whether memory may be so short that steps park what pre saves on the host.
         A model that refuses such lengths is profiled at its first step's.
         """
         longest = self._longest_profiled(1)
         with suppress(*_TOO_LONG):
-            self._profile_at(longest, park_pre=False, masked=self._masked(1))
+            for park_pre in (False, True) if limited else (False,):
+                self._profile_at(longest, park_pre=park_pre, masked=self._masked(1))
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -224,9 +239,11 @@ class StepPlanner:
             kept = KeptProfile.of(self.wrapped, key)
             profile = kept.load(self.wrapped)
             if profile is None:
-                profile = measure_profile(
-                    self.wrapped, 1, longest, park_pre=park_pre, padded=masked
-                )
+                # Its length is not the step's, so whether it fits the cap says nothing of the step.
+                with self.caps.lifted():
+                    profile = measure_profile(
+                        self.wrapped, 1, longest, park_pre=park_pre, padded=masked
+                    )
                 kept.save(profile)
             self._profiles[key] = profile
         return self._profiles[key]
