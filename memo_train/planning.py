@@ -8,7 +8,8 @@ an octave) go by the plan of its longest.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,18 @@ class Caps:
             self._device.set_host_cap(host_bytes)
             self._is_set[1] = True
 
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """While active, the device's cap is what it was before this object set one."""
+        cap_bytes = self._device.counters().device_cap_bytes
+        if self._is_set[0]:
+            self._device.set_device_cap(self._before[0])
+        try:
+            yield
+        finally:
+            if self._is_set[0]:
+                self._device.set_device_cap(cap_bytes)
+
     def restore(self) -> None:
         """The caps this object set become what they were before."""
         if self._is_set[0]:
@@ -67,6 +80,9 @@ class Caps:
 
 _EVAL_TILE_TOKENS = 1024
 _BUCKETS_OF_OCTAVE = 8
+_POSITION_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len")
+_TOO_LONG = (UnsupportedModel, torch.OutOfMemoryError)
+"""What a profile's run ends in beyond a model's longest sequence, and where memory is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +146,16 @@ class StepPlanner:
         """What a step would compute in now."""
         return precision(self.wrapped.device.torch_device.type)
 
-    def measure(self) -> None:
-        """Profile the model now, so that no step has to wait for it."""
-        self._profile(LONGEST_PROFILED_TOKENS, park_pre=False, masked=False)
+    def measure(self, *, limited: bool) -> None:
+        """Profile the model now, so that no step has to wait for it.
+
+        limited: whether memory may be so short that steps park what pre saves on the host.
+        A model that refuses such lengths is profiled at its first step's.
+        """
+        longest = self._longest_profiled(1)
+        with suppress(*_TOO_LONG):
+            for park_pre in (False, True) if limited else (False,):
+                self._profile_at(longest, park_pre=park_pre, masked=self._masked(1))
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -205,20 +228,32 @@ class StepPlanner:
         return _Found(plan=plan, park_pre=park_pre)
 
     def _profile(self, tokens: int, *, park_pre: bool, masked: bool) -> Profile:
-        """The profile of one sequence, measured on this machine now or before.
+        """The profile of one sequence, for steps of `tokens` and of any other length."""
+        longest = self._longest_profiled(tokens)
+        try:
+            return self._profile_at(longest, park_pre=park_pre, masked=masked)
+        except _TOO_LONG:
+            if tokens >= longest:
+                raise
+            return self._profile_at(tokens, park_pre=park_pre, masked=masked)
 
-        tokens: of the step it is needed for. A step beyond the model's position table shows that
-        there is none, so longer ones may be profiled.
-        """
+    def _longest_profiled(self, tokens: int) -> int:
+        """Tokens of a profile. A step beyond the model's table shows that it needs none."""
         config = getattr(self.wrapped.parts.causal_lm, "config", None)
-        table = getattr(config, "max_position_embeddings", None) or LONGEST_PROFILED_TOKENS
-        longest = min(LONGEST_PROFILED_TOKENS, max(table, tokens))
+        tables = [getattr(config, name, None) for name in _POSITION_TABLES]
+        table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
+        return min(LONGEST_PROFILED_TOKENS, max(table, tokens, 1))
+
+    def _profile_at(self, longest: int, *, park_pre: bool, masked: bool) -> Profile:
+        """The profile from runs of at most `longest` tokens, made on this machine now or before."""
         key = self._key(self.precision, longest, park_pre, masked)
         if key not in self._profiles:
             kept = KeptProfile.of(self.wrapped, key)
             profile = kept.load(self.wrapped)
             if profile is None:
-                profile = self._measure(longest, park_pre=park_pre, padded=masked)
+                # Its length is not the step's, so whether it fits the cap says nothing of the step.
+                with self.caps.lifted():
+                    profile = self._measure(longest, park_pre=park_pre, padded=masked)
                 kept.save(profile)
             self._profiles[key] = profile
         return self._profiles[key]

@@ -158,7 +158,7 @@ def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool)
     """Plan for seq_len; without it at least see that a cap leaves room for one tile."""
     if not planner.trains:
         return
-    planner.measure()
+    planner.measure(limited=fits_at_all)
     if seq_len is not None:
         planner.plan(1, seq_len)
     elif fits_at_all:

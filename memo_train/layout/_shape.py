@@ -108,6 +108,11 @@ class ShapeSteps:
     _solving: BackgroundSolve | None = None
     _totals: _Totals = field(default_factory=_Totals)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether none of its steps was recorded, and no layout was found before."""
+        return not self.num_recordings and self.solved is None
+
     def solve(self, recorded: RecordedStep) -> None:
         """Start to look for the layout of a step that was recorded."""
         self.wants_recording = False

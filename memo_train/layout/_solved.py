@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from dataclasses import dataclass
 
@@ -117,8 +119,16 @@ def solve_step(recorded: RecordedStep, alignment_bytes: int) -> SolvedStep:
     )
 
 
+_one_at_a_time = threading.Lock()
+_NICENESS = 10
+"""Of 19. At the very last the thread might hold Python's lock and never get to let it go."""
+
+
 class BackgroundSolve:
-    """`solve_step` on a thread of its own, which the process waits for at its end."""
+    """`solve_step` on a thread of its own, which the process waits for at its end.
+
+    Threads solve one after another, and where the system has priorities (Linux) behind compute.
+    """
 
     def __init__(self, recorded: RecordedStep, alignment_bytes: int) -> None:
         self._solved: SolvedStep | None = None
@@ -139,7 +149,10 @@ class BackgroundSolve:
         return self._solved
 
     def _run(self, recorded: RecordedStep, alignment_bytes: int) -> None:
+        if sys.platform == "linux":  # elsewhere a priority is a whole process's
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
-            self._solved = solve_step(recorded, alignment_bytes)
+            with _one_at_a_time:
+                self._solved = solve_step(recorded, alignment_bytes)
         except MemoError as error:
             self._failed = error

@@ -1,8 +1,9 @@
 """The steps of one model on their way from recorded to planned.
 
-The first step of a shape is served by size and recorded. Its layout is solved in the background;
-from then on request k of such a step gets address k. A step is what lies between the model's
-forward and the end of its backward; a device records or serves one at a time.
+A model's first step is served by size and recorded, of every other shape the second. Its layout is
+solved in the background; from then on request k of such a step gets address k. A step is what lies
+between the model's forward and the end of its backward. A device records or serves one at a
+time.
 """
 
 from __future__ import annotations
@@ -118,7 +119,14 @@ class StepLayouts(StepMemory):
         shape = Shape(
             batch=batch, tokens=tokens, precision=precision(self._device.torch_device.type)
         )
-        steps = self._shapes.setdefault((shape, how), ShapeSteps(shape=shape, device=self._device))
+        steps = self._shapes.get((shape, how))
+        if steps is None:
+            # The first shape is likely to be the only one; of others most may never come again.
+            is_first = not self._shapes
+            steps = ShapeSteps(shape=shape, device=self._device, wants_recording=is_first)
+            self._shapes[shape, how] = steps
+        elif steps.is_new:
+            steps.wants_recording = True
         steps.take_solved()
         self._under_way = StepUnderWay.begin(self._device, steps)
 

@@ -69,6 +69,8 @@ def with_prefetch(shapes: Shapes, bytes_per_token: float) -> Shapes:
 
 
 _TILED_STAGES = ("pre", "post", "post_backward", "pre_backward")
+_MOST_OVERHEAD = 0.9
+"""Of a step's seconds; where a busy machine made one step much slower, tokens still cost some."""
 _PASSES = 3
 """Over a recomputed tile: forward, recomputation (part of post_backward), backward."""
 
@@ -117,5 +119,8 @@ def _tilewise_s(step: MeasuredStep) -> float:
 
 def _tile_overhead_s(long: MeasuredStep, wide: MeasuredStep) -> float:
     """What one more tile adds to a pass: the same tokens in twice as many tiles."""
-    more_tiles = long.tokens / long.tile_tokens - wide.tokens / wide.tile_tokens
-    return max(_tilewise_s(long) - _tilewise_s(wide), 0.0) / more_tiles / _PASSES
+    num_tiles = wide.tokens / wide.tile_tokens
+    more_s = max(_tilewise_s(long) - _tilewise_s(wide), 0.0)
+    most_s = _MOST_OVERHEAD * _tilewise_s(wide)
+    more_tiles = long.tokens / long.tile_tokens - num_tiles
+    return min(more_s / more_tiles, most_s / num_tiles) / _PASSES

@@ -79,7 +79,7 @@ def test_autocast_has_its_own_layout() -> None:
         training.update()
     reports = memo_train.memory_report(training.model).shapes
     assert [report.precision for report in reports] == ["its own types", "autocast to bfloat16"]
-    assert [report.num_steps for report in reports] == [2, 2]
+    assert [report.num_steps for report in reports] == [2, 1]
     assert sum(report.unplanned + report.missing for report in reports) == 0
 
 
@@ -116,7 +116,23 @@ def test_lengths_and_batches_that_alternate() -> None:
 
     reports = memo_train.memory_report(twice(run).model).shapes
     assert [(r.batch, r.tokens) for r in reports] == [(2, 64), (1, 64), (2, 37)]
-    assert [(r.num_steps, r.unplanned, r.missing) for r in reports] == [(2, 0, 0)] * 3
+    steps = [(r.num_steps, r.unplanned, r.missing) for r in reports]
+    assert steps == [(2, 0, 0), (1, 0, 0), (1, 0, 0)]
+
+
+def test_a_shape_that_comes_once_is_neither_recorded_nor_solved() -> None:
+    """But for the first; one that comes again is recorded then, and planned the third time."""
+    training = Training(wrapped("llama_gqa"))
+    for tokens in (64, 37, 50, 41, 37, 37):
+        training.step(1, tokens)
+    reports = memo_train.memory_report(training.model).shapes
+    states = [(r.tokens, r.state, r.num_steps) for r in reports]
+    assert states == [
+        (64, "planned", 0),
+        (37, "planned", 1),
+        (50, "by size", 0),
+        (41, "by size", 0),
+    ]
 
 
 def test_evaluation_between_steps() -> None:
