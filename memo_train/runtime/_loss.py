@@ -81,7 +81,7 @@ class TiledLoss:
             self._say("it does not call its decoder as a module")
             return decoded
         tail = Tail(self._model, decoder, self._head_now(), self._forward)
-        if self._template is None:
+        if self._template is None and self.assumed is None:
             self._template = template_of(decoder, decoded)
         try:
             return self._tiled(tail, arguments, decoded)
@@ -202,8 +202,11 @@ def probe_loss(parts: ModelParts, device: Device) -> TiledLoss:
     tiled.tile_tokens, tiled.quiet = max(tokens // 3, 1), True
     ids = probe_ids(parts, tokens, device)
     options = {"use_cache": False} if "use_cache" in Signature(parts.causal_lm.forward) else {}
-    with evaluating(parts.causal_lm), preserved_rng(device.generators), torch.enable_grad():
-        tiled.forward(input_ids=ids, labels=ids, **options)
+    arguments: dict[str, Any] = {"input_ids": ids, "labels": ids, **options}
+    with preserved_rng(device.generators), torch.enable_grad():
+        with evaluating(parts.causal_lm):
+            tiled.forward(**arguments)
+        tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
     if tiled.why_whole == "":
         tiled.why_whole = "it returns none"
     tiled.quiet = False
