@@ -37,6 +37,8 @@ from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
 
 _MOST_PROOFS = 64
+_PROBE_TOKENS = 8
+"""The decoder's output is all that is wanted; a head of 128K tokens is slow to try on more."""
 
 
 class TiledLoss:
@@ -197,7 +199,7 @@ def assumed_loss(parts: ModelParts) -> TiledLoss:
 
 def probe_loss(parts: ModelParts, device: Device) -> TiledLoss:
     """The model's loss by tiles, tried once: `why_whole` says why not. The model is as it was."""
-    tokens = parts.probe_tokens()
+    tokens = min(parts.probe_tokens(), _PROBE_TOKENS)
     tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
     tiled.tile_tokens, tiled.quiet = max(tokens // 3, 1), True
     ids = probe_ids(parts, tokens, device)

@@ -128,6 +128,8 @@ def find_way(
     with _no_dropout(tail), preserved_rng(generators_of(hidden.device)), surroundings:
         try:
             whole = trial.whole()
+        except torch.OutOfMemoryError:
+            raise  # tells nothing of the loss
         except _NOT_RUNNABLE as error:
             return LossIsWhole(f"the head does not run on a few tokens ({error})")
         except LossIsWhole as found:
@@ -193,6 +195,8 @@ class _Trial:
             hidden = self._hidden[:, self._skipped :]
             scale = hidden.new_tensor(_SCALE, dtype=torch.float32)
             loss, (gradient,) = loss_pass.value_and_gradients(hidden, parameters=(), scale=scale)
+        except torch.OutOfMemoryError:
+            raise
         except (LossIsWhole, *_NOT_RUNNABLE) as error:
             return f"it does not run on a part of the tokens ({error})"
         assert gradient is not None

@@ -5,13 +5,10 @@ Numerics level 4, fp16 included: error against float64 at most twice plain autog
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,155 +19,13 @@ import transformers
 from torch import nn
 
 import memo_train
-from memo_train.errors import BackwardTwice, DoubleBackward, InvalidInput
+from memo_train.errors import BackwardTwice, DoubleBackward
 from memo_train.runtime import find_parts
 from memo_train.testing import (
-    Step,
-    assert_as_exact_as_plain,
-    float64_step,
-    gradient_error,
-    gradients_of,
     run_step,
 )
 from tests.runtime.causal_lms import MODELS, gpt2_with_dropout
-from tests.runtime.policies import wrapped_of
-
-Make = Callable[[], nn.Module]
-WHOLE = "the loss of this call is not tiled"
-
-
-def is_tiled(model: nn.Module) -> bool:
-    """Whether the last loss of a wrapped model was computed by tiles."""
-    loss = wrapped_of(model)._loss
-    return loss is not None and loss.why_whole is None
-
-
-def check(model: nn.Module, make: Make, *, tiled: bool = True, **batch: Any) -> None:
-    plain, exact = run_step(make(), **batch), float64_step(make(), **batch)
-    assert_as_exact_as_plain(run_step(model, **batch), plain, exact)
-    assert is_tiled(model) == tiled
-
-
-def family(name: str, **options: Any) -> Make:
-    def make() -> nn.Module:
-        torch.manual_seed(1)
-        config = getattr(transformers, f"{name}Config")(vocab_size=61, **options)
-        model: nn.Module = getattr(transformers, f"{name}ForCausalLM")(config)
-        return model.train()
-
-    return make
-
-
-# fp16
-
-
-SCALE = 2.0**16
-ITEMS = 100_000
-"""Tokens of an accumulated step: the loss that backward starts from is small."""
-
-
-def scaled_step(
-    model: nn.Module, ids: torch.Tensor, combine: Callable[[torch.Tensor], torch.Tensor]
-) -> Step:
-    model.zero_grad(set_to_none=True)
-    loss = model(input_ids=ids, labels=ids, num_items_in_batch=ITEMS).loss
-    combine(loss).backward()
-    gradients = {n: g.double() / SCALE for n, g in gradients_of(model).items()}
-    return Step(loss=loss.detach(), gradients=gradients)
-
-
-USES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "scaled": lambda loss: loss * SCALE,
-    "twice": lambda loss: loss * (SCALE / 2) + (loss * SCALE) / 2,
-    "in another loss": lambda loss: (loss * SCALE) * 0.75 + torch.sin(loss * 0) + loss * SCALE / 4,
-}
-
-
-def with_a_hook(loss: torch.Tensor) -> torch.Tensor:
-    loss.register_hook(lambda gradient: gradient * SCALE)
-    return loss
-
-
-USES["scaled by a hook"] = with_a_hook
-
-
-@pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("weights", [torch.float32, torch.float16], ids=["autocast", "weights"])
-def test_fp16_is_as_exact_as_plain(weights: torch.dtype, use: str, ids, wrapped) -> None:
-    """Its gradients are too small for fp16 but for the scale, which comes after the loss."""
-
-    def make() -> nn.Module:
-        return family("Llama", hidden_size=64, intermediate_size=96, num_hidden_layers=2)().to(
-            weights
-        )
-
-    exact = scaled_step(make().double(), ids, USES[use])
-    with torch.autocast("cpu", torch.float16, enabled=weights == torch.float32):
-        plain = scaled_step(make(), ids, USES[use])
-        step = scaled_step(wrapped(make()), ids, USES[use])
-    assert gradient_error(plain, exact) < 1e-2
-    assert gradient_error(step, exact) <= 2 * gradient_error(plain, exact)
-
-
-def test_fp16_with_backward_outside_of_autocast(ids, wrapped) -> None:
-    make = MODELS["llama_gqa"]
-    steps = []
-    for inside in (True, False):
-        model = wrapped(make())
-        with torch.autocast("cpu", torch.float16):
-            loss = model(input_ids=ids, labels=ids).loss
-            if inside:
-                (loss * SCALE).backward()
-        if not inside:
-            (loss * SCALE).backward()
-        steps.append(gradients_of(model))
-    assert all(torch.equal(g, steps[1][name]) for name, g in steps[0].items())
-
-
-def test_fp16_draws_the_same_numbers_again_in_backward(ids, wrapped) -> None:
-    """Dropout of the head: LoRA's. Whatever the model draws, its loss is one function of them."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(
-        r=4, target_modules=["lm_head"], lora_dropout=0.5, init_lora_weights=False
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model = wrapped(peft.get_peft_model(MODELS["llama"](), config))
-    weight = next(p for n, p in model.named_parameters() if "lora_B" in n)
-
-    def value() -> torch.Tensor:
-        torch.manual_seed(0)
-        with torch.autocast("cpu", torch.float16):
-            return model(input_ids=ids, labels=ids).loss
-
-    loss = value()
-    assert is_tiled(model)
-    (loss * SCALE).backward()
-    direction = weight.grad.sign() / SCALE
-    slope = float((weight.grad / SCALE * direction).sum())
-    with torch.no_grad():
-        step = 1e-2 * SCALE
-        weight += step * direction
-        above = float(value_of(value))
-        weight -= 2 * step * direction
-        below = float(value_of(value))
-    assert (above - below) / (2 * step) == pytest.approx(slope, rel=0.1)
-
-
-def value_of(value: Callable[[], torch.Tensor]) -> torch.Tensor:
-    with torch.enable_grad():
-        return value().detach()
-
-
-def test_a_factor_that_bf16_cannot_hold(ids, wrapped) -> None:
-    """One third in bf16 is 0.3 % off, and so would be every gradient."""
-    model = wrapped(MODELS["llama"]().bfloat16())
-    whole = run_step(model, input_ids=ids, labels=ids).gradients["lm_head.weight"]
-    model.zero_grad(set_to_none=True)
-    (model(input_ids=ids, labels=ids).loss / 3).backward()
-    third = model.lm_head.weight.grad
-    assert torch.equal(third, (whole.float() * torch.tensor(1 / 3)).bfloat16())
-
+from tests.runtime.tiled_loss import WHOLE, Make, check, family
 
 # The loss function and what else may change after wrap
 
@@ -342,136 +197,6 @@ def test_hooks_run_once_and_are_obeyed(register: str, where: str, ids, wrapped) 
     assert len(calls) == per_step >= 1
     for name, gradient in plain.gradients.items():
         torch.testing.assert_close(step.gradients[name], gradient, rtol=1e-4, atol=1e-6)
-
-
-# Ways to call
-
-
-CALLS: dict[str, Callable[[torch.Tensor], dict[str, Any]]] = {
-    "another ignored index": lambda ids: {"labels": ids, "ignore_index": 5},
-    "some logits": lambda ids: {"labels": ids[:, -20:], "logits_to_keep": 20},
-    "all logits": lambda ids: {"labels": ids, "logits_to_keep": 0},
-    "chosen logits": lambda ids: {
-        "labels": ids[:, 3:30:2],
-        "logits_to_keep": torch.arange(3, 30, 2),
-    },
-    "shifted labels": lambda ids: {"labels": ids, "shift_labels": ids.roll(-3, 1)},
-    "items": lambda ids: {"labels": ids, "num_items_in_batch": 100},
-    "items as a float": lambda ids: {"labels": ids, "num_items_in_batch": 99.5},
-    "items as a tensor": lambda ids: {"labels": ids, "num_items_in_batch": torch.tensor(100)},
-    "items as a vector": lambda ids: {"labels": ids, "num_items_in_batch": torch.tensor([100.0])},
-    "label smoothing": lambda ids: {"labels": ids, "label_smoothing": 0.2},
-    "both": lambda ids: {
-        "labels": ids[:, -20:],
-        "logits_to_keep": 20,
-        "num_items_in_batch": 77,
-        "ignore_index": 7,
-    },
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_ways_to_ask_for_a_loss(call: str, ids, wrapped) -> None:
-    batch = {"input_ids": ids, **CALLS[call](ids)}
-    vector = call == "items as a vector"  # then the loss is a vector too
-    if vector:
-        with pytest.warns(UserWarning, match=WHOLE):
-            check(wrapped(MODELS["llama"]()), MODELS["llama"], tiled=False, **batch)
-        return
-    check(wrapped(MODELS["llama"]()), MODELS["llama"], **batch)
-
-
-def test_other_positions_in_every_sequence_are_not_tiled(ids, wrapped) -> None:
-    keep = torch.stack([torch.arange(20), torch.arange(10, 30)])
-    batch = {"input_ids": ids, "labels": ids[:, :20], "logits_to_keep": keep}
-    with pytest.warns(UserWarning, match=WHOLE):
-        check(wrapped(MODELS["llama"]()), MODELS["llama"], tiled=False, **batch)
-
-
-@pytest.mark.filterwarnings(f"ignore:.*{WHOLE}")
-def test_labels_of_another_length_are_the_models_own_error(ids, wrapped) -> None:
-    for model in (MODELS["llama"](), wrapped(MODELS["llama"]())):
-        with pytest.raises(ValueError, match="batch_size"):
-            model(input_ids=ids, labels=ids[:, :20])
-
-
-def test_shifted_labels_alone_are_no_labels_to_transformers(ids, wrapped) -> None:
-    plain, model = MODELS["llama"](), wrapped(MODELS["llama"]())
-    assert plain(input_ids=ids, shift_labels=ids).loss is None
-    output = model(input_ids=ids, shift_labels=ids)
-    assert output.loss is None
-    torch.testing.assert_close(output.logits, plain(input_ids=ids).logits)
-
-
-# Logits beside the loss
-
-
-def two_losses(model: nn.Module, ids: torch.Tensor, look: Callable[[Any], torch.Tensor]) -> Step:
-    model.zero_grad(set_to_none=True)
-    output = model(input_ids=ids, labels=ids)
-    loss = output.loss + 0.1 * look(output).float().logsumexp(-1).square().mean()
-    loss.backward()
-    return Step(loss=loss.detach(), gradients=gradients_of(model))
-
-
-LOOKS: dict[str, Callable[[Any], torch.Tensor]] = {
-    "attribute": lambda output: output.logits,
-    "key": lambda output: output["logits"],
-    "index": lambda output: output[1],
-    "tuple": lambda output: output.to_tuple()[1],
-}
-
-
-@pytest.mark.parametrize("look", LOOKS)
-def test_a_second_loss_of_the_logits(look: str, ids, wrapped) -> None:
-    make = MODELS["llama"]
-    plain, exact = (two_losses(m, ids, LOOKS[look]) for m in (make(), make().double()))
-    model = wrapped(make())
-    assert_as_exact_as_plain(two_losses(model, ids, LOOKS[look]), plain, exact)
-    assert is_tiled(model)
-
-
-@pytest.mark.parametrize("name", ["llama", "own"])
-@pytest.mark.parametrize("training", [True, False])
-def test_logits_beside_the_loss(training: bool, name: str, ids, wrapped) -> None:
-    plain, model = MODELS[name]().train(training), wrapped(MODELS[name]()).train(training)
-    output = model(input_ids=ids, labels=ids)
-    torch.testing.assert_close(output.logits, plain(input_ids=ids).logits)
-    assert isinstance(output, type(plain(input_ids=ids)))
-    assert "logits" in repr(output)
-
-
-def test_logits_in_a_tuple(ids, wrapped) -> None:
-    model = wrapped(MODELS["llama"]())
-    loss, logits = model(input_ids=ids, labels=ids, return_dict=False)
-    assert torch.equal(loss, model(input_ids=ids, labels=ids).loss)
-    torch.testing.assert_close(logits, MODELS["llama"]()(input_ids=ids).logits)
-
-
-def test_an_output_by_its_places(ids, wrapped) -> None:
-    model = wrapped(MODELS["llama"]())
-    output = model(input_ids=ids, labels=ids)
-    assert output[0] is output.loss is output["loss"]
-    assert set(output.keys()) == {"loss"}
-    with torch.no_grad():
-        output = dataclasses.replace(output, loss=output.loss.detach(), logits=None)
-    assert torch.equal(pickle.loads(pickle.dumps(output)).loss, output.loss)
-
-
-def test_logits_after_backward_are_refused(ids, wrapped) -> None:
-    output = wrapped(MODELS["llama"]())(input_ids=ids, labels=ids)
-    output.loss.backward()
-    with pytest.raises(InvalidInput, match="look at them before backward"):
-        _ = output.logits
-
-
-def test_logits_that_nobody_looks_at_are_never_made(ids, wrapped) -> None:
-    model, rows = wrapped(MODELS["llama"]()), []
-    forward = model.lm_head.forward
-    model.lm_head.forward = lambda x: (rows.append(x.shape[1]), forward(x))[1]
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert max(rows) <= 8
-    assert sum(rows) >= ids.shape[1]
 
 
 # Autograd's rules
