@@ -131,6 +131,11 @@ class TileGraph:
     qkv_dtypes: tuple[torch.dtype, ...] = ()
     y_edge: GradientEdge | None = None
 
+    @property
+    def roots(self) -> tuple[Any, ...]:
+        """The nodes that backward starts from."""
+        return tuple(edge.node for edge in (self.y_edge, *self.qkv_edges) if edge is not None)
+
     def post_backward(self, dy: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradients:
         """(dx part, do, *parameter gradients) from dy; the post graph is released."""
         assert self.o is not None
@@ -195,7 +200,7 @@ class TileRun:
         """
         args, kwargs = arguments
         with torch.set_grad_enabled(record), _hooks(saved if record else None):
-            cut = self._frame.run_to_cut((x, *args), kwargs)
+            cut = self._frame.run_to_cut((alias_of(x) if record else x, *args), kwargs)
         if record:
             qkv = (cut.q, cut.k, cut.v)
             self.graph = TileGraph(
@@ -212,7 +217,7 @@ class TileRun:
         if record:
             o = o.detach().requires_grad_()
         with torch.set_grad_enabled(record), _hooks(saved if record else None):
-            output = self._frame.resume(o)
+            output = self._frame.resume(alias_of(o) if record else o)
         y, rest = split_output(output)
         if record:
             assert self.graph is not None
@@ -238,6 +243,19 @@ def _hooks(saved: SavedTensors | None) -> AbstractContextManager[Any]:
     return nullcontext() if saved is None else saved.hooks()
 
 
+def alias_of(leaf: torch.Tensor) -> torch.Tensor:
+    """The same values as a tensor of its own, for the block to see in place of the leaf.
+
+    Whoever holds on to it outside of autograd (an attribute of `ctx`, of a module) holds its memory
+    too: `release_data` lets go of the leaf's only.
+    """
+    alias: torch.Tensor = torch.ops.aten.alias(leaf)
+    return alias
+
+
 def release_data(leaf: torch.Tensor) -> None:
-    """Let go of a leaf's memory but keep its shape: its values are provided by `SavedTensors`."""
+    """Let go of a leaf's memory but keep its shape: its values are provided by `SavedTensors`.
+
+    leaf: nobody but the runtime has seen it (see `alias_of`).
+    """
     leaf.data = leaf.new_zeros(()).expand(leaf.shape)
