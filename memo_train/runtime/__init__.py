@@ -4,10 +4,10 @@ from memo_train.runtime._ambient import precision, preserved_rng
 from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
+from memo_train.runtime._module_state import kept_buffers
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts
 from memo_train.runtime._probe import (
-    NOT_RUNNABLE,
     BlockVerdict,
     HowToRun,
     judge_plain_run,
@@ -15,6 +15,7 @@ from memo_train.runtime._probe import (
     why_loss_is_whole,
 )
 from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
+from memo_train.runtime._probe_gradients import NOT_RUNNABLE
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
@@ -46,6 +47,7 @@ __all__ = [
     "ignore",
     "installed",
     "judge_plain_run",
+    "kept_buffers",
     "learn_token_dims",
     "precision",
     "preserved_rng",

@@ -182,7 +182,8 @@ def _leave_at_cut(
             whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             elements = storage.nbytes() // tensor.element_size()
             whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)
-            poisoned.append(StorageWeakRef(storage))
+            held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            poisoned.append(held)
     return poisoned
 
 

@@ -54,8 +54,9 @@ def refuse_lost_gradients(
     taken = {id(tensor) for tensor in inputs}
     for leaf in leaves_of(roots):
         if id(leaf) not in taken:
+            name = _name(module, leaf, parameters)
             raise LostGradient(
-                f"{type(module).__name__}: {_name(module, leaf, parameters)} would get no gradient: "
+                f"{type(module).__name__}: {name} would get no gradient; "
                 "the block uses it past its modules' own parameters (in a closure, a cached copy), "
                 "which was not so when the model was wrapped; call memo_train.unwrap(model) and "
                 "wrap it again"

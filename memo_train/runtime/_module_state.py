@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from memo_train.runtime._swap import is_plain
+
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward"}
 """Attributes that PyTorch keeps on each module; parameters are not what forward leaves."""
 
@@ -127,7 +129,7 @@ def _hold(value: Any) -> _Held:
 
 def _is_changed(held: _Held, value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return value is not held.value or _version(value) != held.version
+        return value is not held.value or _is_written(held)
     if isinstance(value, bool | int | float | str):
         return type(value) is not type(held.value) or bool(value != held.value)
     if value is not held.value:
@@ -139,10 +141,17 @@ def _is_changed(held: _Held, value: Any) -> bool:
     )
 
 
+def _is_written(held: _Held) -> bool:
+    """Whether a tensor has other values. Batch norm writes its statistics without a new version."""
+    if _version(held.value) != held.version:
+        return True
+    return is_plain(held.value) and not torch.equal(held.value, held.contents)
+
+
 def _refill(held: _Held) -> None:
     """Give a value that can be written to its contents back."""
     if isinstance(held.value, torch.Tensor):
-        if _version(held.value) != held.version:
+        if _is_written(held):
             with torch.no_grad():
                 held.value.copy_(held.contents)
     elif isinstance(held.value, list):

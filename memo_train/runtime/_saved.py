@@ -143,7 +143,9 @@ class SavedTensors:
 
     def bind(self, **known: torch.Tensor) -> None:
         """Provide the known tensors for backward, with the strides they had in forward."""
-        self._bound |= {n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)}
+        self._bound |= {
+            n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)
+        }
 
     @property
     def swapped_bytes(self) -> int:

@@ -102,6 +102,7 @@ class WrappedModel:
         self.given: tuple[str, ...] = ()
         self.active_block: int | None = None
         self.verdicts = verdicts
+        self._checked_shapes: list[set[tuple[int, ...]]] = [set() for _ in parts.blocks]
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
         self._in_model = False
@@ -247,6 +248,8 @@ class WrappedModel:
             park_pre=self._step.copies.park_pre,
             observer=self._observe,
             index=index,
+            changes=verdict.changes,
+            checked_shapes=self._checked_shapes[index],
         )
 
     def __reduce__(self) -> NoReturn:

@@ -12,7 +12,6 @@ import transformers
 from torch import nn
 
 import memo_train
-from memo_train.errors import UnsupportedModel
 from memo_train.runtime import AtCut, HowToRun
 from memo_train.testing import (
     Step,
@@ -65,6 +64,7 @@ WHOLE: dict[str, tuple[Make, str]] = {
     "batch norm": (lambda: toy.toy(toy.BatchNormBlock), MIXES),
     "no attention": (lambda: toy.toy(toy.NoAttentionBlock), "no attention call"),
     "own mask": (lambda: toy.toy(toy.OwnMaskBlock), "part of the tokens"),
+    "two attention calls": (lambda: toy.toy(toy.TwoAttentionsBlock), "two attention calls"),
     "in place": (lambda: toy.toy(toy.InPlaceBlock), "writes to its input"),
     "two outputs": (lambda: toy.toy(toy.TwoOutputsBlock, toy.TwoOutputsDecoder), "more tensors"),
     "second input": (lambda: toy.toy(toy.FromEmbeddingBlock, toy.FromEmbeddingDecoder), FOREIGN),
@@ -178,15 +178,6 @@ def test_batch_norm_counts_each_step_once(ids) -> None:
         memo_train.wrap(model, alpha=0.5)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, dict(plain.named_buffers())[name]), name
-
-
-@pytest.mark.parametrize("make", [lambda: toy.toy(toy.TwoAttentionsBlock)])
-def test_two_attention_calls_are_refused(make: Make, ids) -> None:
-    model = make()
-    with pytest.raises(UnsupportedModel, match="two attention calls; one per block"):
-        memo_train.wrap(model)
-    assert "forward" not in vars(model)
-    assert not hasattr(model, "_memo_train")
 
 
 def test_unwrap_of_a_repeated_block(ids) -> None:
