@@ -4,7 +4,7 @@ from memo_train.runtime._ambient import precision, preserved_rng
 from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
-from memo_train.runtime._module_state import kept_buffers
+from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import ModelParts, causal_lm_of, find_parts
 from memo_train.runtime._probe import (
@@ -47,7 +47,7 @@ __all__ = [
     "ignore",
     "installed",
     "judge_plain_run",
-    "kept_buffers",
+    "kept_model",
     "learn_token_dims",
     "precision",
     "preserved_rng",

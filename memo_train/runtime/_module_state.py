@@ -7,8 +7,8 @@ leave everything as it found it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +108,20 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
         for value in values:
             if _is_changed(value, value.value):
                 _refill(value)
+
+
+@contextmanager
+def kept_model(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """The model's buffers, and all that stands on its blocks, are afterwards as before.
+
+    Attributes outside of the blocks are left alone: Transformers notes there which hooks it has put
+    in place.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(kept_buffers(model))
+        for block in blocks:
+            stack.enter_context(kept_state(block))
+        yield
 
 
 def graph_holders(changed: Mapping[StatePlace, Any]) -> list[StatePlace]:

@@ -31,7 +31,7 @@ from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
 from memo_train.runtime._leaves import leaves_of
 from memo_train.runtime._loss import IGNORE_INDEX, TiledLoss
-from memo_train.runtime._module_state import StatePlace, kept_buffers, kept_state
+from memo_train.runtime._module_state import StatePlace, kept_model, kept_state
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._probe_calls import (
     BlockCall,
@@ -86,7 +86,8 @@ def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     """
     watched = WatchedBlocks(parts.blocks)
     few, tokens = min(_FEW_TOKENS, parts.probe_tokens()), parts.probe_tokens()
-    with evaluating(parts.causal_lm), preserved_rng(device.generators), kept_buffers(parts.decoder):
+    kept = kept_model(parts.causal_lm, parts.blocks)
+    with kept, evaluating(parts.causal_lm), preserved_rng(device.generators):
         with watched.watching():
             on_few = record_calls(parts, few, device)
         shorter, longer = (_record_idle(parts, watched, n, device) for n in (tokens - 1, tokens))
@@ -272,7 +273,7 @@ def why_loss_is_whole(parts: ModelParts, device: Device) -> str | None:
     ids = probe_ids(parts, tokens, device)
     labels = ids.clone()
     labels[:, 3:6] = IGNORE_INDEX
-    kept = kept_buffers(parts.causal_lm)
+    kept = kept_model(parts.causal_lm, parts.blocks)
     with kept, evaluating(parts.causal_lm), preserved_rng(device.generators):
         with torch.no_grad():
             whole = float(parts.run(ids, labels).loss)

@@ -226,6 +226,7 @@ class GradientProbe:
         run = self._differentiated(y, x, shadows, {})
         return replace(run, left=_copies(state.changed()))
 
+    @torch.no_grad()
     def _difference(self, run: BlockRun) -> str | None:
         """What `run` gives that plain autograd does not, beyond rounding."""
         plain, tolerance = self.plain, TOLERANCE.get(self.plain.y.dtype, 1e-4)
@@ -237,7 +238,7 @@ class GradientProbe:
                     return f"{name} has no gradient when run {none} and one when run {some}"
                 continue
             off, size = _distance(found, expected), self._size_of(name, expected)
-            if not off <= tolerance * size and not off <= _TIMES_NOISE * self._noise_of(name):
+            if not off <= tolerance * size and not off <= self._noise_of(name, tolerance):
                 return f"{_of(name)} differs by {off / max(size, 1e-30):.2g} of it"
         return _state_difference(run.left, plain.left, tolerance)
 
@@ -247,8 +248,14 @@ class GradientProbe:
             self._sizes[name] = _size(expected)
         return self._sizes[name]
 
-    def _noise_of(self, name: str) -> float:
-        """How far plain autograd's result moves when x is off by one rounding."""
+    def _noise_of(self, name: str, tolerance: float) -> float:
+        """A bound by how far plain autograd's result moves when x is off by one rounding.
+
+        It is at most the tolerance of all gradients together: a block that is not the same twice
+        moves much further.
+        """
+        if name not in self.plain.gradients:
+            return 0.0
         if self._noise is None:
             x = self._call.x.detach()
             signs = torch.where(_random_like(x) > 0, 1.0, -1.0).to(x.dtype)
@@ -257,8 +264,9 @@ class GradientProbe:
             pairs = {n: (g, self.plain.gradients[n]) for n, g in run.gradients.items()}
             self._noise = {
                 n: 0.0 if a is None or b is None else _distance(a, b) for n, (a, b) in pairs.items()
-            } | {"its output": _distance(run.y, self.plain.y)}
-        return self._noise[name]
+            }
+        sizes = [self._size_of(n, g) for n, g in self.plain.gradients.items() if g is not None]
+        return min(_TIMES_NOISE * self._noise[name], tolerance * math.hypot(*sizes))
 
 
 def _of(name: str) -> str:

@@ -13,7 +13,7 @@ from torch import nn
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
-from memo_train.runtime import HowToRun, WrappedModel, kept_buffers, preserved_rng
+from memo_train.runtime import HowToRun, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import fit_block_times, fit_peak_lines, with_prefetch
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
@@ -45,7 +45,8 @@ def measure_profile(
     first = (tiled or others)[0]
     recompute = Way(place=TilePlace.RECOMPUTE, park_pre=park_pre)
     swap = Way(place=TilePlace.SWAP, park_pre=park_pre)
-    with preserved_rng(wrapped.device.generators), kept_buffers(wrapped.parts.causal_lm):
+    kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
+    with kept, preserved_rng(wrapped.device.generators):
         with only_block(wrapped, first):
             saved = asdict(measure_saved(wrapped, batch, 4 * tile))
             recomputed = measure_shapes(wrapped, batch, tile, recompute)
