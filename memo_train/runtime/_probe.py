@@ -32,7 +32,7 @@ from memo_train.runtime._cut import Frame, intercept
 from memo_train.runtime._leaves import leaves_of
 from memo_train.runtime._loss import IGNORE_INDEX, TiledLoss
 from memo_train.runtime._module_state import StatePlace, kept_model, kept_state
-from memo_train.runtime._parts import ModelParts
+from memo_train.runtime._parts import ModelParts, needs_whole_blocks
 from memo_train.runtime._probe_calls import (
     BlockCall,
     evaluating,
@@ -102,7 +102,20 @@ def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
                 dims = learn_token_dims(shorter[index].arguments, longer[index].arguments)
                 calls = on_few[index], longer[index]
                 verdicts[kind] = _probe_block(parts.blocks[index], calls, dims, device)
-    return tuple(verdicts[kind] for kind in kinds)
+    found = [verdicts[kind] for kind in kinds]
+    return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found)
+
+
+def _wants_router_logits(parts: ModelParts) -> bool:
+    return needs_whole_blocks({}, getattr(parts.causal_lm, "config", None))
+
+
+def _with_router_logits(verdict: BlockVerdict) -> BlockVerdict:
+    """A tile's router logits are of its own tokens; the loss made of them is of all."""
+    if verdict.how is not HowToRun.TILED:
+        return verdict
+    because = "config.output_router_logits asks for the router logits of all tokens"
+    return replace(verdict, how=HowToRun.CHECKPOINTED, because=because)
 
 
 def _record_idle(

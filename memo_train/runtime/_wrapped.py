@@ -6,6 +6,7 @@ A model under the runtime: its blocks and its loss replaced by tiled ones, until
 from __future__ import annotations
 
 import functools
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
@@ -24,7 +25,13 @@ from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
-from memo_train.runtime._parts import ModelParts, Signature, check_block_call, check_model_call
+from memo_train.runtime._parts import (
+    ModelParts,
+    Signature,
+    check_block_call,
+    check_model_call,
+    needs_whole_blocks,
+)
 from memo_train.runtime._probe import BlockVerdict, HowToRun
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._shadow import trainable_parameters
@@ -106,6 +113,7 @@ class WrappedModel:
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
         self._in_model = False
+        self._runs_whole = False
         self._last_pass: weakref.ref[Any] | None = None
         self._forwards = ReplacedForwards()
         self._model_forward: Callable[..., Any] = parts.causal_lm.forward
@@ -150,7 +158,8 @@ class WrappedModel:
         self._begin_step(check_model_call(arguments, self._model_signature), arguments)
         self._in_model = True
         try:
-            run = self._model_forward if self._loss is None else self._loss.forward
+            loss = None if self._runs_whole else self._loss
+            run = self._model_forward if loss is None else loss.forward
             output = run(**arguments)
         finally:
             self._in_model = False
@@ -171,7 +180,15 @@ class WrappedModel:
         if shape is None:
             return
         assert self.choose_policy is not None
-        step = self.choose_policy(*shape)
+        step = self.choose_policy(*shape)  # which may run steps of its own, to profile
+        config = getattr(self.parts.causal_lm, "config", None)
+        self._runs_whole = needs_whole_blocks(arguments, config)
+        if self._runs_whole and any(v.how is HowToRun.TILED for v in self.verdicts):
+            warnings.warn(
+                "this step asks for the router logits of all tokens (output_router_logits): its "
+                "blocks are checkpointed whole, and the plan does not count what that takes",
+                stacklevel=2,
+            )
         self._step, self._last_pass = step, None
         self._in_flight.drain()
         self._begin_memory(shape, step, arguments)
@@ -208,7 +225,7 @@ class WrappedModel:
         self._in_flight.allow(self._step.copies.in_flight_bytes[index])
         others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
-        if how is HowToRun.CHECKPOINTED or needs_grad:
+        if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
 
