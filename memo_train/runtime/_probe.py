@@ -138,7 +138,11 @@ def _probe_block(
     if how is HowToRun.PLAIN:
         return BlockVerdict(how=how, because=why)
     spec = _spec_of(block, dims, device)
-    gradients = GradientProbe(few, replace(spec, tile_tokens=_tile_tokens(few)))
+    try:
+        gradients = GradientProbe(few, replace(spec, tile_tokens=_tile_tokens(few)))
+    except (MemoError, *NOT_RUNNABLE) as error:
+        why = why or f"its gradients cannot be taken twice ({error})"
+        return BlockVerdict(how=HowToRun.CHECKPOINTED, because=why)
     if how is HowToRun.TILED:
         probe = _TileProbe(block, many, replace(spec, tile_tokens=_tile_tokens(many)))
         why, at_cut = _why_not_tiled(probe, gradients)

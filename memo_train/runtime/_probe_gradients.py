@@ -76,7 +76,9 @@ class GradientProbe:
 
     def __init__(self, call: BlockCall, spec: BlockSpec) -> None:
         """spec: with the tile's tokens; its policy does not count."""
-        self._block, self._call, self._spec = spec.module, call, spec
+        args, kwargs = (_without_graph(value) for value in call.arguments)
+        self._call = replace(call, args=args, kwargs=kwargs)
+        self._block, self._spec = spec.module, spec
         self._parameters = trainable_parameters(self._block)
         self._names = [n for n, p in self._block.named_parameters() if p.requires_grad]
         self._mode = _Mode.EVALUATING
@@ -267,6 +269,17 @@ class GradientProbe:
             }
         sizes = [self._size_of(n, g) for n, g in self.plain.gradients.items() if g is not None]
         return min(_TIMES_NOISE * self._noise[name], tolerance * math.hypot(*sizes))
+
+
+def _without_graph(value: Any) -> Any:
+    """A call's arguments as leaves: the graphs that made them can be differentiated only once."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().requires_grad_() if value.requires_grad else value
+    if type(value) in (tuple, list):
+        return type(value)(map(_without_graph, value))
+    if type(value) is dict:
+        return {key: _without_graph(item) for key, item in value.items()}
+    return value
 
 
 def _of(name: str) -> str:
