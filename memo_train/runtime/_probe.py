@@ -40,10 +40,16 @@ from memo_train.runtime._probe_calls import (
     record_calls,
 )
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, GradientProbe
-from memo_train.runtime._probe_kinds import WatchedBlocks, kinds_of
+from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
-from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output, tile_of
+from memo_train.runtime._tile import (
+    TokenDims,
+    learn_token_dims,
+    split_output,
+    tensors_in,
+    tile_of,
+)
 
 
 class HowToRun(Enum):
@@ -72,6 +78,9 @@ _NUM_TILES = 3
 _FEW_TOKENS = 11
 """Tokens whose gradients are compared: three tiles, the last one shorter. Reading and writing a
 wide block's parameters takes longer than computing on these."""
+
+_OUTPUT_TOLERANCE = {torch.bfloat16: 2e-2}
+"""Of an output's largest value: two to five roundings. Gradients are sums of many."""
 
 _FIRST_TOKENS, _LAST_TOKENS = 5, 18
 """Tokens at the start and at the end that must stay finite beside NaN. The last ones begin at 113
@@ -102,6 +111,9 @@ def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
                 dims = learn_token_dims(shorter[index].arguments, longer[index].arguments)
                 calls = on_few[index], longer[index]
                 verdicts[kind] = _probe_block(parts.blocks[index], calls, dims, device)
+            if id(parts.blocks[index]) in watched.leave_in_arguments:
+                plain = BlockVerdict(how=HowToRun.PLAIN, because=LEAVES_IN_ARGUMENTS)
+                verdicts[kind] = plain
     found = [verdicts[kind] for kind in kinds]
     return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found)
 
@@ -194,12 +206,16 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
     shadows = shadows_of(parameters)
     x = call.x.clone().requires_grad_()
     own = {id(leaf) for leaf in (x, *shadows)}
+    given = list(tensors_in(call.arguments))
     with torch.enable_grad(), kept_state(block), installed(block, parameters, shadows):
         seen = x.clone()  # no leaf, as in a model, so that writing to it is allowed
         version = seen._version
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
     if seen._version != version:
         return HowToRun.PLAIN, "it writes to its input"
+    left = list(tensors_in(call.arguments))
+    if [id(tensor) for tensor in left] != [id(tensor) for tensor in given]:
+        return HowToRun.PLAIN, LEAVES_IN_ARGUMENTS
     if any(isinstance(output, torch.Tensor) for output in rest or ()):
         return HowToRun.CHECKPOINTED, "it returns more tensors than its output"
     if any(id(leaf) not in own for leaf in leaves_of([y.grad_fn])):
@@ -248,7 +264,7 @@ class _TileProbe:
         except (MemoError, *NOT_RUNNABLE) as error:
             return f"it does not run on a part of the tokens ({error})"
         worst = float((tiled - y).abs().max()) / max(float(y.abs().max()), 1e-30)
-        if worst <= TOLERANCE.get(y.dtype, 1e-4):
+        if worst <= _OUTPUT_TOLERANCE.get(y.dtype, TOLERANCE.get(y.dtype, 1e-4)):
             return None
         return f"its tiled and whole runs differ by {worst:.2g} of its output"
 

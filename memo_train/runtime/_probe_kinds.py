@@ -19,7 +19,10 @@ import torch
 from torch import nn
 
 from memo_train.runtime._leaves import operations_of
-from memo_train.runtime._tile import split_output
+from memo_train.runtime._tile import split_output, tensors_in
+
+LEAVES_IN_ARGUMENTS = "it leaves tensors in its arguments, for others to use"
+"""Run again in backward, it would find what it left."""
 
 _DEPTH = 4
 _MOST_ITEMS = 64
@@ -32,6 +35,7 @@ class WatchedBlocks:
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         self._blocks = blocks
         self.operations: dict[int, frozenset[str]] = {}
+        self.leave_in_arguments: set[int] = set()
         self._rest: dict[int, tuple[Any, ...] | None] = {}
 
     @contextmanager
@@ -51,7 +55,11 @@ class WatchedBlocks:
     ) -> Any:
         args, kwargs = rest
         leaf = x.detach().requires_grad_(x.is_floating_point())
-        output = forward(*args(leaf.clone()), **kwargs(leaf))
+        given = args(leaf.clone()), kwargs(leaf)
+        before = list(tensors_in(given))
+        output = forward(*given[0], **given[1])
+        if [id(tensor) for tensor in before] != [id(tensor) for tensor in tensors_in(given)]:
+            self.leave_in_arguments.add(id(block))
         y, others = split_output(output)
         self.operations[id(block)] = operations_of(y.grad_fn)
         self._rest[id(block)] = others

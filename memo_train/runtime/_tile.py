@@ -80,8 +80,7 @@ class TokenArguments:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor among the arguments."""
-        for _, tensor in _tensors((self._args, self._kwargs)):
-            yield tensor
+        yield from tensors_in((self._args, self._kwargs))
 
     def _cut(self, value: Any, span: range, path: Path) -> Any:
         if isinstance(value, torch.Tensor):
@@ -107,13 +106,19 @@ class TokenArguments:
         return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
 
 
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in `value`, which may be a container."""
+    for _, tensor in _tensors(value):
+        yield tensor
+
+
 def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
             yield from _tensors(item, (*path, index))
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _tensors(item, (*path, key))
 

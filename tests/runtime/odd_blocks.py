@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memo_train import attention
-from tests.runtime.toy import HIDDEN, ToyBlock
+from tests.runtime.toy import HIDDEN, ToyBlock, ToyDecoder
 
 
 class ByShards(torch.autograd.Function):
@@ -262,3 +262,22 @@ class FirstRunBlock(ToyBlock):
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         FirstRunBlock.num_runs += 1
         return super().forward(x * (1 + torch.tensor(FirstRunBlock.num_runs).sin()))
+
+
+class SharingBlock(ToyBlock):
+    """The first block of a step leaves its input's projection in an argument, others use it."""
+
+    def forward(self, x: Tensor, shared: dict[str, Tensor]) -> Tensor:  # type: ignore[override]
+        if "first" not in shared:
+            shared["first"] = self.mlp(x)
+            return super().forward(x)
+        return super().forward(x + shared["first"])
+
+
+class SharingDecoder(ToyDecoder):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x, shared = self.embed(input_ids), dict[str, Tensor]()
+        for block in self.blocks:
+            x = block(x, shared)
+        output: Tensor = self.norm(x)
+        return output

@@ -198,3 +198,17 @@ def test_the_probe_leaves_gradients_modes_buffers_and_random_numbers(ids) -> Non
         gradient, values = held[name]
         assert parameter.grad is gradient
         assert torch.equal(gradient, values), name
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tensors_left_in_an_argument_are_of_the_whole_sequence(policy: str, ids, wrapped) -> None:
+    """Level 4: keys that later blocks share, say."""
+
+    def sharing() -> nn.Module:
+        return toy.toy(odd_blocks.SharingBlock, odd_blocks.SharingDecoder)
+
+    with pytest.warns(UserWarning, match="it leaves tensors in its arguments"):
+        model = wrapped(sharing(), policy)
+    batch = {"input_ids": ids, "labels": ids}
+    plain, exact = run_step(sharing(), **batch), float64_step(sharing(), **batch)
+    assert_as_exact_as_plain(run_step(model, **batch), plain, exact)
