@@ -70,11 +70,10 @@ class ModuleState:
 
     def _walk(self) -> Iterator[tuple[StatePlace, dict[str, Any]]]:
         for path, owner in self._owners.items():
-            for slots in (owner._buffers, owner.__dict__):
-                for name in slots:
-                    place = StatePlace(path, name)
-                    if name not in _OF_EVERY_MODULE and self._looks_at(place):
-                        yield place, slots
+            for name in (*owner._buffers, *owner.__dict__):
+                place = StatePlace(path, name)
+                if name not in _OF_EVERY_MODULE and self._looks_at(place):
+                    yield place, owner._buffers if name in owner._buffers else owner.__dict__
 
     def _looks_at(self, place: StatePlace) -> bool:
         return self._places is None or place in self._places

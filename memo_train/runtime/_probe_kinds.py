@@ -9,6 +9,7 @@ by it shows in the operations.
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -119,13 +120,14 @@ def kinds_of(
 def _drop_places_in_list(blocks: Sequence[nn.Module], attributes: Sequence[_Attributes]) -> None:
     """Forget attributes that are the block's place in the list, up to a constant."""
     for indices in _by_class(blocks).values():
-        if len(indices) == 1:
-            continue
-        for key, value in list(attributes[indices[0]].items()):
-            values = [attributes[index].get(key) for index in indices]
-            if type(value) is int and _is_place(values, indices):
-                for index in indices:
-                    del attributes[index][key]
+        of_class = [attributes[index] for index in indices]
+        places = [
+            key
+            for key in of_class[0]
+            if len(indices) > 1 and _is_place([found.get(key) for found in of_class], indices)
+        ]
+        for found, key in itertools.product(of_class, places):
+            del found[key]
 
 
 def _is_place(values: Sequence[Any], indices: Sequence[int]) -> bool:
