@@ -18,6 +18,7 @@ __all__ = [
     "DoubleBackward",
     "InPlaceModified",
     "InvalidInput",
+    "LostGradient",
     "MemoError",
     "NotTokenWise",
     "PlanInfeasible",
@@ -40,6 +41,10 @@ class CachedGeneration(MemoError):
 
 class InPlaceModified(MemoError):
     """A tensor saved for backward was written to while its copy was under way."""
+
+
+class LostGradient(MemoError):
+    """A block uses a parameter in a way that would leave it without a gradient."""
 
 
 class BackwardTwice(MemoError):

@@ -14,7 +14,7 @@ from memo_planner.errors import format_bytes
 from memo_train.device import Device
 from memo_train.errors import InvalidInput, VerificationFailed
 from memo_train.planning import StepPlanner
-from memo_train.runtime import kept_buffers, preserved_rng
+from memo_train.runtime import kept_model, preserved_rng
 from memo_train.trace import OPTIMIZER_STATES
 from memo_train.wrap import planned_step_of, planner_of
 
@@ -107,7 +107,7 @@ def verify(model: nn.Module, batch: Mapping[str, Any], *, steps: int = 2) -> Ver
     device, parts = planner.wrapped.device, planner.wrapped.parts
     with (
         preserved_rng(device.generators),
-        kept_buffers(parts.causal_lm),
+        kept_model(parts.causal_lm, parts.blocks),
         _no_gradients(model),
         _without_dropout(model) as notes,
     ):

@@ -6,6 +6,7 @@ from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss, assumed_loss, probe_loss
+from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -16,19 +17,13 @@ from memo_train.runtime._parts import (
     without_caches,
 )
 from memo_train.runtime._probe import (
-    NOT_RUNNABLE,
     BlockVerdict,
     HowToRun,
     judge_plain_run,
     probe_blocks,
 )
-from memo_train.runtime._probe_calls import (
-    BlockCall,
-    evaluating,
-    kept_buffers,
-    record_calls,
-    split_input,
-)
+from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
+from memo_train.runtime._probe_gradients import NOT_RUNNABLE
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
@@ -63,7 +58,7 @@ __all__ = [
     "ignore",
     "installed",
     "judge_plain_run",
-    "kept_buffers",
+    "kept_model",
     "learn_token_dims",
     "precision",
     "preserved_rng",

@@ -12,7 +12,13 @@ from memo_train.runtime._ambient import Ambient
 from memo_train.runtime._cut import Cut
 from memo_train.runtime._saved import SavedTensors
 from memo_train.runtime._swap import SwapTarget
-from memo_train.runtime._tile import Gradients, differentiate, release_data, tile_of
+from memo_train.runtime._tile import (
+    Gradients,
+    alias_of,
+    differentiate,
+    release_data,
+    tile_of,
+)
 
 QKV_TOKEN_DIM = 2
 
@@ -68,6 +74,16 @@ class AttentionRun:
         self._leaves: tuple[torch.Tensor, ...] = ()
         self.saved = SavedTensors()
 
+    @property
+    def roots(self) -> tuple[Any, ...]:
+        """The nodes that its backward starts from, and the leaves it ends at."""
+        return () if self._edge is None else (self._edge.node,)
+
+    @property
+    def leaves(self) -> tuple[torch.Tensor, ...]:
+        """q, k and v as its graph knows them; they have no values any more."""
+        return self._leaves
+
     def forward(
         self, qkv: Sequence[torch.Tensor], *, record: bool, swap: SwapTarget | None = None
     ) -> torch.Tensor:
@@ -80,7 +96,7 @@ class AttentionRun:
                 return self._call(*qkv, **self._options)
         leaves = tuple(t.detach().requires_grad_() for t in qkv)
         with self.ambient.restored(grad=True), self.saved.hooks():
-            o = self._call(*leaves, **self._options)
+            o = self._call(*map(alias_of, leaves), **self._options)
         self.saved.settle(dict(zip("qkv", leaves, strict=True)) | {"o": o}, swap=swap)
         self._edge = get_gradient_edge(o)
         for leaf in leaves:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from memo_planner.policy import Place, TilePlace
@@ -32,10 +33,17 @@ from memo_train.runtime._ambient import (
 )
 from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
+from memo_train.runtime._leaves import refuse_lost_gradients
+from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
 from memo_train.runtime._saved import SavedTensors, storage_key
-from memo_train.runtime._shadow import GradientSum, shadows_of
-from memo_train.runtime._swap import WholeTensor
+from memo_train.runtime._shadow import (
+    GradientSum,
+    ModuleTensors,
+    shadows_of,
+    take_written_gradients,
+)
+from memo_train.runtime._swap import WholeTensor, is_plain
 from memo_train.runtime._tile import (
     TileGraph,
     TileRun,
@@ -102,7 +110,8 @@ class BlockForward:
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
                 state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
             elif len(self._runs) > 1:
-                _leave_at_cut(state.spec.at_cut, qkv, kept=(x, *state.shadows))
+                left = _leave_at_cut(state.spec.at_cut, qkv, kept=(x, *state.shadows))
+                state.poisoned += left
         assert gathered is not None
         return gathered.take()
 
@@ -157,11 +166,12 @@ def _release_leaves(tile: TileRecord) -> None:
 
 def _leave_at_cut(
     at_cut: AtCut, tensors: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
-) -> None:
+) -> list[StorageWeakRef]:
     """Free (or poison) tensors that nothing should read any more, though suspended frames do name
-    them."""
-    untouchable = {storage_key(tensor) for tensor in kept}
-    for tensor in tensors:
+    them. Returns the storages that were poisoned: once the frames have ended, nobody holds them."""
+    untouchable = {storage_key(tensor) for tensor in kept if is_plain(tensor)}
+    poisoned: list[StorageWeakRef] = []
+    for tensor in filter(is_plain, tensors):
         storage = tensor.untyped_storage()
         if at_cut is AtCut.HOLD or not storage.nbytes() or storage_key(tensor) in untouchable:
             continue
@@ -171,6 +181,9 @@ def _leave_at_cut(
             whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             elements = storage.nbytes() // tensor.element_size()
             whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)
+            held = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            poisoned.append(held)
+    return poisoned
 
 
 class BlockBackward:
@@ -205,10 +218,12 @@ class BlockBackward:
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.saved.prefetch()
             do = self._all_post(o, dy, attention.o_token_dim, gathered)
+            self._check(attention.roots, attention.leaves)
+            state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
             dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
-            self._sums.add(gradients)
+            self._add(gradients)
             freed_bytes = state.qkv_bytes + o.nbytes
             del o, do, attention
             state.spec.observe("pre_backward")
@@ -230,13 +245,23 @@ class BlockBackward:
             o_tile = tile_of(o, tile.span, o_token_dim)
             gathered.put(self._qkv(tile, o, o_tile), tile.span)
             assert tile.graph is not None
+            if index == len(tiles) - 1:
+                self._check(tile.graph.roots, (tile.graph.x, tile.graph.o))
             gradients = tile.graph.post_backward(tile_of(dy, tile.span), self._state.shadows)
             tile.post_saved = SavedTensors()
-            self._sums.add(gradients[2:])
+            self._add(gradients[2:])
             _write(tile_of(do, tile.span, o_token_dim), gradients[1])
             if self._dx is not None:
                 _write(tile_of(self._dx, tile.span), gradients[0])
         return do
+
+    def _check(self, roots: Iterable[Any], leaves: Iterable[torch.Tensor | None]) -> None:
+        """At the first backward of a shape: no gradient is lost. Raises: LostGradient."""
+        state = self._state
+        if tuple(self._x.shape[:2]) in state.spec.checked_shapes:
+            return
+        inputs = [*state.shadows, *(leaf for leaf in leaves if leaf is not None)]
+        refuse_lost_gradients(state.spec.module, roots, state.parameters, inputs)
 
     def _prefetch_tile(self, tile: TileRecord | None) -> None:
         """Start the copies back of the tile whose turn is next, if the plan left room for it."""
@@ -260,12 +285,13 @@ class BlockBackward:
         set_rng(generators, tile.pre_rng)
         x_tile = state.leaf(self._x, tile.span)
         saved = tile.pre_saved if state.spec.park_pre else None
-        cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
-        if saved is not None:
-            state.settle(saved, {"x": self._x}, self._arguments, swap=True)
-            saved.bind(x=self._x)
-        set_rng(generators, tile.post_rng)
-        run.post(o_tile, record=True)
+        with kept_state(state.spec.module, state.spec.changes):
+            cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
+            if saved is not None:
+                state.settle(saved, {"x": self._x}, self._arguments, swap=True)
+                saved.bind(x=self._x)
+            set_rng(generators, tile.post_rng)
+            run.post(o_tile, record=True)
         tile.graph = run.graph
         return cut.q, cut.k, cut.v
 
@@ -282,9 +308,14 @@ class BlockBackward:
     def _pre(self, tile: TileRecord, graph: TileGraph, dqkv: tuple[torch.Tensor, ...]) -> None:
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
         tile.pre_saved = SavedTensors()
-        self._sums.add(gradients)
+        self._add(gradients)
         if self._dx is not None and dx is not None:
             tile_of(self._dx, tile.span).add_(dx)
+
+    def _add(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Add what a stretch's backward gave to the sums, and what it wrote to `.grad`."""
+        self._sums.add(gradients)
+        self._sums.add(take_written_gradients(self._state.shadows))
 
 
 def _write(place: torch.Tensor, value: torch.Tensor | None) -> None:
@@ -338,6 +369,11 @@ class BlockPass:
         y = run.run(x)
         self.rest = run.rest
         return y
+
+    @property
+    def poisoned(self) -> list[StorageWeakRef]:
+        """Storages that suspended frames were left with, when these are poisoned."""
+        return self._state.poisoned
 
     @property
     def gathered_bytes(self) -> int:
@@ -416,6 +452,22 @@ class BlockFunction(torch.autograd.Function):
         return (None, dx, *gradients)
 
 
+class _Repeated:
+    """A block's forward, to be run once and then again: the second time leaves no trace."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        self._spec, self._tensors = spec, ModuleTensors(spec.module)
+        self._is_first = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        spec = self._spec
+        if self._is_first:
+            self._is_first = False
+            return spec.forward(*args, **kwargs)
+        with self._tensors.installed((), ()), kept_state(spec.module, spec.changes):
+            return spec.forward(*args, **kwargs)
+
+
 def run_checkpointed(
     spec: BlockSpec,
     x: torch.Tensor,
@@ -429,6 +481,6 @@ def run_checkpointed(
     """
     saved = SavedTensors()
     with saved.hooks():
-        output = checkpoint(spec.forward, x, *args, use_reentrant=False, **kwargs)
+        output = checkpoint(_Repeated(spec), x, *args, use_reentrant=False, **kwargs)
     saved.settle({}, foreign, spec.swap_target if spec.policy.x is Place.SWAP else None)
     return output

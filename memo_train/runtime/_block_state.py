@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from memo_planner.policy import BlockPolicy, TilePlace
 from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, RngState
 from memo_train.runtime._attend import AttentionRun
 from memo_train.runtime._cut import intercept
+from memo_train.runtime._module_state import StatePlace
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
 from memo_train.runtime._saved import SavedTensor, SavedTensors
-from memo_train.runtime._shadow import installed
+from memo_train.runtime._shadow import ModuleTensors
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
 
@@ -40,6 +42,8 @@ class BlockSpec:
     ahead_bytes: device bytes that copies back may take beyond what the plan counts on.
     park_pre: whether what pre saved waits on the host while attention's backward runs.
     observer: is told of every stage. index: of the block, for the observer.
+    changes: buffers and attributes that forward changes, which its repetition must not.
+    checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
     """
 
     module: nn.Module
@@ -54,6 +58,8 @@ class BlockSpec:
     park_pre: bool = False
     observer: Observer = ignore
     index: int = NOWHERE
+    changes: frozenset[StatePlace] = frozenset()
+    checked_shapes: set[tuple[int, ...]] = field(default_factory=set)
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
@@ -111,6 +117,8 @@ class BlockState:
 
     parameters: the block's trainable ones; shadows: their leaf aliases in the block's graphs.
     args, kwargs: the block's further arguments. record: whether a backward may follow.
+    tensors: the parameters and buffers that forward found in the block. poisoned: storages that
+    frames were left with at the cut, when these are poisoned.
     """
 
     spec: BlockSpec
@@ -120,19 +128,23 @@ class BlockState:
     kwargs: dict[str, Any]
     record: bool
     ambient: Ambient
+    tensors: ModuleTensors | None = None
     x_needs_grad: bool = False
     tiles: list[TileRecord] = field(default_factory=list)
     attention: AttentionRun | None = None
     x: WholeTensor | None = None
     o: WholeTensor | None = None
     qkv_bytes: int = 0
+    poisoned: list[StorageWeakRef] = field(default_factory=list)
 
     def enter(self, stack: ExitStack) -> None:
         """The surroundings in which the block's own code runs, in forward and in backward."""
         stack.enter_context(intercept())
         stack.enter_context(self.ambient.restored())
         if self.record:
-            stack.enter_context(installed(self.spec.module, self.parameters, self.shadows))
+            if self.tensors is None:
+                self.tensors = ModuleTensors(self.spec.module)
+            stack.enter_context(self.tensors.installed(self.parameters, self.shadows))
 
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back in the order backward needs them, while they fit `limit_bytes`."""

@@ -14,10 +14,13 @@ from torch import nn
 
 from memo_train.errors import CachedGeneration, InvalidInput, MemoError, UnsupportedModel
 
-UNSUPPORTED_OUTPUTS = ("output_router_logits", "output_attentions")
+UNSUPPORTED_OUTPUTS = ("output_attentions",)
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "cache", "cache_params", "mems")
+
+_WHOLE_OUTPUTS = ("output_router_logits",)
+"""Tensors of all tokens that leave a block beside its output, for a loss of the whole sequence."""
 
 _CACHE_MESSAGE = (
     "a wrapped model was asked for a key-value cache; call memo_train.unwrap(model) before "
@@ -62,6 +65,12 @@ def check_model_call(arguments: dict[str, Any], signature: Signature) -> tuple[i
     if tokens.numel() == 0:
         raise InvalidInput(f"a step needs at least one token, got {tuple(tokens.shape)}")
     return tokens.shape[0], tokens.shape[1]
+
+
+def needs_whole_blocks(arguments: dict[str, Any], config: Any) -> bool:
+    """Whether a step wants from its blocks what only a whole run of them gives: router logits."""
+    asked = ((arguments.get(name), getattr(config, name, False)) for name in _WHOLE_OUTPUTS)
+    return any(given or (given is None and by_config) for given, by_config in asked)
 
 
 def makes_mask(arguments: dict[str, Any]) -> bool:

@@ -3,18 +3,18 @@
 Proves on small inputs, before training, how each block may be run.
 
 Three tests. The graph of one plain run shows what a block differentiates: anything besides its
-input and its own parameters, and it cannot be one autograd function of these. With every token but
-one tile's set to NaN, that tile must stay finite up to the cut and after it: NaN crosses any
-arithmetic, also a mixing path whose gate is zero. And the tiled run, with the q, k, v of suspended
-frames poisoned, must give what the whole run gives.
+input and its own parameters, and it cannot be one autograd function of these. With all tokens but
+some set to NaN, these must stay finite up to the cut and after it: NaN crosses any arithmetic, also
+a mixing path whose gate is zero. And the tiled run, with the q, k, v of suspended frames poisoned,
+must give what the whole run gives: its output on all probed tokens, its gradients on a few
+(`_probe_gradients`). What fails is checkpointed, if that gives what the plain run gives.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -28,16 +28,25 @@ from memo_train.runtime._ambient import preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
-from memo_train.runtime._parts import ModelParts
+from memo_train.runtime._leaves import leaves_of
+from memo_train.runtime._module_state import StatePlace, kept_model, kept_state
+from memo_train.runtime._parts import ModelParts, needs_whole_blocks
 from memo_train.runtime._probe_calls import (
     BlockCall,
     evaluating,
-    kept_buffers,
     record_calls,
 )
-from memo_train.runtime._shadow import trainable_parameters
+from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, GradientProbe
+from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
+from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
-from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output, tile_of
+from memo_train.runtime._tile import (
+    TokenDims,
+    learn_token_dims,
+    split_output,
+    tensors_in,
+    tile_of,
+)
 
 
 class HowToRun(Enum):
@@ -53,7 +62,8 @@ class BlockVerdict:
     """How a block may be run, and why not by tiles.
 
     rest: what it returns besides y, without tensors; None if it returns y alone. hands_on_tensors:
-    whether there are tensors besides y. at_cut and token_dims hold for tiles only.
+    whether there are tensors besides y. at_cut and token_dims hold for tiles only. changes: the
+    buffers and attributes that its forward changes.
     """
 
     how: HowToRun
@@ -62,52 +72,137 @@ class BlockVerdict:
     token_dims: TokenDims = field(default_factory=dict)
     rest: tuple[Any, ...] | None = None
     hands_on_tensors: bool = False
+    changes: frozenset[StatePlace] = frozenset()
 
     def returning(self, rest: tuple[Any, ...] | None) -> BlockVerdict:
         """The same for a block that was seen to return `rest` besides y."""
         if all(item is None or isinstance(item, int | float | str) for item in rest or ()):
-            return dataclasses.replace(self, rest=rest)
-        return dataclasses.replace(self, hands_on_tensors=True)
+            return replace(self, rest=rest)
+        return replace(self, hands_on_tensors=True)
 
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 _NUM_TILES = 3
 _X_DIMS = 3
-NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
+_FEW_TOKENS = 11
+"""Tokens whose gradients are compared: three tiles, the last one shorter. Reading and writing a
+wide block's parameters takes longer than computing on these."""
+
+_OUTPUT_TOLERANCE = {torch.bfloat16: 2e-2}
+"""Of an output's largest value: two to five roundings. Gradients are sums of many."""
+
+_FIRST_TOKENS, _LAST_TOKENS = 5, 18
+"""Tokens at the start and at the end that must stay finite beside NaN. The last ones begin at 113
+of 131, inside of any even window; together they see mixing over 1 to 125 tokens in one run."""
 
 
 def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     """Find out how each block may be run; the model is left as it was.
 
-    Raises: UnsupportedModel when a block has cross-attention.
+    Of blocks that are alike one is probed. Raises: UnsupportedModel when a block has
+    cross-attention.
     """
-    tokens = parts.probe_tokens()
-    with evaluating(parts.causal_lm), preserved_rng(device.generators):
-        shorter, calls = (record_calls(parts, n, device) for n in (tokens - 1, tokens))
-        return tuple(
-            _probe_block(
-                block, call, learn_token_dims(short.arguments, call.arguments), device
-            ).returning(call.rest)
-            for block, short, call in zip(parts.blocks, shorter, calls, strict=True)
+    watched = WatchedBlocks(parts.blocks)
+    few, tokens = min(_FEW_TOKENS, parts.probe_tokens()), parts.probe_tokens()
+    kept = kept_model(parts.causal_lm, parts.blocks)
+    with kept, evaluating(parts.causal_lm), preserved_rng(device.generators):
+        with watched.watching():
+            on_few = record_calls(parts, few, device)
+        shorter, longer = (_record_idle(parts, watched, n, device) for n in (tokens - 1, tokens))
+        kinds = kinds_of(
+            parts.blocks,
+            [(call.arguments, call.as_is) for call in on_few],
+            [watched.operations.get(id(block), frozenset()) for block in parts.blocks],
         )
+        verdicts: dict[Hashable, BlockVerdict] = {}
+        for index, kind in enumerate(kinds):
+            if kind not in verdicts:
+                dims = learn_token_dims(shorter[index].arguments, longer[index].arguments)
+                calls = on_few[index], longer[index]
+                verdicts[kind] = _probe_block(parts.blocks[index], calls, dims, device)
+            if id(parts.blocks[index]) in watched.leave_in_arguments:
+                plain = BlockVerdict(how=HowToRun.PLAIN, because=LEAVES_IN_ARGUMENTS)
+                verdicts[kind] = plain
+    found = [verdicts[k].returning(call.rest) for k, call in zip(kinds, on_few, strict=True)]
+    return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found)
+
+
+def _wants_router_logits(parts: ModelParts) -> bool:
+    return needs_whole_blocks({}, getattr(parts.causal_lm, "config", None))
+
+
+def _with_router_logits(verdict: BlockVerdict) -> BlockVerdict:
+    """A tile's router logits are of its own tokens; the loss made of them is of all."""
+    if verdict.how is not HowToRun.TILED:
+        return verdict
+    because = "config.output_router_logits asks for the router logits of all tokens"
+    return replace(verdict, how=HowToRun.CHECKPOINTED, because=because)
+
+
+def _record_idle(
+    parts: ModelParts, watched: WatchedBlocks, tokens: int, device: Device
+) -> list[BlockCall]:
+    """The calls of each block, with blocks that do nothing if the model allows it."""
+    try:
+        with watched.idling():
+            return record_calls(parts, tokens, device)
+    except (MemoError, *NOT_RUNNABLE):  # it computes with what a block returns besides y
+        return record_calls(parts, tokens, device)
 
 
 def _probe_block(
-    block: nn.Module, call: BlockCall, dims: TokenDims, device: Device
+    block: nn.Module, calls: tuple[BlockCall, BlockCall], dims: TokenDims, device: Device
 ) -> BlockVerdict:
-    how, why = judge_plain_run(block, call)
-    if how is not HowToRun.TILED:
+    """calls: on a few tokens, whose gradients are compared, and on all that the probe runs."""
+    few, many = calls
+    how, why = judge_plain_run(block, few)
+    if how is HowToRun.PLAIN:
         return BlockVerdict(how=how, because=why)
-    probe = _TileProbe(block, call, dims, device)
-    mixing = probe.why_not_token_wise()
-    if mixing is not None:
-        return BlockVerdict(how=HowToRun.CHECKPOINTED, because=mixing)
-    difference: str | None = None
+    spec = _spec_of(block, dims, device)
+    try:
+        gradients = GradientProbe(few, replace(spec, tile_tokens=_tile_tokens(few)))
+    except (MemoError, *NOT_RUNNABLE) as error:
+        why = why or f"its gradients cannot be taken twice ({error})"
+        return BlockVerdict(how=HowToRun.CHECKPOINTED, because=why)
+    if how is HowToRun.TILED:
+        probe = _TileProbe(block, many, replace(spec, tile_tokens=_tile_tokens(many)))
+        why, at_cut = _why_not_tiled(probe, gradients)
+        if why is None:
+            return BlockVerdict(how=how, at_cut=at_cut, token_dims=dims, changes=gradients.changes)
+    even_so = gradients.why_not_checkpointed()
+    if even_so is not None:
+        return BlockVerdict(how=HowToRun.PLAIN, because=f"{why}; checkpointed, {even_so}")
+    return BlockVerdict(how=HowToRun.CHECKPOINTED, because=why, changes=gradients.changes)
+
+
+def _why_not_tiled(probe: _TileProbe, gradients: GradientProbe) -> tuple[str | None, AtCut]:
+    """Why a block is not tiled; or None, and what its frames may be left with at the cut."""
+    why = gradients.own_loss or probe.why_not_token_wise()
+    if why is not None:
+        return why, AtCut.HOLD
     for at_cut, proven in ((AtCut.POISON, AtCut.RELEASE), (AtCut.HOLD, AtCut.HOLD)):
-        difference = probe.difference(at_cut)
-        if difference is None:
-            return BlockVerdict(how=HowToRun.TILED, at_cut=proven, token_dims=dims)
-    return BlockVerdict(how=HowToRun.CHECKPOINTED, because=difference)
+        why = probe.difference(at_cut) or gradients.why_not_tiled(at_cut)
+        if why is None:
+            return None, proven
+    return why, AtCut.HOLD
+
+
+def _tile_tokens(call: BlockCall) -> int:
+    return math.ceil(call.x.shape[1] / _NUM_TILES)
+
+
+def _spec_of(block: nn.Module, dims: TokenDims, device: Device) -> BlockSpec:
+    return BlockSpec(
+        module=block,
+        forward=block.forward,
+        policy=BlockPolicy(
+            keep_tiles=0, swap_tiles=0, recompute_tiles=_NUM_TILES, x=Place.KEEP, o=Place.KEEP
+        ),
+        tile_tokens=1,
+        device=device,
+        in_flight=CopiesInFlight(0),
+        at_cut=AtCut.HOLD,
+        token_dims=dims,
+    )
 
 
 def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | None]:
@@ -117,9 +212,12 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
     """
     if call.as_is is not None:
         return HowToRun.PLAIN, call.as_is
+    parameters = trainable_parameters(block)
+    shadows = shadows_of(parameters)
     x = call.x.clone().requires_grad_()
-    own = {id(parameter) for parameter in trainable_parameters(block)} | {id(x)}
-    with torch.enable_grad():
+    own = {id(leaf) for leaf in (x, *shadows)}
+    given = list(tensors_in(call.arguments))
+    with torch.enable_grad(), kept_state(block), installed(block, parameters, shadows):
         seen = x.clone()  # no leaf, as in a model, so that writing to it is allowed
         version = seen._version
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
@@ -127,9 +225,12 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
         return HowToRun.PLAIN, "it writes to its input"
     if x.dim() != _X_DIMS:
         return HowToRun.CHECKPOINTED, "its input is not [batch, tokens, hidden]"
+    left = list(tensors_in(call.arguments))
+    if [id(tensor) for tensor in left] != [id(tensor) for tensor in given]:
+        return HowToRun.PLAIN, LEAVES_IN_ARGUMENTS
     if any(isinstance(output, torch.Tensor) for output in rest or ()):
         return HowToRun.CHECKPOINTED, "it returns more tensors than its output"
-    if any(id(leaf) not in own for leaf in _leaves(y)):
+    if any(id(leaf) not in own for leaf in leaves_of([y.grad_fn])):
         return (
             HowToRun.CHECKPOINTED,
             "it differentiates tensors that are neither its input nor its own parameters",
@@ -137,86 +238,70 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
     return HowToRun.TILED, None
 
 
-def _leaves(y: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The leaf tensors that the graph of y accumulates gradients into."""
-    nodes, visited = [y.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in visited:
-            continue
-        visited.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            yield variable
-        nodes.extend(following for following, _ in node.next_functions)
-
-
 class _TileProbe:
     """Runs one block by tiles on its recorded call, without gradients."""
 
-    def __init__(self, block: nn.Module, call: BlockCall, dims: TokenDims, device: Device) -> None:
-        self._block, self._call = block, call
+    def __init__(self, block: nn.Module, call: BlockCall, spec: BlockSpec) -> None:
+        self._block, self._call, self._spec = block, call, spec
         self._tokens = call.x.shape[1]
-        self._spec = BlockSpec(
-            module=block,
-            forward=block.forward,
-            policy=BlockPolicy(
-                keep_tiles=0, swap_tiles=0, recompute_tiles=_NUM_TILES, x=Place.KEEP, o=Place.KEEP
-            ),
-            tile_tokens=math.ceil(self._tokens / _NUM_TILES),
-            device=device,
-            in_flight=CopiesInFlight(0),
-            at_cut=AtCut.HOLD,
-            token_dims=dims,
-        )
 
     def why_not_token_wise(self) -> str | None:
-        """Whether NaN in all other tokens reaches the first or the last tile, in training mode."""
-        size = self._spec.tile_tokens
-        first, last = range(size), range(self._tokens - size, self._tokens)
+        """Whether NaN in the other tokens reaches some of the first or last, in training mode."""
         training = self._block.training
         try:
-            with torch.no_grad(), kept_buffers(self._block), intercept():
+            with torch.no_grad(), kept_state(self._block), intercept():
                 self._block.train()
-                untouched = self._is_untouched(first) and self._is_untouched(last)
+                untouched = all(self._are_untouched(spans) for spans in self._spans())
         except (MemoError, *NOT_RUNNABLE) as error:
             return str(error)
         finally:
             self._block.train(training)
         return None if untouched else "its tokens mix outside attention"
 
+    def _spans(self) -> list[list[range]]:
+        """The tokens that stay finite in each run."""
+        tokens, size = self._tokens, self._spec.tile_tokens
+        if tokens > 2 * (_FIRST_TOKENS + _LAST_TOKENS):
+            return [[range(_FIRST_TOKENS), range(tokens - _LAST_TOKENS, tokens)]]
+        return [[range(size)], [range(tokens - size, tokens)]]
+
     def difference(self, at_cut: AtCut) -> str | None:
         """Why the tiled run differs from the whole one, or None if it does not."""
-        call, spec = self._call, dataclasses.replace(self._spec, at_cut=at_cut)
+        call, spec = self._call, replace(self._spec, at_cut=at_cut)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), kept_state(self._block):
                 y, _ = split_output(self._block.forward(call.x, *call.args, **call.kwargs))
                 block_pass = BlockPass(spec, (), call.args, call.kwargs, record=False)
                 tiled = block_pass.forward(call.x, x_needs_grad=False)
         except (MemoError, *NOT_RUNNABLE) as error:
             return f"it does not run on a part of the tokens ({error})"
         worst = float((tiled - y).abs().max()) / max(float(y.abs().max()), 1e-30)
-        if worst <= _TOLERANCE.get(y.dtype, 1e-4):
+        if worst <= _OUTPUT_TOLERANCE.get(y.dtype, TOLERANCE.get(y.dtype, 1e-4)):
             return None
         return f"its tiled and whole runs differ by {worst:.2g} of its output"
 
-    def _is_untouched(self, span: range) -> bool:
+    def _are_untouched(self, spans: Sequence[range]) -> bool:
         frame = Frame(self._block.forward, self._call.x.device.type)
         try:
             cut = frame.run_to_cut(
-                (_only(self._call.x, span, 1), *self._call.args), self._call.kwargs
+                (_only(self._call.x, spans, 1), *self._call.args), self._call.kwargs
             )
             qkv = (cut.q, cut.k, cut.v)
-            before = all(bool(tile_of(t, span, 2).isfinite().all()) for t in qkv)
+            before = all(_is_finite(t, spans, 2) for t in qkv)
             o = cut.call(*(torch.zeros_like(t) for t in qkv), **cut.options)
-            y, _ = split_output(frame.resume(_only(o, span, cut.o_token_dim)))
+            y, _ = split_output(frame.resume(_only(o, spans, cut.o_token_dim)))
         finally:
             frame.close()
-        return before and bool(tile_of(y, span).isfinite().all())
+        return before and _is_finite(y, spans, 1)
 
 
-def _only(tensor: torch.Tensor, span: range, dim: int) -> torch.Tensor:
-    """A copy of `tensor` with NaN in all tokens outside `span`."""
+def _is_finite(tensor: torch.Tensor, spans: Sequence[range], dim: int) -> bool:
+    return all(bool(tile_of(tensor, span, dim).isfinite().all()) for span in spans)
+
+
+def _only(tensor: torch.Tensor, spans: Sequence[range], dim: int) -> torch.Tensor:
+    """A copy of `tensor` with NaN in all tokens outside `spans`."""
     kept = torch.full_like(tensor, math.nan)
-    tile_of(kept, span, dim).copy_(tile_of(tensor, span, dim))
+    for span in spans:
+        tile_of(kept, span, dim).copy_(tile_of(tensor, span, dim))
     return kept

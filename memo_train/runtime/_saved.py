@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from memo_train.errors import InPlaceModified
-from memo_train.runtime._swap import SwappedStorage, SwapTarget
+from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain
 
 MIN_SWAP_BYTES = 4096
 
@@ -47,25 +47,37 @@ class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
     home: None (on the device), the name of a known tensor, or a swapped storage.
+    geometry: None of a tensor that is more than that; it stays on the device as it is.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor: torch.Tensor | None = tensor.detach()
-        self.version = tensor._version
-        self.geometry = _Geometry(
-            tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
-        )
+        plain = is_plain(tensor)
+        # A subclass may lose what it carries when detached; only with a graph would it be a cycle.
+        untouched = not plain and tensor.grad_fn is None
+        self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
+        self.version = _version_of(tensor)
         self.home: str | _Slot | None = None
+        self.geometry: _Geometry | None = None
+        if plain:
+            self.geometry = _Geometry(
+                tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+            )
 
     def value(self) -> torch.Tensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
         assert self.tensor is not None
-        if self.tensor._version != self.version:
+        version = _version_of(self.tensor)
+        if version != self.version:
             raise InPlaceModified(
                 f"a tensor {tuple(self.tensor.shape)} needed for backward was modified in place: "
-                f"version {self.tensor._version}, saved at version {self.version}"
+                f"version {version}, saved at version {self.version}"
             )
         return self.tensor
+
+
+def _version_of(tensor: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors do not count theirs."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -106,11 +118,14 @@ class SavedTensors:
         foreign: tensors that outlive the step (buffers, position embeddings); never swapped.
         swap: the device and its copies in flight, or None to keep.
         """
-        names = {storage_key(tensor): name for name, tensor in known.items()}
-        stay = {storage_key(tensor) for tensor in foreign}
+        names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
+        stay = {storage_key(tensor) for tensor in foreign if is_plain(tensor)}
         slots: dict[int, _Slot] = {}
         for entry in self._unsettled:
             tensor = entry.value()
+            if entry.geometry is None:
+                self.num_bytes += tensor.nbytes
+                continue
             key, num_bytes = storage_key(tensor), tensor.untyped_storage().nbytes()
             if key in names:
                 entry.home, entry.tensor = names[key], None
@@ -128,7 +143,9 @@ class SavedTensors:
 
     def bind(self, **known: torch.Tensor) -> None:
         """Provide the known tensors for backward, with the strides they had in forward."""
-        self._bound |= {name: tensor.untyped_storage() for name, tensor in known.items()}
+        self._bound |= {
+            n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)
+        }
 
     @property
     def swapped_bytes(self) -> int:
@@ -155,8 +172,9 @@ class SavedTensors:
         return entry
 
     def _unpack(self, entry: SavedTensor) -> torch.Tensor:
+        if entry.home is None:
+            return entry.value()
+        assert entry.geometry is not None
         if isinstance(entry.home, str):
             return entry.geometry.view(self._bound[entry.home])
-        if isinstance(entry.home, _Slot):
-            return entry.geometry.view(entry.home.take())
-        return entry.value()
+        return entry.geometry.view(entry.home.take())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,6 +44,54 @@ def installed(
     finally:
         for slots, name, parameter in places:
             slots[name] = parameter
+
+
+class ModuleTensors:
+    """The parameters and buffers a module computes with now, to compute with them again later.
+
+    Backward may come when others are in their places: `torch.func.functional_call` puts its own
+    in for the length of the forward.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+            (slots, name, tensor)
+            for owner in module.modules()
+            for slots in (owner._parameters, owner._buffers)
+            for name, tensor in slots.items()
+            if tensor is not None
+        ]
+
+    @contextmanager
+    def installed(
+        self, parameters: Sequence[torch.Tensor], shadows: Sequence[torch.Tensor]
+    ) -> Iterator[None]:
+        """While active, the module computes with these, and `shadows` in place of `parameters`."""
+        shadow_of = {id(p): shadow for p, shadow in zip(parameters, shadows, strict=True)}
+        replaced = []
+        for slots, name, tensor in self._places:
+            wanted, found = shadow_of.get(id(tensor), tensor), slots.get(name)
+            if wanted is not found:
+                replaced.append((slots, name, found))
+                slots[name] = wanted
+        try:
+            yield
+        finally:
+            for slots, name, found in replaced:
+                slots[name] = found
+
+
+def take_written_gradients(shadows: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """What stands in `.grad` of each shadow, which is cleared.
+
+    Nobody but a function inside the block writes there, one that runs a backward of its own (an
+    MLP that is tiled already): on the parameters themselves it would have accumulated the same.
+    """
+    written = [shadow.grad for shadow in shadows]
+    for shadow, gradient in zip(shadows, written, strict=True):
+        if gradient is not None:
+            shadow.grad = None
+    return written
 
 
 class GradientSum:

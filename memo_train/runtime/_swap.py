@@ -10,6 +10,19 @@ from memo_train.device import CopyEvent, Device
 from memo_train.errors import InPlaceModified
 
 
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether dtype, shape, stride, offset and the bytes of the storage are all of a tensor.
+
+    They are not of a subclass (DTensor, quantised weights), of a nested, sparse or quantised
+    tensor, nor where a conjugation or a sign waits to be applied.
+    """
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and not (tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.is_nested)
+    )
+
+
 class CopiesInFlight:
     """Device-to-host copies under way; keeps their sources alive until they are done.
 
@@ -114,7 +127,7 @@ class SwappedStorage:
 class WholeTensor:
     """A block's input x or attention output o between forward and backward: kept or swapped.
 
-    A tensor that is no device memory (older than the device) is kept.
+    A tensor that is no device memory (older than the device), or more than its memory, is kept.
     """
 
     def __init__(
@@ -122,8 +135,8 @@ class WholeTensor:
     ) -> None:
         self.num_bytes = tensor.nbytes
         self._shape, self._stride = tensor.shape, tensor.stride()
-        self._offset, self._dtype = tensor.storage_offset(), tensor.dtype
-        swap = swap and device.owns(tensor.untyped_storage().data_ptr())
+        self._offset, self._dtype = int(tensor.storage_offset()), tensor.dtype
+        swap = swap and is_plain(tensor) and device.owns(tensor.untyped_storage().data_ptr())
         self._kept: torch.Tensor | None = None if swap else tensor.detach()
         self._version = tensor._version
         self._swapped = SwappedStorage(tensor, device, in_flight) if swap else None

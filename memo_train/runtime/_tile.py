@@ -77,8 +77,7 @@ class TokenArguments:
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor among the arguments."""
-        for _, tensor in _tensors((self._args, self._kwargs)):
-            yield tensor
+        yield from tensors_in((self._args, self._kwargs))
 
     def _cut(self, value: Any, span: range, path: Path) -> Any:
         if isinstance(value, torch.Tensor):
@@ -104,13 +103,19 @@ class TokenArguments:
         return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
 
 
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in `value`, which may be a container."""
+    for _, tensor in _tensors(value):
+        yield tensor
+
+
 def _tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
             yield from _tensors(item, (*path, index))
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _tensors(item, (*path, key))
 
@@ -127,6 +132,11 @@ class TileGraph:
     qkv_edges: tuple[GradientEdge | None, ...] = ()
     qkv_dtypes: tuple[torch.dtype, ...] = ()
     y_edge: GradientEdge | None = None
+
+    @property
+    def roots(self) -> tuple[Any, ...]:
+        """The nodes that backward starts from."""
+        return tuple(edge.node for edge in (self.y_edge, *self.qkv_edges) if edge is not None)
 
     def post_backward(self, dy: torch.Tensor, parameters: Sequence[torch.Tensor]) -> Gradients:
         """(dx part, do, *parameter gradients) from dy; the post graph is released."""
@@ -192,7 +202,7 @@ class TileRun:
         """
         args, kwargs = arguments
         with torch.set_grad_enabled(record), _hooks(saved if record else None):
-            cut = self._frame.run_to_cut((x, *args), kwargs)
+            cut = self._frame.run_to_cut((alias_of(x) if record else x, *args), kwargs)
         if record:
             qkv = (cut.q, cut.k, cut.v)
             self.graph = TileGraph(
@@ -209,7 +219,7 @@ class TileRun:
         if record:
             o = o.detach().requires_grad_()
         with torch.set_grad_enabled(record), _hooks(saved if record else None):
-            output = self._frame.resume(o)
+            output = self._frame.resume(alias_of(o) if record else o)
         y, rest = split_output(output)
         if record:
             assert self.graph is not None
@@ -237,6 +247,19 @@ def _hooks(saved: SavedTensors | None) -> AbstractContextManager[Any]:
     return nullcontext() if saved is None else saved.hooks()
 
 
+def alias_of(leaf: torch.Tensor) -> torch.Tensor:
+    """The same values as a tensor of its own, for the block to see in place of the leaf.
+
+    Whoever holds on to it outside of autograd (an attribute of `ctx`, of a module) holds its memory
+    too: `release_data` lets go of the leaf's only.
+    """
+    alias: torch.Tensor = torch.ops.aten.alias(leaf)
+    return alias
+
+
 def release_data(leaf: torch.Tensor) -> None:
-    """Let go of a leaf's memory but keep its shape: its values are provided by `SavedTensors`."""
+    """Let go of a leaf's memory but keep its shape: its values are provided by `SavedTensors`.
+
+    leaf: nobody but the runtime has seen it (see `alias_of`).
+    """
     leaf.data = leaf.new_zeros(()).expand(leaf.shape)

@@ -31,6 +31,7 @@ from memo_train.runtime._parts import (
     check_block_call,
     check_model_call,
     makes_mask,
+    needs_whole_blocks,
     runnable,
     without_caches,
 )
@@ -151,11 +152,13 @@ class WrappedModel:
         self.active_block: int | None = None
         self.masked = False
         self.verdicts = verdicts
+        self._checked_shapes: list[set[tuple[int, ...]]] = [set() for _ in parts.blocks]
         self._in_flight = CopiesInFlight(0)
         self._step: StepPolicy | None = None
         self._in_model = False
         self._in_decoder = False
         self._is_plain = False
+        self._runs_whole = False
         self._last_pass: weakref.ref[Any] | None = None
         self._forwards = ReplacedForwards()
         self._model_forward: Callable[..., Any] = parts.causal_lm.forward
@@ -220,7 +223,8 @@ class WrappedModel:
         self._begin_step(shape, arguments)
         self._in_model = True
         try:
-            run = self._model_forward if self._loss is None else self._loss.forward
+            loss = None if self._runs_whole else self._loss
+            run = self._model_forward if loss is None else loss.forward
             with without_caches(self.fingerprint.configs):
                 output = run(**arguments)
         finally:
@@ -263,7 +267,15 @@ class WrappedModel:
         self._look_at_model()
         assert self.choose_policy is not None
         self.masked = torch.is_grad_enabled() and makes_mask(arguments)
-        step = self.choose_policy(*shape)
+        step = self.choose_policy(*shape)  # which may run steps of its own, to profile
+        config = getattr(self.parts.causal_lm, "config", None)
+        self._runs_whole = needs_whole_blocks(arguments, config)
+        if self._runs_whole and any(v.how is HowToRun.TILED for v in self.verdicts):
+            warnings.warn(
+                "this step asks for the router logits of all tokens (output_router_logits): its "
+                "blocks are checkpointed whole, and the plan does not count what that takes",
+                stacklevel=2,
+            )
         self._step, self._last_pass = step, None
         self._in_flight.drain()
         self._begin_memory(shape, step, arguments)
@@ -332,7 +344,7 @@ class WrappedModel:
         self._in_flight.allow(self._step.copies.in_flight_bytes[index])
         others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
-        if how is HowToRun.CHECKPOINTED or needs_grad:
+        if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
 
@@ -383,4 +395,6 @@ class WrappedModel:
             park_pre=self._step.copies.park_pre,
             observer=self._observe,
             index=index,
+            changes=verdict.changes,
+            checked_shapes=self._checked_shapes[index],
         )

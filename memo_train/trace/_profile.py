@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields
 
-import torch
 from torch import nn
 
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
-from memo_train.runtime import HowToRun, WrappedModel, preserved_rng
+from memo_train.runtime import HowToRun, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
     bytes_per_pair,
     fit_block_times,
@@ -59,7 +57,8 @@ def measure_profile(
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
     ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded)
-    with preserved_rng(wrapped.device.generators), _preserved_buffers(causal_lm):
+    kept = kept_model(causal_lm, wrapped.parts.blocks)
+    with preserved_rng(wrapped.device.generators), kept:
         found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
         others = [kind for kind in kinds if tiled and not kind.is_tiled]
         peaks = [peaks for kind in others for peaks in _measure_whole(wrapped, kind, ask)]
@@ -185,19 +184,6 @@ def _mean_times(found: Sequence[_KindProfile]) -> BlockTimes:
             for f in fields(BlockTimes)
         }
     )
-
-
-@contextmanager
-def _preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """While active, what the model's buffers hold may change; then it is what it was."""
-    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                if buffer.shape == value.shape:
-                    buffer.copy_(value)
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -36,7 +36,6 @@ def wrapped_llama(wrapped) -> nn.Module:
         ({"use_cache": True}, CachedGeneration),
         ({"past_key_values": transformers.DynamicCache()}, CachedGeneration),
         ({"output_attentions": True}, UnsupportedModel),
-        ({"output_router_logits": True}, UnsupportedModel),
     ],
     ids=lambda value: str(value)[:24],
 )

@@ -64,6 +64,7 @@ WHOLE: dict[str, tuple[Make, str]] = {
     "batch norm": (lambda: toy.toy(toy.BatchNormBlock), MIXES),
     "no attention": (lambda: toy.toy(toy.NoAttentionBlock), "no attention call"),
     "own mask": (lambda: toy.toy(toy.OwnMaskBlock), "part of the tokens"),
+    "two attention calls": (lambda: toy.toy(toy.TwoAttentionsBlock), "two attention calls"),
     "in place": (lambda: toy.toy(toy.InPlaceBlock), "writes to its input"),
     "two outputs": (lambda: toy.toy(toy.TwoOutputsBlock, toy.TwoOutputsDecoder), "more tensors"),
     "second input": (lambda: toy.toy(toy.FromEmbeddingBlock, toy.FromEmbeddingDecoder), FOREIGN),

@@ -63,11 +63,9 @@ def steps(generator: torch.Generator, ids: torch.Tensor) -> Iterator[Step]:
 def test_what_is_recomputed_draws_the_same(
     second: torch.Generator, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, recomputed = steps(second, ids)
-    assert not torch.equal(
-        kept.gradients["model.blocks.0.mlp.down_proj.weight"],
-        recomputed.gradients["model.blocks.0.mlp.down_proj.weight"],
-    ), "the generator is not the device's, so nobody looks after it"
+    # The generator is not the device's, so nobody looks after it.
+    with pytest.warns(UserWarning, match="run as they are, with nothing saved"):
+        list(steps(second, ids))
     both = (torch.default_generator, second)
     monkeypatch.setattr(CpuDevice, "generators", both)
     kept, recomputed = steps(second, ids)
