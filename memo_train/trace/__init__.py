@@ -3,7 +3,12 @@
 from memo_train.trace._cache import KeptProfile
 from memo_train.trace._link import CopyBuffers, measure_link, measure_link_rates
 from memo_train.trace._places import Place, PlaceMarks, PlaceRecorder, requests_at
-from memo_train.trace._profile import LONGEST_PROFILED_TOKENS, measure_profile, model_hash
+from memo_train.trace._profile import (
+    LONGEST_PROFILED_TOKENS,
+    for_two_sequences,
+    measure_profile,
+    model_hash,
+)
 
 __all__ = [
     "LONGEST_PROFILED_TOKENS",
@@ -12,6 +17,7 @@ __all__ = [
     "Place",
     "PlaceMarks",
     "PlaceRecorder",
+    "for_two_sequences",
     "measure_link",
     "measure_link_rates",
     "measure_profile",

@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
-from memo_train.runtime import HowToRun, WrappedModel, preserved_rng
+from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, preserved_rng
 from memo_train.trace._fit import (
     bytes_per_pair,
     fit_block_times,
@@ -76,6 +76,27 @@ def measure_profile(
         link=measure_link(wrapped.device),
         **most,
     )
+
+
+def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profile:
+    """The profile of two sequences from that of one, with saved bytes counted anew.
+
+    tokens: as in `measure_profile`. Of more sequences each is as each of two.
+    """
+    tile, two = min(_TILE_TOKENS, max(tokens // 16, 1)), one.for_batch(2)
+    saved = {name: getattr(two, name) for name in _SAVED}
+    with preserved_rng(wrapped.device.generators), _preserved_buffers(wrapped.parts.causal_lm):
+        for kind in kinds_of(wrapped):
+            with only_block(wrapped, kind.index):
+                found = asdict(measure_saved(wrapped, 2, 4 * tile))
+            for name, field in zip(found, _SAVED, strict=True):
+                # Of attention a part may grow with the square of the tokens: it does not copy.
+                counted = 0.0 if name == "attention" else found[name] / (4 * tile)
+                saved[field] = max(saved[field], counted)
+    return replace(two, **saved)
+
+
+_SAVED = tuple(f"{field.name}_bytes_per_token" for field in fields(SavedBytes))
 
 
 @dataclass(frozen=True, kw_only=True)
