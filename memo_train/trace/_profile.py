@@ -166,10 +166,12 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
         swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
-    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS)
+    # All that makes such tensors saves some: scores, and the mask that went into them.
+    with_pairs = saved["attention_bytes_per_token2"] > 0
+    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
     return _KindProfile(
         saved=saved,
-        peaks=peaks + fit_peak_lines(swapped, ("forward",)),
+        peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
         times=fit_block_times(recomputed, swapped),
         num_blocks=kind.num_blocks,
     )
