@@ -99,3 +99,9 @@ def test_work_space_that_changes_with_the_length_is_no_mask() -> None:
     assert all(
         line.bytes_per_token2 == 0 for line in fit_peak_lines(found, ("forward",), with_pairs=True)
     )
+
+
+def test_copies_under_way_are_no_mask() -> None:
+    """A peak may bend by any number of bytes; without saved scores that is no figure of pairs."""
+    found = with_peaks(lambda tokens, tile: 500 * tokens + (4_000_000 if tokens >= 2048 else 0))
+    assert all(line.bytes_per_token2 == 0 for line in fit_peak_lines(found, ("forward",)))
