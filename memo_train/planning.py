@@ -28,7 +28,12 @@ from memo_train.runtime import (
     runnable,
     without_user_hooks,
 )
-from memo_train.trace import LONGEST_PROFILED_TOKENS, KeptProfile, measure_profile
+from memo_train.trace import (
+    LONGEST_PROFILED_TOKENS,
+    KeptProfile,
+    for_two_sequences,
+    measure_profile,
+)
 
 
 class Caps:
@@ -111,6 +116,15 @@ class _Found:
     park_pre: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ProfileKind:
+    """Of which steps: with pre's tensors parked, with a mask, of one sequence or of several."""
+
+    park_pre: bool
+    masked: bool
+    alone: bool
+
+
 class StepPlanner:
     """Gives the runtime its policy at the start of each step; profiles and plans when needed.
 
@@ -150,12 +164,14 @@ class StepPlanner:
         """Profile the model now, so that no step has to wait for it.
 
         limited: whether memory may be so short that steps park what pre saves on the host.
-        A model that refuses such lengths is profiled at its first step's.
+        A model that cannot be run so is profiled in its first step, which says why if it must.
         """
         longest = self._longest_profiled(1)
-        with suppress(*_TOO_LONG):
+        with suppress(*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError):
             for park_pre in (False, True) if limited else (False,):
-                self._profile_at(longest, park_pre=park_pre, masked=self._masked(1))
+                for alone in (True, False):
+                    kind = _ProfileKind(park_pre=park_pre, masked=self._masked(1), alone=alone)
+                    self._profile_at(longest, kind)
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -216,7 +232,8 @@ class StepPlanner:
             return self._plan_parked(batch, tokens, park_pre=True)
 
     def _plan_parked(self, batch: int, tokens: int, *, park_pre: bool) -> _Found:
-        profile = self._profile(tokens, park_pre=park_pre, masked=self._masked(tokens))
+        kind = _ProfileKind(park_pre=park_pre, masked=self._masked(tokens), alone=batch == 1)
+        profile = self._profile(tokens, kind)
         plan = plan_on_clock(
             profile.for_batch(batch),
             tokens,
@@ -227,15 +244,15 @@ class StepPlanner:
         )
         return _Found(plan=plan, park_pre=park_pre)
 
-    def _profile(self, tokens: int, *, park_pre: bool, masked: bool) -> Profile:
-        """The profile of one sequence, for steps of `tokens` and of any other length."""
+    def _profile(self, tokens: int, kind: _ProfileKind) -> Profile:
+        """The profile for steps of `tokens` and of any other length."""
         longest = self._longest_profiled(tokens)
         try:
-            return self._profile_at(longest, park_pre=park_pre, masked=masked)
+            return self._profile_at(longest, kind)
         except _TOO_LONG:
             if tokens >= longest:
                 raise
-            return self._profile_at(tokens, park_pre=park_pre, masked=masked)
+            return self._profile_at(tokens, kind)
 
     def _longest_profiled(self, tokens: int) -> int:
         """Tokens of a profile. A step beyond the model's table shows that it needs none."""
@@ -244,29 +261,34 @@ class StepPlanner:
         table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
         return min(LONGEST_PROFILED_TOKENS, max(table, tokens, 1))
 
-    def _profile_at(self, longest: int, *, park_pre: bool, masked: bool) -> Profile:
+    def _profile_at(self, longest: int, kind: _ProfileKind) -> Profile:
         """The profile from runs of at most `longest` tokens, made on this machine now or before."""
-        key = self._key(self.precision, longest, park_pre, masked)
+        key = self._key(self.precision, longest, kind)
         if key not in self._profiles:
             kept = KeptProfile.of(self.wrapped, key)
             profile = kept.load(self.wrapped)
             if profile is None:
                 # Its length is not the step's, so whether it fits the cap says nothing of the step.
                 with self.caps.lifted():
-                    profile = self._measure(longest, park_pre=park_pre, padded=masked)
+                    profile = self._measure(longest, kind)
                 kept.save(profile)
             self._profiles[key] = profile
         return self._profiles[key]
 
-    def _measure(self, tokens: int, *, park_pre: bool, padded: bool) -> Profile:
+    def _measure(self, longest: int, kind: _ProfileKind) -> Profile:
         if self.wrapped.fingerprint.is_sharded:
             raise UnsupportedModel(
                 "the model was not profiled for such a step before fully_shard took its "
                 "parameters, and cannot be after; run one before fully_shard"
             )
+        one = None if kind.alone else self._profile_at(longest, replace(kind, alone=True))
         causal_lm = self.wrapped.parts.causal_lm
         with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
-            return measure_profile(self.wrapped, 1, tokens, park_pre=park_pre, padded=padded)
+            if one is not None:
+                return for_two_sequences(self.wrapped, one, longest)
+            return measure_profile(
+                self.wrapped, 1, longest, park_pre=kind.park_pre, padded=kind.masked
+            )
 
     def _without_backward(self, tokens: int) -> StepPolicy:
         """Nothing is saved, or nothing but x and o; only the tile size matters."""

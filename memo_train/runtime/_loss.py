@@ -32,6 +32,7 @@ from memo_train.runtime._loss_output import Logits, with_loss
 from memo_train.runtime._loss_pass import LossPass, computes_in_float16
 from memo_train.runtime._loss_proof import find_way, made_up_like, template_of, what_it_rests_on
 from memo_train.runtime._loss_tail import Tail, hidden_of, run_decoder
+from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import Observer, ignore
 from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
@@ -52,7 +53,13 @@ class TiledLoss:
     will_be_whole: what `prepare` found out about the call that comes.
     """
 
-    def __init__(self, model: nn.Module, decoder: nn.Module, head: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        decoder: nn.Module,
+        head: nn.Module,
+        forward: Callable[..., Any] | None = None,
+    ) -> None:
         self.tile_tokens = 1
         self.observer: Observer = ignore
         self.assumed: Way | None = None
@@ -62,7 +69,7 @@ class TiledLoss:
         self.held_bytes = 0
         self.will_be_whole = False
         self._model, self._decoder, self._head = model, decoder, head
-        self._forward: Callable[..., Any] = model.forward
+        self._forward: Callable[..., Any] = forward or model.forward
         self._template: tuple[nn.Module, Any] | None = None
         self._proofs: dict[Any, Way | LossIsWhole] = {}
         self._said: set[str] = set()
@@ -197,15 +204,21 @@ def assumed_loss(parts: ModelParts) -> TiledLoss:
     return tiled
 
 
-def probe_loss(parts: ModelParts, device: Device) -> TiledLoss:
-    """The model's loss by tiles, tried once: `why_whole` says why not. The model is as it was."""
+def probe_loss(
+    parts: ModelParts, device: Device, forward: Callable[..., Any] | None = None
+) -> TiledLoss:
+    """The model's loss by tiles, tried once: `why_whole` says why not. The model is as it was.
+
+    forward: the causal LM's own, where another one stands in its place.
+    """
     tokens = min(parts.probe_tokens(), _PROBE_TOKENS)
-    tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
+    tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head, forward)
     tiled.tile_tokens, tiled.quiet = max(tokens // 3, 1), True
     ids = probe_ids(parts, tokens, device)
     options = {"use_cache": False} if "use_cache" in Signature(parts.causal_lm.forward) else {}
     arguments: dict[str, Any] = {"input_ids": ids, "labels": ids, **options}
-    with preserved_rng(device.generators), torch.enable_grad():
+    kept = kept_model(parts.causal_lm, parts.blocks)
+    with kept, preserved_rng(device.generators), torch.enable_grad():
         with evaluating(parts.causal_lm):
             tiled.forward(**arguments)
         tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be

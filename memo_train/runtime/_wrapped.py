@@ -303,7 +303,7 @@ class WrappedModel:
                 again = runnable(causal_lm, "on the few tokens of another probe")
                 with without_user_hooks(causal_lm), without_caches(self.fingerprint.configs), again:
                     verdicts = probe_blocks(self.parts, self.device)
-                    loss = probe_loss(self.parts, self.device)
+                    loss = probe_loss(self.parts, self.device, self._model_forward)
             finally:
                 self._is_plain = False
             report(self.parts, verdicts, loss.why_whole)

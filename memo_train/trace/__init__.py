@@ -20,6 +20,7 @@ from memo_train.trace._places import (
 from memo_train.trace._profile import (
     LONGEST_PROFILED_TOKENS,
     OPTIMIZER_STATES,
+    for_two_sequences,
     measure_profile,
     model_hash,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "Place",
     "PlaceMarks",
     "PlaceRecorder",
+    "for_two_sequences",
     "measure_link",
     "measure_link_rates",
     "measure_profile",

@@ -27,16 +27,23 @@ _LEAST_BYTES_OF_PAIR = 0.9
 space of kernels, which changes with the length, or how tokens fell on experts."""
 
 
-def fit_peak_lines(shapes: Shapes, points: Sequence[str]) -> tuple[PeakLine, ...]:
-    """A line of every stage at `points`."""
+def fit_peak_lines(
+    shapes: Shapes, points: Sequence[str], *, with_pairs: bool = False
+) -> tuple[PeakLine, ...]:
+    """A line of every stage at `points`.
+
+    with_pairs: whether there are tensors over all pairs of tokens. Without them a peak that bends
+    is one with more or fewer copies under way, and no longer sequence would fit if that counted.
+    """
     stages = [(point, stage) for point in points for stage in STAGES_OF_POINT[point]]
-    return tuple(_fit_line(point, stage, shapes) for point, stage in stages)
+    return tuple(_fit_line(point, stage, shapes, with_pairs) for point, stage in stages)
 
 
-def _fit_line(point: str, stage: str, shapes: Shapes) -> PeakLine:
+def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool) -> PeakLine:
     half, short, long, wide = shapes.half, shapes.short, shapes.long, shapes.wide
     peaks = [step.peak_bytes.get(stage, 0) for step in (half, short, long)]
-    per_token2 = bytes_per_pair((half.tokens, short.tokens, long.tokens), peaks)
+    lengths = (half.tokens, short.tokens, long.tokens)
+    per_token2 = bytes_per_pair(lengths, peaks) if with_pairs else 0.0
     at_short, at_long, at_wide = (
         step.peak_bytes.get(stage, 0) - per_token2 * step.tokens**2 for step in (short, long, wide)
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from torch import nn
 
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
-from memo_train.runtime import HowToRun, WrappedModel, kept_model, preserved_rng
+from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
     bytes_per_pair,
     fit_block_times,
@@ -75,6 +75,28 @@ def measure_profile(
         link=measure_link(wrapped.device),
         **most,
     )
+
+
+def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profile:
+    """The profile of two sequences from that of one, with saved bytes counted anew.
+
+    tokens: as in `measure_profile`. Of more sequences each is as each of two.
+    """
+    tile, two = min(_TILE_TOKENS, max(tokens // 16, 1)), one.for_batch(2)
+    saved = {name: getattr(two, name) for name in _SAVED}
+    kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
+    with preserved_rng(wrapped.device.generators), kept:
+        for kind in kinds_of(wrapped):
+            with only_block(wrapped, kind.index):
+                found = asdict(measure_saved(wrapped, 2, 4 * tile))
+            for name, field in zip(found, _SAVED, strict=True):
+                # Of attention a part may grow with the square of the tokens: it does not copy.
+                counted = 0.0 if name == "attention" else found[name] / (4 * tile)
+                saved[field] = max(saved[field], counted)
+    return replace(two, **saved)
+
+
+_SAVED = tuple(f"{field.name}_bytes_per_token" for field in fields(SavedBytes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +166,12 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
         swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
-    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS)
+    # All that makes such tensors saves some: scores, and the mask that went into them.
+    with_pairs = saved["attention_bytes_per_token2"] > 0
+    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
     return _KindProfile(
         saved=saved,
-        peaks=peaks + fit_peak_lines(swapped, ("forward",)),
+        peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
         times=fit_block_times(recomputed, swapped),
         num_blocks=kind.num_blocks,
     )

@@ -111,9 +111,11 @@ def measure_saved(
 ) -> SavedBytes:
     """What the active block saves for backward with everything kept, in one tile of `tokens`.
 
-    A block that is not run by tiles saves its input only.
+    More than one sequence is run in four tiles: a tile of it is not contiguous, and operations that
+    want it so save a copy. A block that is not run by tiles saves its input only.
     """
-    policy = uniform_policy(wrapped, tokens, tokens, Way(place=TilePlace.KEEP))
+    tile_tokens = tokens if batch == 1 else -(-tokens // 4)
+    policy = uniform_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
     loss = _loss(wrapped, batch, policy, padded=padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:

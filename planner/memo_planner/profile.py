@@ -41,13 +41,13 @@ class PeakLine:
         pairs = self.bytes_per_token2 * float(tokens) ** 2
         return math.ceil(self.base_bytes + per_tile + self.bytes_per_token * tokens + pairs)
 
-    def for_batch(self, batch: int) -> PeakLine:
-        """The line of one sequence for `batch` of them; what does not grow with tokens stays."""
+    def times(self, factor: float) -> PeakLine:
+        """The line for so many times the sequences; what does not grow with tokens stays."""
         return replace(
             self,
-            bytes_per_tile_token=batch * self.bytes_per_tile_token,
-            bytes_per_token=batch * self.bytes_per_token,
-            bytes_per_token2=batch * self.bytes_per_token2,
+            bytes_per_tile_token=factor * self.bytes_per_tile_token,
+            bytes_per_token=factor * self.bytes_per_token,
+            bytes_per_token2=factor * self.bytes_per_token2,
         )
 
 
@@ -78,9 +78,9 @@ class BlockTimes:
         """Seconds of pre and post, forward, of one token."""
         return self.pre_s_per_token + self.post_s_per_token
 
-    def for_batch(self, batch: int) -> BlockTimes:
-        """The seconds of one sequence for `batch` of them; a tile's overhead stays what it is."""
-        grown = {f: batch * getattr(self, f) for f in self.__dataclass_fields__}
+    def times(self, factor: float) -> BlockTimes:
+        """The seconds of so many times the sequences; a tile's overhead stays what it is."""
+        grown = {f: factor * getattr(self, f) for f in self.__dataclass_fields__}
         return replace(self, **{**grown, "tile_overhead_s": self.tile_overhead_s})
 
 
@@ -155,21 +155,18 @@ class Profile:
         return max(self.attention_bytes_per_token2, *lines)
 
     def for_batch(self, batch: int) -> Profile:
-        """The profile of one sequence for steps of `batch` of them.
-
-        Raises: InvalidInput where it is of another batch than 1 or `batch`.
-        """
+        """The profile for steps of `batch` sequences. Raises: InvalidInput."""
+        check_int("batch", batch, 1)
         if batch == self.batch:
             return self
-        if self.batch != 1:
-            raise InvalidInput(f"Profile.batch is {self.batch}; only that of 1 gives other batches")
+        factor = batch / self.batch
         figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
         return replace(
             self,
             batch=batch,
-            peaks=tuple(line.for_batch(batch) for line in self.peaks),
-            times=self.times.for_batch(batch),
-            **{name: batch * getattr(self, name) for name in figures},
+            peaks=tuple(line.times(factor) for line in self.peaks),
+            times=self.times.times(factor),
+            **{name: factor * getattr(self, name) for name in figures},
         )
 
     @property

@@ -86,7 +86,9 @@ def with_peaks(bytes_of: Callable[[int, int], float]) -> Shapes:
 def test_scores_of_all_pairs_of_tokens_have_a_figure_of_their_own() -> None:
     """Three bytes a pair are found among other bytes, and lengths far beyond are not below."""
     found = with_peaks(lambda tokens, tile: 9000 + 70 * tile + 500 * tokens + 3 * tokens**2)
-    line = max(fit_peak_lines(found, ("forward",)), key=lambda each: each.bytes_per_token2)
+    line = max(
+        fit_peak_lines(found, ("forward",), with_pairs=True), key=lambda each: each.bytes_per_token2
+    )
     assert line.bytes_per_token2 == pytest.approx(3, rel=0.05)
     assert line.at(40_000, 512) == pytest.approx(500 * 40_000 + 3 * 40_000**2, rel=0.05)
     assert line.at(40_000, 512) >= 9000 + 70 * 512 + 500 * 40_000 + 3 * 40_000**2
@@ -94,4 +96,12 @@ def test_scores_of_all_pairs_of_tokens_have_a_figure_of_their_own() -> None:
 
 def test_work_space_that_changes_with_the_length_is_no_mask() -> None:
     found = with_peaks(lambda tokens, tile: 500 * tokens + (400_000 if tokens >= 768 else 0))
+    assert all(
+        line.bytes_per_token2 == 0 for line in fit_peak_lines(found, ("forward",), with_pairs=True)
+    )
+
+
+def test_copies_under_way_are_no_mask() -> None:
+    """A peak may bend by any number of bytes; without saved scores that is no figure of pairs."""
+    found = with_peaks(lambda tokens, tile: 500 * tokens + (4_000_000 if tokens >= 2048 else 0))
     assert all(line.bytes_per_token2 == 0 for line in fit_peak_lines(found, ("forward",)))

