@@ -98,6 +98,17 @@ class TiledLoss:
             self._say(str(found))
         return tail.run(decoded, arguments)
 
+    def learn_decoder(self, arguments: dict[str, Any]) -> None:
+        """Run the decoder only, to learn what it gives; `why_whole` says what is not as it must."""
+        decoder, decoded = run_decoder(
+            self._model, self._decoder, lambda: self._forward(**arguments)
+        )
+        self._template = None if decoder is None else template_of(decoder, decoded)
+        if decoder is None:
+            self.why_whole = "it does not call its decoder as a module"
+        elif self._template is None:
+            self.why_whole = "its decoder gives no hidden states [batch, tokens, hidden]"
+
     def prepare(self, arguments: dict[str, Any]) -> None:
         """Prove what such a call needs: before its step, whose memory is planned, begins."""
         self.will_be_whole = False
@@ -111,8 +122,8 @@ class TiledLoss:
         elif not tail.is_hooked:  # else what the head needs is there only while it is called
             try:
                 self._way(tail, arguments, decoded, made_up_like(tail, decoded))
-            except LossIsWhole:
-                self.will_be_whole = True
+            except LossIsWhole as found:
+                self.will_be_whole, self.why_whole = True, str(found)
 
     def _tiled(self, tail: Tail, arguments: dict[str, Any], decoded: Any) -> Any:
         hooked, hidden = tail.why_hooked(), hidden_of(decoded)
@@ -220,7 +231,7 @@ def probe_loss(
     kept = kept_model(parts.causal_lm, parts.blocks)
     with kept, preserved_rng(device.generators), torch.enable_grad():
         with evaluating(parts.causal_lm):
-            tiled.forward(**arguments)
+            tiled.learn_decoder(arguments)
         tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
     if tiled.why_whole == "":
         tiled.why_whole = "it returns none"
