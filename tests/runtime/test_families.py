@@ -35,7 +35,7 @@ from tests.runtime.causal_lms import MODELS
         ("granitemoe_swa", "tiled"),  # experts in a longer list than the blocks
         ("granitemoehybrid", "partly"),  # makes a cache by its configuration
         ("phi4_multimodal", "tiled"),  # the largest list is an audio encoder's
-        ("reformer", "refused"),  # runs on multiples of its chunk only
+        ("reformer", "whole"),  # its blocks are called by name, behind another argument
     ],
 )
 def test_families(family: str, result: str) -> None:
