@@ -221,9 +221,8 @@ def _preserved_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
-                if buffer.shape == value.shape:
-                    buffer.copy_(value)
+            for buffer, value in ((b, v) for b, v in before if b.shape == v.shape):
+                buffer.copy_(value)
 
 
 def state_bytes(model: nn.Module) -> int:
