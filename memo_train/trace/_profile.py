@@ -86,14 +86,17 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     saved = {name: getattr(two, name) for name in _SAVED}
     kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
-        for kind in kinds_of(wrapped):
-            with only_block(wrapped, kind.index):
-                found = asdict(measure_saved(wrapped, 2, 4 * tile))
-            for name, field in zip(found, _SAVED, strict=True):
-                # Of attention a part may grow with the square of the tokens: it does not copy.
-                counted = 0.0 if name == "attention" else found[name] / (4 * tile)
-                saved[field] = max(saved[field], counted)
+        found = [_saved_by_two(wrapped, kind, 4 * tile) for kind in kinds_of(wrapped)]
+    # Of attention a part may grow with the square of the tokens: it makes no copies for tiles.
+    for name in (n for n in _SAVED if not n.startswith("attention")):
+        saved[name] = max(saved[name], *(each[name] for each in found))
     return replace(two, **saved)
+
+
+def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, float]:
+    with only_block(wrapped, kind.index):
+        saved = asdict(measure_saved(wrapped, 2, tokens))
+    return {f"{name}_bytes_per_token": value / tokens for name, value in saved.items()}
 
 
 _SAVED = tuple(f"{field.name}_bytes_per_token" for field in fields(SavedBytes))

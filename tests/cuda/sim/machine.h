@@ -12,6 +12,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -90,7 +91,7 @@ class Machine {
   // The name of the call that FailAt let fail, or empty.
   std::string FailedCall();
   // Calls so far that can fail.
-  uint64_t NumCalls();
+  uint64_t NumCalls() const;
   // Events that are not destroyed.
   size_t NumEvents();
   // Does all work, looks for leaks, gives everything found. The test's own streams are no leak.
@@ -141,7 +142,8 @@ class Machine {
   AccessHistory history_;
   std::mt19937_64 random_;
   VectorClock host_clock_;
-  uint64_t calls_ = 0;
+  // A forked child reads it, and a thread that it lacks may have held the mutex at the fork.
+  std::atomic<uint64_t> calls_{0};
   uint64_t fail_at_ = 0;
   cudaError_t failure_ = cudaSuccess;
   std::string failed_call_;
