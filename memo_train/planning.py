@@ -90,6 +90,10 @@ _TOO_LONG = (UnsupportedModel, torch.OutOfMemoryError)
 """What a profile's run ends in beyond a model's longest sequence, and where memory is short."""
 
 
+_LEAST_PROFILED_TOKENS = 16
+"""Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What the user asked of `wrap`; None leaves a choice to the planner."""
@@ -142,6 +146,7 @@ class StepPlanner:
         self._profiles: dict[Hashable, Profile] = {}
         self._planned: dict[Hashable, PlannedStep] = {}
         self._buckets: dict[Hashable, _Found | None] = {}
+        self._most_tokens = LONGEST_PROFILED_TOKENS
         self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
@@ -166,12 +171,11 @@ class StepPlanner:
         limited: whether memory may be so short that steps park what pre saves on the host.
         A model that cannot be run so is profiled in its first step, which says why if it must.
         """
-        longest = self._longest_profiled(1)
         with suppress(*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError):
             for park_pre in (False, True) if limited else (False,):
                 for alone in (True, False):
                     kind = _ProfileKind(park_pre=park_pre, masked=self._masked(1), alone=alone)
-                    self._profile_at(longest, kind)
+                    self._profile(1, kind)
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -245,21 +249,29 @@ class StepPlanner:
         return _Found(plan=plan, park_pre=park_pre)
 
     def _profile(self, tokens: int, kind: _ProfileKind) -> Profile:
-        """The profile for steps of `tokens` and of any other length."""
+        """The profile for steps of `tokens` and of any other length.
+
+        Where the model or the memory is too small for a long profile, it is made of shorter runs.
+        """
         longest = self._longest_profiled(tokens)
-        try:
-            return self._profile_at(longest, kind)
-        except _TOO_LONG:
-            if tokens >= longest:
-                raise
-            return self._profile_at(tokens, kind)
+        while True:
+            try:
+                return self._profile_at(longest, kind)
+            except _TOO_LONG as error:
+                in_memory = isinstance(error, torch.OutOfMemoryError)
+                shorter = longest // 2 if in_memory else min(tokens, longest)
+                if shorter == longest or shorter < _LEAST_PROFILED_TOKENS:
+                    raise
+                longest = shorter
+                if in_memory:
+                    self._most_tokens = shorter
 
     def _longest_profiled(self, tokens: int) -> int:
         """Tokens of a profile. A step beyond the model's table shows that it needs none."""
         config = getattr(self.wrapped.parts.causal_lm, "config", None)
         tables = [getattr(config, name, None) for name in _POSITION_TABLES]
         table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
-        return min(LONGEST_PROFILED_TOKENS, max(table, tokens, 1))
+        return min(self._most_tokens, max(table, tokens, 1))
 
     def _profile_at(self, longest: int, kind: _ProfileKind) -> Profile:
         """The profile from runs of at most `longest` tokens, made on this machine now or before."""
