@@ -66,7 +66,7 @@ def wrap(
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
     lm = parts.causal_lm
     tries = runnable(lm, "on the few tokens of the probe")
-    with without_user_hooks(lm), without_caches(configs_of(lm)), tries:
+    with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries:
         verdicts, loss = probe_blocks(parts, device), probe_loss(parts, device)
     report(parts, verdicts, loss.why_whole)
     wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)

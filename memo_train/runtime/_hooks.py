@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +13,19 @@ _KINDS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 @contextmanager
-def without_user_hooks(model: nn.Module) -> Iterator[None]:
+def without_user_hooks(model: nn.Module, but_inside: Iterable[nn.Module] = ()) -> Iterator[None]:
     """While active, hooks on the modules of `model` do not run; put back in their order.
+
+    but_inside: blocks whose own modules keep theirs: they are part of what is proven of a block.
 
     Those of libraries stay: fully sharded modules gather their parameters in them, and PEFT lets
     embeddings require gradients.
     """
+    kept = {id(m) for block in but_inside for m in block.modules() if m is not block}
     found = [
         (hooks, list(hooks.items()))
         for module in model.modules()
+        if id(module) not in kept
         for hooks in (getattr(module, kind) for kind in _KINDS)
         if hooks
     ]

@@ -231,7 +231,7 @@ class GradientProbe:
     @torch.no_grad()
     def _difference(self, run: BlockRun) -> str | None:
         """What `run` gives that plain autograd does not, beyond rounding."""
-        plain, tolerance = self.plain, TOLERANCE.get(self.plain.y.dtype, 1e-4)
+        plain, tolerance = self.plain, _tolerance(self.plain.y)
         for name, expected in ({"its output": plain.y} | plain.gradients).items():
             found = run.y if name == "its output" else run.gradients[name]
             if expected is None or found is None:
@@ -324,6 +324,14 @@ def _size(tensor: torch.Tensor) -> float:
         return size
     finite = tensor.where(tensor.isfinite(), 0)
     return float(torch.linalg.vector_norm(finite, dtype=_wide(tensor)))
+
+
+def _tolerance(y: torch.Tensor) -> float:
+    """By the coarsest dtype that the block computes in: its output's, or autocast's."""
+    kind, of_output = y.device.type, TOLERANCE.get(y.dtype, 1e-4)
+    if not torch.is_autocast_enabled(kind):
+        return of_output
+    return max(of_output, TOLERANCE.get(torch.get_autocast_dtype(kind), 1e-4))
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

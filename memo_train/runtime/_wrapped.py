@@ -301,7 +301,8 @@ class WrappedModel:
             try:
                 causal_lm = self.parts.causal_lm
                 again = runnable(causal_lm, "on the few tokens of another probe")
-                with without_user_hooks(causal_lm), without_caches(self.fingerprint.configs), again:
+                hooks = without_user_hooks(causal_lm, self.parts.blocks)
+                with hooks, without_caches(self.fingerprint.configs), again:
                     verdicts = probe_blocks(self.parts, self.device)
                     loss = probe_loss(self.parts, self.device, self._model_forward)
             finally:

@@ -169,9 +169,8 @@ def _is_plain(value: object) -> bool:
 
 def _of_functions(namespace: Any) -> Iterator[str]:
     for name, value in sorted(namespace.items()):
-        if not inspect.isroutine(value):
-            continue
-        code = getattr(inspect.unwrap(value), "__code__", None)  # not what the runtime put around
+        own = inspect.unwrap(value) if callable(value) else value  # not what the runtime put there
+        code = getattr(own, "__code__", None) if inspect.isroutine(own) else None
         if isinstance(code, CodeType):
             yield f"{name} {_code_text(code)}"
 

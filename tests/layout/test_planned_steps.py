@@ -275,7 +275,8 @@ def test_memory_stays_bounded_over_500_steps() -> None:
             assert device.counters().device_live_allocations < 2000
     assert max(used) - min(used) < 4096
     reports = memo_train.memory_report(training.model).shapes
-    assert sum(r.num_steps for r in reports) == 500 - 4
+    # Of four shapes three are recorded when they come again; then each waits for its layout.
+    assert 500 - 4 - 3 - 4 <= sum(r.num_steps for r in reports) <= 500 - 4 - 3
     assert sum(r.unplanned + r.missing for r in reports) == 0
 
 

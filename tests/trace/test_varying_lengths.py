@@ -54,7 +54,7 @@ def test_lengths_of_a_bucket_go_by_one_plan() -> None:
     for tokens in (1030, 1100, 1150, 1153):
         step(model, 1, tokens)
         assert memo_train.plan(model).policy.tokens == tokens
-    longest = [shape.tokens for shape, _ in planner_of(model)._buckets]
+    longest = [shape.tokens for shape, *_ in planner_of(model)._buckets]
     assert longest == [1152, 1280]
     memo_train.unwrap(model)
 
