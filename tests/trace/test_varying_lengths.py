@@ -63,6 +63,7 @@ def test_lengths_of_a_bucket_go_by_one_plan() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_one_profile_predicts_every_length_and_batch(batch: int, alpha: float) -> None:
     """Level 2: the device's peak is at most the prediction; copies are it, but for small ones."""
+    others_bytes = memo_train.stats().device_used_bytes  # what earlier tests left in the process
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
     step(model, 1, 8)
@@ -79,7 +80,8 @@ def test_one_profile_predicts_every_length_and_batch(batch: int, alpha: float) -
             optimizer.zero_grad()
         stats, found = memo_train.stats(), memo_train.plan(model).prediction
         if not alpha:  # copies may use all that the limit leaves free, beyond what is predicted
-            assert stats.device_peak_bytes <= found.device_peak_bytes, tokens
-            assert stats.device_peak_bytes >= 0.8 * found.device_peak_bytes, tokens
+            peak_bytes = stats.device_peak_bytes - others_bytes
+            assert peak_bytes <= found.device_peak_bytes, tokens
+            assert peak_bytes >= 0.8 * found.device_peak_bytes, tokens
         assert 0.99 * found.host_peak_bytes <= stats.d2h_bytes <= found.host_peak_bytes, tokens
     memo_train.unwrap(model)
