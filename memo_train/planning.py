@@ -1,8 +1,8 @@
-"""The caps that a wrapped model puts on the device, and takes off again.
+"""Plans the steps of a wrapped model, and puts its caps on the device.
 
-Plans the steps of a wrapped model. It is measured once for each precision; from that profile every
-batch and length is planned. Of lengths that nobody asked for ahead, all of a bucket (an eighth of
-an octave) go by the plan of its longest.
+The model is measured once for each precision; from that profile every batch and length is planned.
+Of lengths that nobody asked for ahead, all of a bucket (an eighth of an octave) go by the plan of
+its longest.
 """
 
 from __future__ import annotations

@@ -127,12 +127,10 @@ def _last_step(
     model: nn.Module, batch: Mapping[str, Any], device: Device, steps: int
 ) -> tuple[StepFigures, _Gradients]:
     """The figures and gradients of the last of `steps`, all from the same random numbers."""
-    states = tuple(generator.get_state() for generator in device.generators)
     for _ in range(steps):
-        for generator, state in zip(device.generators, states, strict=True):
-            generator.set_state(state)
         model.zero_grad(set_to_none=True)
-        figures = _step(model, batch, device)
+        with preserved_rng(device.generators):
+            figures = _step(model, batch, device)
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return figures, gradients

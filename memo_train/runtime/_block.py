@@ -34,7 +34,7 @@ from memo_train.runtime._ambient import (
 from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
 from memo_train.runtime._leaves import refuse_lost_gradients
-from memo_train.runtime._module_state import kept_state
+from memo_train.runtime._module_state import kept_state, version_of
 from memo_train.runtime._observe import NOWHERE
 from memo_train.runtime._saved import SavedTensors, storage_key
 from memo_train.runtime._shadow import (
@@ -65,7 +65,7 @@ class BlockForward:
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """x: [batch, tokens, hidden] -> y, the same shape, without a graph."""
-        state, spec, version = self._state, self._state.spec, _version(x)
+        state, spec, version = self._state, self._state.spec, version_of(x)
         spans = tile_spans(x.shape[1], spec.tile_tokens)
         state.tiles = [TileRecord(span, self._place(i)) for i, span in enumerate(spans)]
         self._runs = [TileRun(spec.forward, span, x.device.type) for span in spans]
@@ -76,7 +76,7 @@ class BlockForward:
                 stack.callback(run.close)
             o = self._attend(self._all_pre(x, arguments))
             y = self._all_post(x, o, arguments)
-        if _version(x) != version:
+        if version_of(x) != version:
             raise InPlaceModified(
                 f"the block modified its input {tuple(x.shape)} in place; it cannot be tiled"
             )
@@ -149,11 +149,6 @@ class BlockForward:
             tile_of(y, tile.span).copy_(y_tile)
         assert y is not None
         return y
-
-
-def _version(tensor: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors do not count theirs."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _release_leaves(tile: TileRecord) -> None:

@@ -134,7 +134,7 @@ def graph_holders(changed: Mapping[StatePlace, Any]) -> list[StatePlace]:
 
 def _hold(value: Any) -> _Held:
     if isinstance(value, torch.Tensor):
-        return _Held(value, value.detach().clone(), _version(value))
+        return _Held(value, value.detach().clone(), version_of(value))
     if isinstance(value, list | dict | set):
         return _Held(value, value.copy(), 0)
     return _Held(value, None, 0)
@@ -156,7 +156,7 @@ def _is_changed(held: _Held, value: Any) -> bool:
 
 def _is_written(held: _Held) -> bool:
     """Whether a tensor has other values. Batch norm writes its statistics without a new version."""
-    if _version(held.value) != held.version:
+    if version_of(held.value) != held.version:
         return True
     return is_plain(held.value) and not torch.equal(held.value, held.contents)
 
@@ -187,6 +187,6 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
                 yield item
 
 
-def _version(tensor: torch.Tensor) -> int:
+def version_of(tensor: torch.Tensor) -> int:
     """Counts writes to a tensor; inference tensors do not count theirs."""
     return 0 if tensor.is_inference() else tensor._version

@@ -52,7 +52,7 @@ def measure_profile(
     seconds the best of three runs. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
     """
-    tile = min(_TILE_TOKENS, max(tokens // 16, 1))
+    tile = _tile_tokens(tokens)
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
@@ -82,7 +82,7 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
 
     tokens: as in `measure_profile`. Of more sequences each is as each of two.
     """
-    tile, two = min(_TILE_TOKENS, max(tokens // 16, 1)), one.for_batch(2)
+    tile, two = _tile_tokens(tokens), one.for_batch(2)
     saved = {name: getattr(two, name) for name in _SAVED}
     kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
@@ -91,6 +91,11 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     for name in (n for n in _SAVED if not n.startswith("attention")):
         saved[name] = max(saved[name], *(each[name] for each in found))
     return replace(two, **saved)
+
+
+def _tile_tokens(tokens: int) -> int:
+    """A sixteenth of the longest run, which is never beyond `tokens`."""
+    return min(_TILE_TOKENS, max(tokens // 16, 1))
 
 
 def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, float]:
