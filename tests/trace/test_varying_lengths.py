@@ -63,6 +63,7 @@ def test_lengths_of_a_bucket_go_by_one_plan() -> None:
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_one_profile_predicts_every_length_and_batch(batch: int, alpha: float) -> None:
     """Level 2: the device's peak is at most the prediction; copies are it, but for small ones."""
+    gc.collect()
     others_bytes = memo_train.stats().device_used_bytes  # what earlier tests left in the process
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters())
