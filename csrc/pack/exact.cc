@@ -265,7 +265,7 @@ Search::Search(const Problem& problem, const Conflicts& conflicts, int64_t capac
 
 Verdict Search::Run(const Strategy& strategy, int64_t max_nodes,
                     const std::function<bool()>& stop) {
-  weight_ = Weights(problem_, strategy.preference, strategy.noise, strategy.seed);
+  weight_ = Strategy::Weights(problem_, strategy.preference, strategy.noise, strategy.seed);
   pick_ = strategy.pick;
   state_.Undo(0);
   max_nodes_ = nodes_ + max_nodes;
