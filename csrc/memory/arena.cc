@@ -87,6 +87,7 @@ void Arena::SetCap(std::optional<size_t> cap_bytes) {
     MEMO_REQUIRE(InvalidArgument, *cap_bytes > 0)
         << "the device cap must be positive, got 0; use None for no cap";
     const size_t end = space_.EndOfLive();
+    // Memory cannot be moved: what lies above would stay there.
     MEMO_REQUIRE(InvalidArgument, *cap_bytes >= end)
         << "the device cap of " << FormatBytes(*cap_bytes) << " is below live device memory, which "
         << "ends at " << FormatBytes(end) << " (" << FormatBytes(used_bytes)

@@ -244,6 +244,7 @@ void Packer::PackWindows(const Problem& problem, Offsets& best) {
 // forward makes what its backward frees. Not tried if there are not far fewer.
 void Packer::PackMerged(const Problem& problem, Offsets& best) {
   const Merged merged(problem);
+  // Unless they are far fewer, the fits of the whole find the same.
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   if (Conflicts::Count(merged.problem) > kMostListedConflicts) return;
   constexpr FitBudget kGlance{18, 20'000'000};
@@ -284,6 +285,7 @@ void Packer::Sweep(const Problem& problem, Offsets& best) {
 void Packer::PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
   if (problem.buffers.size() > kMostSearchedBuffers) return;
   std::optional<Attempt> low, middle;
+  // Kept for as long as the capacity stays: an attempt knows the states that failed.
   const auto prepare = [&](std::optional<Attempt>& attempt, int64_t capacity) -> Attempt& {
     if (!attempt || attempt->capacity != capacity) {
       attempt.emplace(Attempt{capacity, ExactSearch(problem, conflicts, capacity)});
@@ -295,6 +297,7 @@ void Packer::PackExactly(const Problem& problem, const Conflicts& conflicts, Off
     if (!limits_.capacity && round % 2 == 1 && half_way > target_) {
       Search(problem, prepare(middle, half_way), round / 2, best);
     } else if (Search(problem, prepare(low, target_), round, best)) {
+      // Refuted; sizes are whole units, so the next capacity is one more.
       lower_bound_ = std::max(lower_bound_.load(), ++target_);
     }
   }

@@ -22,6 +22,7 @@ constexpr int64_t kFits = 36;  // of a window
 constexpr int kRoundsOfJoining = 8;
 // Windows that may join the core in a round.
 constexpr int kMostFailures = 8;
+// A list of this many takes 32 MB, and is made anew in every round.
 constexpr int64_t kMostConflictsInCore = 4'000'000;
 // Where most buffers live in several windows, these save nothing. For each buffer: conflicts
 // between such (some 1,000 in a step of 192 blocks), and looks of a round at what lives beside a
@@ -42,6 +43,7 @@ bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.f
 
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
 int64_t WindowLength(int64_t attempt) {
+  // Its multiples, modulo 1, always fall into the widest gap that is left.
   constexpr double kGoldenRatio = 0.6180339887498949;
   const double turn = attempt == 0 ? 0.5 : 0.37 + kGoldenRatio * static_cast<double>(attempt - 1);
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
@@ -126,6 +128,7 @@ void Search(const Problem& problem, int64_t target, int64_t& strategy,
 void SearchMerged(const Problem& problem, int64_t target, int64_t& strategy,
                   const std::function<bool()>& stop, Offsets& best) {
   const Merged merged(problem);
+  // Unless they are far fewer, this is the search that comes next anyway.
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   Offsets stacks;
   Search(merged.problem, target, strategy, stop, stacks);
