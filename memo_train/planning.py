@@ -56,6 +56,7 @@ class Caps:
             tensors = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
             here = [tensor for tensor in tensors if tensor.device == where]
             older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
+            # 0 is no cap that may be set; under 1 byte the first request says what is short.
             self._device.set_device_cap(max(device_bytes - older, 1))
             self._is_set[0] = True
         if host_bytes is not None:
@@ -84,7 +85,9 @@ class Caps:
 
 
 _EVAL_TILE_TOKENS = 1024
+# So a bucket's longest sequence is at most an eighth longer than one in it.
 _BUCKETS_OF_OCTAVE = 8
+# As Transformers' configurations call the rows of learned position tables.
 _POSITION_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len")
 _TOO_LONG = (UnsupportedModel, torch.OutOfMemoryError)
 """What a profile's run ends in beyond a model's longest sequence, and where memory is short."""
@@ -217,6 +220,7 @@ class StepPlanner:
     def _plan_of_bucket(self, shape: Shape) -> _Found | None:
         """The plan of the bucket's longest sequence, for this one; None if that does not fit."""
         longest = _bucket_tokens(shape.tokens)
+        # An alpha set by hand needs no solver, and a shorter plan's alpha would be another.
         if self._choices.alpha is not None or longest == shape.tokens:
             return None
         key = self._key(replace(shape, tokens=longest), self._masked(shape.tokens))
@@ -236,6 +240,7 @@ class StepPlanner:
             return self._plan_parked(batch, tokens, park_pre=True)
 
     def _plan_parked(self, batch: int, tokens: int, *, park_pre: bool) -> _Found:
+        # A tile of several sequences is not contiguous, so operations may save copies of it.
         kind = _ProfileKind(park_pre=park_pre, masked=self._masked(tokens), alone=batch == 1)
         profile = self._profile(tokens, kind)
         plan = plan_on_clock(
@@ -259,11 +264,13 @@ class StepPlanner:
                 return self._profile_at(longest, kind)
             except _TOO_LONG as error:
                 in_memory = isinstance(error, torch.OutOfMemoryError)
+                # Beyond the model's table: only the step's own length is sure to be allowed.
                 shorter = longest // 2 if in_memory else min(tokens, longest)
                 if shorter == longest or shorter < _LEAST_PROFILED_TOKENS:
                     raise
                 longest = shorter
                 if in_memory:
+                    # Memory stays short: later profiles begin here.
                     self._most_tokens = shorter
 
     def _longest_profiled(self, tokens: int) -> int:
@@ -320,6 +327,7 @@ class StepPlanner:
 
 def _bucket_tokens(tokens: int) -> int:
     """The longest length of the bucket in which `tokens` is, in steps of an eighth of an octave."""
+    # The octave ends at the least power of two that holds `tokens`.
     step = max(1, (1 << (tokens - 1).bit_length()) // (2 * _BUCKETS_OF_OCTAVE))
     return step * math.ceil(tokens / step)
 
@@ -346,4 +354,5 @@ def _whole_bytes(plan: Plan) -> int:
         profile.o_bytes_per_token,
         profile.qkv_bytes_per_token / 3,
     )
+    # The device refuses 0.
     return max(1, int(min(classes) * plan.policy.tokens))

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+# What sums over a model leave of an exact zero in float64.
 _ROUNDING_OF_ZERO = 100 * torch.finfo(torch.float64).eps
 
 
@@ -40,6 +41,7 @@ class Tolerance:
 
 
 TOLERANCES: Mapping[torch.dtype, Tolerance] = {
+    # loss_rounding is one rounding: 2**-23 and 2**-7.
     torch.float32: Tolerance(error_over_plain=2.0, loss_rounding=1.2e-7, training_loss=1e-5),
     torch.bfloat16: Tolerance(error_over_plain=2.0, loss_rounding=7.8e-3, training_loss=2e-2),
 }

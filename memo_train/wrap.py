@@ -76,7 +76,9 @@ def wrap(
     wrapped.install(planner.step_policy)
     try:
         _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
+        # Last: a profile's runs may need more than the plan's steps.
         caps.set(*caps_bytes, parts)
+    # An interrupt, too, leaves the model as it was.
     except BaseException:
         wrapped.restore()
         caps.restore()
@@ -163,4 +165,5 @@ def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool)
         planner.plan(1, seq_len)
     elif fits_at_all:
         planner.plan(1, 1)
+        # Nobody asked for that step, so `plan` must not show it.
         planner.last = None

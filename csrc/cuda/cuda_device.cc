@@ -72,6 +72,7 @@ class CudaDevice::Pages : public PagePinner {
     if (numa_node_ < 0 || numa_node_ >= kMaskBits) return;
     const unsigned long mask = 1UL << numa_node_;
     // Only speed hangs on it, and containers may forbid the call: a refusal is no error.
+    // The kernel takes the last of the bits that it is told of off again, hence one more.
     syscall(SYS_mbind, data, bytes, MPOL_PREFERRED, &mask, kMaskBits + 1, 0);
   }
 

@@ -37,11 +37,6 @@ struct RmsNormBackward {
 };
 
 template <typename T>
-MEMO_HOST_DEVICE float NumbersOfRow(size_t row_packs) {
-  return static_cast<float>(row_packs * Pack<T>::kElements);
-}
-
-template <typename T>
 MEMO_HOST_DEVICE LaneSums<1> SumLane(const RmsNorm<T>& args, size_t row, unsigned lane) {
   using P = Pack<T>;
   float squares = 0.0f;
@@ -59,7 +54,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNorm<T>& args, size_t row, unsigned lane,
                                  const LaneSums<1>& sums) {
   using P = Pack<T>;
-  const float mean = sums.values[0] / NumbersOfRow<T>(args.row_packs);
+  const float mean = sums.values[0] / static_cast<float>(args.row_packs * P::kElements);
   const float scale = 1.0f / sqrtf(mean + args.epsilon);
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     P pack = LoadPack<P>(args.x, row * args.row_packs + i);
@@ -94,7 +89,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, unsigned lane,
                                  const LaneSums<2>& sums) {
   using P = Pack<T>;
-  const float numbers = NumbersOfRow<T>(args.row_packs);
+  const float numbers = static_cast<float>(args.row_packs * P::kElements);
   const float scale = 1.0f / sqrtf(sums.values[0] / numbers + args.epsilon);
   const float along = scale * scale * (sums.values[1] / numbers);
   if (lane == 0) args.scales[row] = scale;

@@ -108,6 +108,7 @@ def _flags() -> list[str]:
         "-O2",
         "-fPIC",
         "-shared",
+        # torch's std::string must be ours, or the hook does not link.
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
         f"-isystem{root / 'include'}",
         f"-L{root / 'lib'}",
@@ -115,9 +116,11 @@ def _flags() -> list[str]:
 
 
 def _key(compiler: list[str], source: Path, flags: list[str]) -> str:
+    # An update in place keeps a compiler's name and changes what it builds.
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     digest = hashlib.sha256(version + source.read_bytes())
     for part in (torch.__version__, *compiler, *flags):
+        # A zero behind each, so that parts do not run together.
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -126,6 +129,7 @@ def _cache_dir() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = Path(root) / "memo-train"
     try:
+        # What lies here is loaded into the process: nobody else may write it.
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise HookUnavailable(
@@ -137,6 +141,7 @@ def _cache_dir() -> Path:
 
 def _compile(command: list[str], source: Path, target: Path) -> None:
     try:
+        # Beside the target: a rename does not cross file systems.
         scratch = tempfile.TemporaryDirectory(dir=target.parent)
     except OSError as error:
         raise HookUnavailable(
@@ -281,6 +286,7 @@ class CpuDevice(Device):
     def make_layout(self, addresses: StepAddresses) -> StepLayout:
         """`addresses` as the arena takes them. Raises: InvalidDeviceArgument."""
         requests, marks = addresses.pairs(_core.StepLayout.OUTSIDE)
+        # Views of the same memory as records, so that nothing is copied.
         return _core.StepLayout(
             requests.view(_REQUEST)[:, 0], marks.view(_MARK)[:, 0], self.smallest_planned_bytes
         )
@@ -354,11 +360,13 @@ def _make_process_device() -> CpuDevice:
     install_hook(*arena.hook_entry())
     # Tensors may be freed after the interpreter is gone: the arena must never go away.
     device.core.keep_forever()
+    # A fork while another thread allocates would leave the child a lock that nobody opens.
     os.register_at_fork(
         before=arena.lock_for_fork,
         after_in_parent=arena.unlock_after_fork,
         after_in_child=arena.unlock_after_fork,
     )
+    # torch may accept the hook and yet allocate elsewhere: one tensor shows.
     if not device.owns(torch.empty(1).data_ptr()):
         raise HookUnavailable(f"torch {torch.__version__} does not allocate from the hook")
     return device

@@ -132,6 +132,7 @@ class CudaDevice(Device):
             for nbytes in sizes:
                 ranges.append(self.host_alloc(nbytes))
         finally:
+            # Freed ranges stay pinned in the pool, for the step's requests of these sizes.
             for host in ranges:
                 self.host_free(host)
 
@@ -255,6 +256,7 @@ def get_cuda_device(ordinal: int | None = None) -> CudaDevice:
             # CUDA may be gone before the interpreter is: the device must never be destroyed.
             _devices[ordinal].core.keep_forever()
         device = _devices[ordinal]
+    # Raises in a fork, and what a destructor met and could not raise.
     device.core.check_usable()
     return device
 

@@ -39,6 +39,7 @@ def positive(name: str, value: SupportsIndex, way_out: str = "") -> int:
         number = operator.index(value)
     except TypeError:
         number = 0
+    # True is a whole number to Python, and never meant as a size.
     if isinstance(value, bool) or not 0 < number < 1 << 63:
         raise InvalidDeviceArgument(
             f"{name} must be a positive whole number below 2**63, got {value!r}{way_out}"

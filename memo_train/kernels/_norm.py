@@ -108,6 +108,7 @@ def _differentiate(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
     x, weight = ctx.saved_tensors
     dx, scales = _backward(dy, x, weight, ctx.epsilon)
+    # Two more passes over dy and x, which a frozen weight does without.
     d_weight = _weight_gradient(dy, x, scales, weight) if ctx.needs_input_grad[1] else None
     return dx, d_weight, None
 

@@ -19,6 +19,7 @@ from memo_train.layout._solved import SolvedStep, recorded_step
 from memo_train.runtime import StepMemory, precision
 from memo_train.trace import PlaceMarks, PlaceRecorder
 
+# Reentrant: the begin of a step ends the one under way.
 _lock = threading.RLock()
 _now: StepUnderWay | None = None
 
@@ -53,11 +54,13 @@ class StepUnderWay:
     def __call__(self, stage: str, block: int, tile: int) -> None:
         """The step comes to a stage; its end is that of the backward pass of which it hears."""
         with _lock:
+            # Another model's step has begun since, and the device serves that one.
             if _now is not self:
                 return
             if not self._in_backward and stage.endswith("backward"):
                 self._in_backward = True
                 self._marks.begin("backward")
+                # Called when autograd's queue is empty: only then is backward over.
                 torch.autograd.Variable._execution_engine.queue_callback(self._complete)
             self._marks(stage, block, tile)
 
@@ -125,6 +128,7 @@ class StepLayouts(StepMemory):
             is_first = not self._shapes
             steps = ShapeSteps(shape=shape, device=self._device, wants_recording=is_first)
             self._shapes[shape, how] = steps
+        # The second step of its shape: it does come again.
         elif steps.is_new:
             steps.wants_recording = True
         steps.take_solved()

@@ -58,6 +58,7 @@ class Ambient:
 
     def put_in_force(self) -> None:
         """Make this the state of the thread."""
+        # No context managers: frames enter and leave their states in no nested order.
         torch._C._set_grad_enabled(self.grad)
         torch.set_autocast_enabled(self.device_type, self.autocast)
         torch.set_autocast_dtype(self.device_type, self.autocast_dtype)

@@ -20,6 +20,7 @@ from memo_train.runtime._tile import (
     tile_of,
 )
 
+# Attention takes [batch, heads, tokens, head_dim], whatever order the block has.
 QKV_TOKEN_DIM = 2
 
 
@@ -96,6 +97,7 @@ class AttentionRun:
                 return self._call(*qkv, **self._options)
         leaves = tuple(t.detach().requires_grad_() for t in qkv)
         with self.ambient.restored(grad=True), self.saved.hooks():
+            # Aliases: attention may hold what it is given, and the leaves' memory is let go.
             o = self._call(*map(alias_of, leaves), **self._options)
         self.saved.settle(dict(zip("qkv", leaves, strict=True)) | {"o": o}, swap=swap)
         self._edge = get_gradient_edge(o)
@@ -115,9 +117,11 @@ class AttentionRun:
         self.saved.bind(q=qkv[0], k=qkv[1], v=qkv[2], o=o)
         edge, leaves = self._edge, self._leaves
         self._edge, self._leaves = None, ()
+        # An attention function may use parameters of its block.
         found = differentiate([edge], [do], (*leaves, *parameters), retain_graph=False)
         self.saved = SavedTensors()
         dqkv = tuple(
+            # An input that attention does not use has no gradient; pre's graph wants zeros.
             torch.zeros_like(leaf) if d is None else d
             for leaf, d in zip(leaves, found[:3], strict=True)
         )

@@ -72,6 +72,7 @@ class BlockForward:
         arguments = state.arguments(x.shape[1])
         with ExitStack() as stack:
             state.enter(stack)
+            # Also after an error: a suspended frame holds its tile's tensors.
             for run in self._runs:
                 stack.callback(run.close)
             o = self._attend(self._all_pre(x, arguments))
@@ -105,10 +106,12 @@ class BlockForward:
             gathered.put(qkv, tile.span)
             if tile.is_recorded:
                 tile.graph = run.graph
+                # Apart from what else pre saved, which comes back only behind attention.
                 tile.qkv = [tile.qkv_saved.save(t) for t in qkv]
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
                 state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
+            # The q, k and v of a single tile are those that attention reads (`Gathered`).
             elif len(self._runs) > 1:
                 left = _leave_at_cut(state.spec.at_cut, qkv, kept=(x, *state.shadows))
                 state.poisoned += left
@@ -145,6 +148,7 @@ class BlockForward:
             if len(self._runs) == 1:
                 return y_tile
             if y is None:
+                # Only a tile tells y's dtype: autocast may have made it another.
                 y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
             tile_of(y, tile.span).copy_(y_tile)
         assert y is not None
@@ -171,8 +175,10 @@ def _leave_at_cut(
         if at_cut is AtCut.HOLD or not storage.nbytes() or storage_key(tensor) in untouchable:
             continue
         if at_cut is AtCut.RELEASE:
+            # Not `del`: the suspended frame still names the tensors.
             storage.resize_(0)
         else:
+            # All of the storage: q, k and v may be views of one projection's output.
             whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             elements = storage.nbytes() // tensor.element_size()
             whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)
@@ -197,6 +203,7 @@ class BlockBackward:
         self._prefetch_previous = prefetch_previous
         self._arguments: TokenArguments = state.arguments(x.shape[1])
         self._sums = GradientSum(state.parameters)
+        # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
         self._dx = torch.empty_like(x) if state.x_needs_grad else None
 
     def run(
@@ -204,6 +211,7 @@ class BlockBackward:
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
         """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
         state, attention = self._state, self._state.attention
+        # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
         gathered = Gathered(self._x.shape[1], attention.ambient)
@@ -220,6 +228,7 @@ class BlockBackward:
             dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
             self._add(gradients)
             freed_bytes = state.qkv_bytes + o.nbytes
+            # Pre's backward, and copies for the block before, run in the memory that these leave.
             del o, do, attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
@@ -234,12 +243,14 @@ class BlockBackward:
         do = torch.empty_like(o)
         tiles = self._state.tiles
         self._prefetch_tile(tiles[-1])
+        # From the last: kept tiles are last, so swapped ones have longest to come back.
         for index, tile in reversed(list(enumerate(tiles))):
             self._state.spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
             o_tile = tile_of(o, tile.span, o_token_dim)
             gathered.put(self._qkv(tile, o, o_tile), tile.span)
             assert tile.graph is not None
+            # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
                 self._check(tile.graph.roots, (tile.graph.x, tile.graph.o))
             gradients = tile.graph.post_backward(tile_of(dy, tile.span), self._state.shadows)
@@ -247,6 +258,7 @@ class BlockBackward:
             self._add(gradients[2:])
             _write(tile_of(do, tile.span, o_token_dim), gradients[1])
             if self._dx is not None:
+                # Written here, added to by pre: no zeroes of all tokens are needed.
                 _write(tile_of(self._dx, tile.span), gradients[0])
         return do
 
@@ -277,6 +289,7 @@ class BlockBackward:
         state = self._state
         run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
         generators = state.spec.device.generators
+        # Forward's random numbers again, so that dropout drops the same.
         set_rng(generators, tile.pre_rng)
         x_tile = state.leaf(self._x, tile.span)
         saved = tile.pre_saved if state.spec.park_pre else None
@@ -346,10 +359,12 @@ class BlockPass:
     ) -> None:
         """record: whether a backward may follow; without it nothing is saved."""
         self.rest: tuple[Any, ...] | None = None
+        # Weak: a pass must not keep those before it alive once their graph is gone.
         self.previous: weakref.ref[Any] | None = None
         self._state = BlockState(
             spec=spec,
             parameters=parameters,
+            # Nothing is differentiated without a backward.
             shadows=shadows_of(parameters) if record else tuple(parameters),
             args=args,
             kwargs=kwargs,
@@ -442,6 +457,7 @@ class BlockFunction(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
+        # Asked for, because only then autograd looks at their versions.
         _ = ctx.saved_tensors
         dx, gradients = ctx.block_pass.backward(dy)
         return (None, dx, *gradients)
@@ -459,6 +475,7 @@ class _Repeated:
         if self._is_first:
             self._is_first = False
             return spec.forward(*args, **kwargs)
+        # Without shadows: this graph is differentiated once, by autograd itself.
         with self._tensors.installed((), ()), kept_state(spec.module, spec.changes):
             return spec.forward(*args, **kwargs)
 
@@ -476,6 +493,7 @@ def run_checkpointed(
     """
     saved = SavedTensors()
     with saved.hooks():
+        # The reentrant kind takes no keyword arguments and runs a backward inside the backward.
         output = checkpoint(_Repeated(spec), x, *args, use_reentrant=False, **kwargs)
     saved.settle({}, foreign, spec.swap_target if spec.policy.x is Place.SWAP else None)
     return output

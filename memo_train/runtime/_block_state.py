@@ -142,6 +142,7 @@ class BlockState:
         stack.enter_context(intercept())
         stack.enter_context(self.ambient.restored())
         if self.record:
+            # As forward found them: by backward others may be in their places.
             if self.tensors is None:
                 self.tensors = ModuleTensors(self.spec.module)
             stack.enter_context(self.tensors.installed(self.parameters, self.shadows))
@@ -165,6 +166,7 @@ class BlockState:
     ) -> None:
         """Decide where a stretch's saved tensors live; what outlives the step is not swapped."""
         module = self.spec.module
+        # Frozen parameters have no shadows; either kind is on the device anyway.
         foreign = [*arguments.tensors(), *self.shadows, *module.parameters(), *module.buffers()]
         saved.settle(known, foreign, self.spec.swap_target if swap else None)
 

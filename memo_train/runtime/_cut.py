@@ -74,6 +74,7 @@ class Frame:
         """device_type: of the tensors that `forward` computes on."""
         self._device_type = device_type
         self._greenlet = _FrameGreenlet(forward)
+        # Else a greenlet begins with no context variables at all.
         self._greenlet.gr_context = contextvars.copy_context()
         self._ambient: Ambient | None = None
 
@@ -101,11 +102,13 @@ class Frame:
         """End a frame that is still suspended; its locals are released."""
         if not self._greenlet.dead:
             outside = Ambient.current(self._device_type)
+            # Runs the frame's context managers, which may change the thread's state.
             self._greenlet.throw(GreenletExit)
             outside.put_in_force()
 
     def _switch(self, inside: Ambient, *args: Any, **kwargs: Any) -> Any:
         outside = Ambient.current(self._device_type)
+        # Blocks rarely change it, and then nothing need be set.
         if inside != outside:
             inside.put_in_force()
         try:
@@ -180,12 +183,14 @@ class _Interception:
                 self._take_out()
 
     def _put_in_place(self) -> None:
+        # Anew each time: others may have put a function of theirs in place since.
         self._plain = F.scaled_dot_product_attention
         F.scaled_dot_product_attention = partial(_torch_call, self._plain)
         transformers = sys.modules.get("transformers.modeling_utils")
         self._registry = transformers.ALL_ATTENTION_FUNCTIONS if transformers else None
         if self._registry is not None:
             get = type(self._registry).get_interface
+            # On this registry alone: other libraries may have more of its class.
             self._registry.get_interface = partial(_get_interface, get, self._registry)
 
     def _take_out(self) -> None:
@@ -207,6 +212,7 @@ def _torch_call(
 ) -> torch.Tensor:
     if not in_frame():
         return plain(query, key, value, *args, **options)
+    # By name, so that `TokenArguments.whole` can put whole tensors in their places.
     options |= dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args, strict=False))
     return wait_for_attention(_cut((query, key, value), plain, options, o_token_dim=2))
 

@@ -107,6 +107,7 @@ def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
     with kept, evaluating(parts.causal_lm), preserved_rng(device.generators):
         with watched.watching():
             on_few = record_calls(parts, few, device)
+        # One token apart: the dimension that differs between the calls counts tokens.
         shorter, longer = (_record_idle(parts, watched, n, device) for n in (tokens - 1, tokens))
         kinds = kinds_of(
             parts.blocks,
@@ -179,6 +180,7 @@ def _why_not_tiled(probe: _TileProbe, gradients: GradientProbe) -> tuple[str | N
     why = gradients.own_loss or probe.why_not_token_wise()
     if why is not None:
         return why, AtCut.HOLD
+    # Poison shows whether anything reads them later; if so, they are held.
     for at_cut, proven in ((AtCut.POISON, AtCut.RELEASE), (AtCut.HOLD, AtCut.HOLD)):
         why = probe.difference(at_cut) or gradients.why_not_tiled(at_cut)
         if why is None:
@@ -199,6 +201,7 @@ def _spec_of(block: nn.Module, dims: TokenDims, device: Device) -> BlockSpec:
         ),
         tile_tokens=1,
         device=device,
+        # No plan has left bytes for copies: each is waited for at once.
         in_flight=CopiesInFlight(0),
         at_cut=AtCut.HOLD,
         token_dims=dims,
@@ -250,6 +253,7 @@ class _TileProbe:
         training = self._block.training
         try:
             with torch.no_grad(), kept_state(self._block), intercept():
+                # As steps will run it.
                 self._block.train()
                 untouched = all(self._are_untouched(spans) for spans in self._spans())
         except (MemoError, *NOT_RUNNABLE) as error:
@@ -261,6 +265,7 @@ class _TileProbe:
     def _spans(self) -> list[list[range]]:
         """The tokens that stay finite in each run."""
         tokens, size = self._tokens, self._spec.tile_tokens
+        # With fewer, too little NaN would stand between the spans: one run for each.
         if tokens > 2 * (_FIRST_TOKENS + _LAST_TOKENS):
             return [[range(_FIRST_TOKENS), range(tokens - _LAST_TOKENS, tokens)]]
         return [[range(size)], [range(tokens - size, tokens)]]
@@ -288,6 +293,7 @@ class _TileProbe:
             )
             qkv = (cut.q, cut.k, cut.v)
             before = all(_is_finite(t, spans, 2) for t in qkv)
+            # Zeros: attention itself must not carry NaN over.
             o = cut.call(*(torch.zeros_like(t) for t in qkv), **cut.options)
             y, _ = split_output(frame.resume(_only(o, spans, cut.o_token_dim)))
         finally:

@@ -134,6 +134,7 @@ class GradientProbe:
             stack.enter_context(kept_state(self._block))
             stack.enter_context(_in_mode(self._block, self._mode))
             for parameter in tensors:
+                # What a run leaves there is then its own.
                 parameter.grad = None
             try:
                 return run()
@@ -154,6 +155,7 @@ class GradientProbe:
             if looks_for_loss:
                 self._dy = _random_like(y)
                 self._look_for_loss(y, x, shadows, left)
+                # The look for a loss has used up the graph.
                 y = y if y.grad_fn is None else self._run_forward(x.clone())
             return self._differentiated(y, x, shadows, left)
 
@@ -240,6 +242,7 @@ class GradientProbe:
                     return f"{name} has no gradient when run {none} and one when run {some}"
                 continue
             off, size = _distance(found, expected), self._size_of(name, expected)
+            # `not <=` and not `>`: NaN must not pass.
             if not off <= tolerance * size and not off <= self._noise_of(name, tolerance):
                 return f"{_of(name)} differs by {off / max(size, 1e-30):.2g} of it"
         return _state_difference(run.left, plain.left, tolerance)
@@ -423,6 +426,7 @@ class _NoDropout(TorchFunctionMode):
         if func in self._dropouts:
             return args[0] if args else kwargs["input"]
         if func is _ATTENTION:
+            # q, k, v and the mask; dropout's is the fifth.
             args, kwargs = args[:4], kwargs | {"dropout_p": 0.0} | _positional(args)
         return func(*args, **kwargs)
 

@@ -15,6 +15,7 @@ import torch
 from memo_train.errors import InPlaceModified
 from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain
 
+# A page, the least that the host pool hands out.
 MIN_SWAP_BYTES = 4096
 
 
@@ -135,6 +136,7 @@ class SavedTensors:
                     slots[key] = _Slot(SwappedStorage(tensor, *swap))
                     self.num_bytes += num_bytes
                 entry.home, entry.tensor = slots[key], None
+            # Counted once, however many saved tensors view it.
             elif key not in stay:
                 stay.add(key)
                 self.num_bytes += num_bytes

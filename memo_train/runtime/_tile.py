@@ -100,6 +100,7 @@ class TokenArguments:
         is_mask = value.dim() >= 2 and value.shape[-1] == value.shape[-2] == self._tokens
         if is_mask:
             return None
+        # Batch first is the rule; tables of positions may have no batch.
         return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
 
 
@@ -152,6 +153,7 @@ class TileGraph:
     ) -> Gradients:
         """(dx part, *parameter gradients) from the gradients of this tile's q, k and v."""
         edges, self.qkv_edges = self.qkv_edges, ()
+        # Attention may have run in autocast's dtype; pre's graph ends in its own.
         cast = [d.to(dtype) for d, dtype in zip(dqkv, self.qkv_dtypes, strict=True)]
         return differentiate(edges, cast, (self.x, *parameters), retain_graph=False)
 
@@ -234,6 +236,7 @@ class TileRun:
 
 def split_output(output: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
     """A block's y, and its further outputs if it returns a tuple or a list."""
+    # Exactly these: the model must get back the type that its block gives.
     if type(output) not in (tuple, list) or not output:
         return output, None
     return output[0], tuple(output[1:])
@@ -262,4 +265,5 @@ def release_data(leaf: torch.Tensor) -> None:
 
     leaf: nobody but the runtime has seen it (see `alias_of`).
     """
+    # One number seen at every index: autograd looks at a leaf's shape only.
     leaf.data = leaf.new_zeros(()).expand(leaf.shape)

@@ -73,6 +73,7 @@ class KeptProfile:
             *(repr((verdict.how, verdict.at_cut)) for verdict in wrapped.verdicts),
             *map(repr, asked),
         ]
+        # A configuration may hold text that is not UTF-8 (a lone surrogate).
         digest = hashlib.sha256("\n".join(parts).encode(errors="backslashreplace"))
         return cls(key=digest.hexdigest(), directory=cache_directory())
 
@@ -89,6 +90,7 @@ class KeptProfile:
             profile = decode(Profile, document.get("profile"), "profile")
         except MemoError:
             return None
+        # Counted anew: the key says nothing of buffers.
         state = state_bytes(wrapped.parts.causal_lm)
         return replace(profile, link=measure_link(wrapped.device), state_bytes=state)
 
@@ -151,6 +153,7 @@ def _of_model(causal_lm: nn.Module) -> Iterator[str]:
         found = config if to_dict is None else to_dict()
         yield json.dumps(found, sort_keys=True, default=repr)
         yield str(getattr(config, "_attn_implementation", None))
+    # A dictionary and no set: the text must be the same in every process.
     classes: dict[type, None] = {}
     for name, module in causal_lm.named_modules():
         plain = {k: v for k, v in vars(module).items() if _is_plain(v)}
@@ -158,6 +161,7 @@ def _of_model(causal_lm: nn.Module) -> Iterator[str]:
         yield from _of_functions(vars(module))
         classes[type(module)] = None
     for kind in dict.fromkeys(base for each in classes for base in each.__mro__):
+        # Their code goes with the versions of Python and torch.
         if kind is not object and kind is not nn.Module:
             yield kind.__qualname__
             yield from _of_functions(vars(kind))

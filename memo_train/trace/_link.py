@@ -99,6 +99,7 @@ def measure_link_rates(device: Device) -> LinkRates:
         alone: list[float] = []
         for rank in range(num_ranks):
             _meet()
+            # One rank at a time; the others wait at the next meeting.
             if rank == (dist.get_rank() if num_ranks > 1 else 0):
                 alone = [
                     *_rates(device, buffers, ["d2h"]),
@@ -131,6 +132,7 @@ def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:
         start_s = device.now()
         copy()
         device.synchronize()
+        # The best: whatever disturbs a copy makes it slower.
         best_s = min(best_s, device.now() - start_s)
     return best_s
 
@@ -165,6 +167,7 @@ def _slowest(rates: Sequence[float], device: Device) -> list[float]:
     least = torch.tensor(rates, dtype=torch.float64)
     if dist.is_initialized():
         if dist.get_backend() == "nccl":
+            # NCCL reduces on GPUs only.
             least = least.to(device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     values: list[float] = least.tolist()

@@ -70,6 +70,7 @@ def measure_profile(
         batch=batch,
         num_blocks=len(wrapped.parts.blocks),
         state_bytes=state_bytes(causal_lm),
+        # Kinds that need the same have one line.
         peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
         times=_mean_times(found),
         link=measure_link(wrapped.device),
@@ -197,6 +198,7 @@ def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
     tokens = [4 * ask.tile, 8 * ask.tile, 16 * ask.tile]
     found = [measure_saved(wrapped, ask.batch, n, padded=ask.padded) for n in tokens]
     per_token2 = bytes_per_pair(tokens, [saved.attention for saved in found])
+    # All but attention's grow with the tokens alone, so the shortest run tells them.
     fields = {
         f"{name}_bytes_per_token": value / tokens[0] for name, value in asdict(found[0]).items()
     }

@@ -54,6 +54,7 @@ class StageRecorder:
         peak = self._device.counters().device_peak_bytes - self._before_bytes
         self.peak_bytes[self._stage] = max(self.peak_bytes[self._stage], peak)
         self._device.reset_peak()
+        # Read again: the counters above took time that is no stage's.
         self._stage, self._since = stage, self._computed_s()
 
     def _computed_s(self) -> float:
@@ -191,6 +192,7 @@ def measure_shapes(
 ) -> Shapes:
     """Steps of all shapes for a tile of `tile` tokens."""
     return Shapes(
+        # Of this shape only bytes are used.
         half=measure_step(wrapped, batch, 4 * tile, tile, way, repeats=1),
         short=measure_step(wrapped, batch, 8 * tile, tile, way, repeats),
         long=measure_step(wrapped, batch, 16 * tile, tile, way, repeats),
@@ -230,6 +232,7 @@ def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Wa
     return StepPolicy(
         policy=Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks),
         loss_tile_tokens=wrapped.parts.loss_tile_tokens(tile_tokens),
+        # Each copy is waited for, so that peaks do not hang on the link.
         copies=CopyBudget.same(
             len(blocks), in_flight_bytes=0, ahead_bytes=0, park_pre=way.park_pre
         ),

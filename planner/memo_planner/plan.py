@@ -174,6 +174,7 @@ class Plan:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         del document["format"]
@@ -193,6 +194,7 @@ def _check_prediction(plan: Plan) -> None:
     expected = asdict(replace(predict(plan.profile, plan.policy), binds=plan.prediction.binds))
     for name, value in asdict(plan.prediction).items():
         wanted = expected[name]
+        # JSON keeps floats exactly, but another numpy may sum in another order.
         same = math.isclose(value, wanted) if isinstance(wanted, float) else value == wanted
         if not same:
             raise InvalidInput(f"prediction.{name} is {value!r}, its policy gives {wanted!r}")

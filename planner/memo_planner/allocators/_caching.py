@@ -142,6 +142,7 @@ class CachingAllocator:
             self._release(pool, best)
             return True
         released = 0
+        # From the largest, so that as few as possible go.
         for block in reversed(list(pool.at_least(self._max_split_bytes))):
             released += block.size_bytes
             self._release(pool, block)

@@ -60,6 +60,7 @@ class _Heap:
         self._free.restype = None
         self._sizes = sizes
         self._live = (ctypes.c_void_p * len(sizes))()
+        # Last: what Python has taken by now is not the step's.
         self._before = self._reserved()
         self.reserved_peak_bytes = 0
 

@@ -126,6 +126,7 @@ class JobOptions:
             return Parallel(gpus=self.gpus, sequence=self.sequence, **fixed)
         alone = Parallel(gpus=self.gpus, **fixed)
         heads = model.num_heads // self.tensor
+        # As many as divide both the heads and the ranks left; the others are data parallel.
         fitting = [n for n in range(1, heads + 1) if alone.data % n == 0 and heads % n == 0]
         return Parallel(gpus=self.gpus, sequence=max(fitting, default=1), **fixed)
 
@@ -141,6 +142,7 @@ class JobOptions:
 
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, whose first parameter is a `JobOptions`, an option for each of its fields."""
+    # typer reads options off the signature, so the fields become parameters of one.
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(JobOptions, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY

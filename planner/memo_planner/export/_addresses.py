@@ -79,6 +79,7 @@ def top_addresses(requests: Requests, addresses: Column) -> Column:
         now = int(times[event])
         if event >= num:
             heappush(live, (-ends[event - num], freed[event - num]))
+        # A freed request leaves the heap when it comes to its top.
         while live and live[0][1] <= now:
             heappop(live)
         changes.append((now, -live[0][0] if live else 0))
@@ -86,6 +87,7 @@ def top_addresses(requests: Requests, addresses: Column) -> Column:
         tops[now] = top
     happens = np.zeros(requests.end_time + 1, np.int64)
     happens[times] = times
+    # Between events the last one's level holds.
     return tops[np.maximum.accumulate(happens)][:-1]
 
 

@@ -18,6 +18,7 @@ _TOP, _HEIGHT, _STRIP = 84, 560, 20
 _LEAST_PIXELS = 0.35
 """Rectangles lower than this are not drawn; how many is said in the picture."""
 
+# Less would be printed as 0.0 %.
 _LEAST_LOST = 0.0005
 _EDGE_PIXELS = 3.0
 _GRID, _TEXT, _FAINT, _PEAK = "#e4e4e4", "#222222", "#8a8a8a", "#c0392b"
@@ -123,6 +124,7 @@ def _legend(kinds: list[Kind]) -> Iterator[str]:
     for kind in [kind for kind in Kind if kind in set(kinds)]:
         yield f'<rect x="{x:.0f}" y="56" width="12" height="12" fill="{_COLOURS[kind]}"/>'
         yield f'<text x="{x + 17:.0f}" y="66">{kind.value}</text>'
+        # SVG cannot measure its text: a letter of this size is about 6.3 wide.
         x += 34 + 6.3 * len(kind.value)
     x = _LEFT + _WIDTH - 245.0  # lines: above, at the right
     yield f'<path d="M{x:.0f} 39h20" stroke="{_TEXT}" opacity="0.8"/>'

@@ -72,6 +72,7 @@ def _event(name: str, kind: str, time: int, **more: Any) -> dict[str, Any]:
 
 
 def _counter(name: str, levels: Column) -> Iterator[dict[str, Any]]:
+    # Below any level, so that the first one counts as a change.
     changes = np.flatnonzero(np.diff(levels, prepend=-1))
     for time, level in zip(changes.tolist(), levels[changes].tolist(), strict=True):
         yield _event(name, "C", time, args={"bytes": level})

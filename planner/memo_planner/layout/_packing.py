@@ -104,6 +104,7 @@ def _run(packer: Packer, search: Callable[[], None], unit: int, progress: Progre
                 peak = packer.peak
                 progress(peak * unit if peak >= 0 else -1, packer.lower_bound * unit, packer.nodes)
     finally:
+        # An interrupt gets here too: the search must end before its arrays go.
         packer.stop()
         thread.join()
 

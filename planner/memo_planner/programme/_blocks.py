@@ -18,7 +18,9 @@ from memo_planner.programme._cost import BlockShape, Choices, Flags, Floats, Int
 from memo_planner.programme._counts import BlockCounts, Relaxed, relax, round_counts, solve_counts
 from memo_planner.programme._feasible import device_room, sure_blocks
 
+# 25 * 26 / 2 pairs of counts, x and o in four ways each: 1,300 block policies.
 EXACT_TILES = 24
+# 17 * 18 / 2 pairs on the grid; finer ones follow around what was chosen.
 GRID_STEPS = 16
 _REFINE = 8
 EQUAL_SHARE = 1e-5
@@ -28,6 +30,7 @@ _TIE_SHARE = EQUAL_SHARE / 40
 _PLACES = ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1))
 """x kept, o kept, o made again: the ways for x and o, attention's recomputation last."""
 
+# The programme's objective is in units of the gap, so it must be above 0.
 _LEAST_GAP_S = 1e-12
 
 
@@ -224,6 +227,7 @@ def solve_blocks(first: Offer, limits: Limits) -> list[BlockPolicy]:
     chosen, counts = last.solve()
     blocks = []
     for index, count in enumerate(counts):
+        # Blocks are identical, so any of them may have the policy.
         blocks += [chosen.block(index, shape.num_tiles)] * int(count)
     return sorted(blocks, key=_kept_last)
 

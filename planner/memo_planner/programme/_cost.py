@@ -174,6 +174,7 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     """
     times, link = shape.profile.times, shape.profile.link
     tokens, tile_tokens = shape.tokens, shape.tile_tokens
+    # Only the last tile is shorter, and all others are counted before it.
     swapped = np.minimum(choices.swap_tiles * tile_tokens, tokens)
     discarded = np.minimum((choices.swap_tiles + choices.recompute_tiles) * tile_tokens, tokens)
     recomputed = discarded - swapped

@@ -17,6 +17,7 @@ from memo_planner.programme._feasible import Shortage, alpha_block, shortage
 from memo_planner.programme._prediction import predict
 
 SMALLEST_TILE = 64
+# Any alpha is that close to some eighth, the paper's step.
 _ALPHA_SLACK = 1 / 16
 # A link so fast that no window of it can bind.
 _FREE_BYTES_PER_S = 2.0**60
@@ -174,6 +175,7 @@ def _best_offer(offers: list[Offer], request: Request, below_s: float) -> Policy
     best_s = below_s
     for first in sorted(offers, key=lambda item: item.bound_s):
         larger = best is not None and first.shape.tile_tokens > best.tile_tokens
+        # Within a gap plans count as equally fast, and then the larger tile wins.
         worth_s = best_s + first.problem.gap_s * (1 if larger else -1 if best else 0)
         if first.bound_s < worth_s:
             policy = _policy(first.shape, solve_blocks(first, request.limits))
@@ -283,6 +285,7 @@ def _binds(request: Request, policy: Policy) -> tuple[str, ...]:
         profile=profile, tokens=policy.tokens, tile_tokens=policy.tile_tokens
     ).plain_s
     extra_s = predict(profile, policy).extra_s
+    # Twice: either plan may be as far from the best of its kind.
     below_s = extra_s - 2 * EQUAL_SHARE * plain_s * profile.num_blocks
     if below_s <= 0:
         return ()

@@ -86,6 +86,7 @@ def plan_on_clock(
         except PlanInfeasible:
             # With more held back still less fits.
             break
+        # With the real limits: what was held back is room that copies may use.
         plan = Plan.of(
             profile=profile, limits=limits, policy=made.policy, prediction=made.prediction
         )

@@ -28,6 +28,7 @@ _COLOURS = {
     Phase.BACKWARD: "#f58518",
     Phase.OPTIMIZER: "#9d755d",
 }
+# Pixels. Closer stretches are one bar: a long step has hundreds of thousands.
 _LEAST_GAP = 0.4
 _TICKS = 6
 
@@ -285,5 +286,6 @@ def _label(text: str, y: float) -> str:
 
 def _bar(step: Simulation, start_s: float, end_s: float, y: float, colour: str) -> str:
     scale = _WIDTH / (step.step_s or 1.0)
+    # However short, it is seen.
     x, width = _LEFT + start_s * scale, max((end_s - start_s) * scale, 0.2)
     return f'<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{_LANE}" fill="{colour}"/>'

@@ -124,6 +124,7 @@ class Changes:
         count = len(self.ids)
         position = np.arange(count)
         times = np.concatenate([self.alloc_s, self.free_s])
+        # At one moment an operation allocates before it frees.
         ranks = np.concatenate([2 * position, 2 * position + 1])
         changes = np.concatenate([self.alloc_bytes, -self.free_bytes])
         ids = np.concatenate([self.ids, self.ids])

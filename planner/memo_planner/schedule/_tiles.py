@@ -340,6 +340,7 @@ class TileBackward:
         build, sizes = self._build, self._sizes
         scratch = sizes.backward_scratch_bytes
         take(build, self._host.attention)
+        # dk, dq and dv take the place of q, k and v; o and do are through.
         exchange(build, "gradient of o", collective_bytes)
         build.compute(
             "attention backward",

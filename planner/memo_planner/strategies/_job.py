@@ -147,6 +147,7 @@ def longest_job(job: Job, strategy: Strategy) -> int:
 def _usable(job: Job, tokens: int) -> int:
     """Of `tokens` that fit with their padding, those that a sequence may have."""
     workload = job.workload
+    # Each rank of a sequence holds as many tokens as the others.
     whole = tokens - tokens % workload.parallel.ranks_of_sequence
     rows = workload.model.max_tokens
     return whole if rows is None else min(whole, rows)
@@ -168,6 +169,7 @@ def _swapped_share(policy: Policy) -> float:
 
 
 def _fits(job: Job, strategy: Strategy, profile: Profile, tokens: int) -> bool:
+    # From alpha 0 up: what needs least host memory is tried first.
     policies = reversed(fixed_policies(strategy, tokens, profile.num_blocks))
     return any(fits(profile, policy, job.limits) for policy in policies)
 
@@ -267,6 +269,7 @@ def margins(job: Job, strategy: Strategy, plan: Plan) -> tuple[Margin, ...]:
 
     def saved_s(limit: str, num_gib: int) -> float:
         faster = plan_job(_with_more(job, limit, num_gib), strategy)
+        # More memory makes no plan slower; the solver's gap may.
         return max(0.0, _step_s(plan) - _step_s(faster))
 
     return tuple(

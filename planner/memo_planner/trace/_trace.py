@@ -39,6 +39,7 @@ _DIGITS = frozenset("-0123456789")
 _MOST_DIGITS = 19
 """Fewer fit 64 bits."""
 
+# A binary file may have no end of a line for gigabytes.
 _LONGEST_HEADER = 200
 
 
@@ -136,6 +137,7 @@ class Trace:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         try:

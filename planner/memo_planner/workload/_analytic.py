@@ -185,6 +185,7 @@ def block_times(workload: Workload, hardware: Hardware, efficiency: Efficiency) 
     kinds = workload.model.kinds
     times = [_kind_times(workload, kind, hardware, efficiency) for kind in kinds]
     counts, total = [kind.count for kind in kinds], workload.model.num_blocks
+    # Of all blocks: seconds add up over a step, while bytes count where they are most.
     means = {
         f.name: sum(n * getattr(t, f.name) for n, t in zip(counts, times, strict=True)) / total
         for f in fields(BlockTimes)

@@ -253,6 +253,7 @@ class DenseBlocks:
         )
 
 
+# GPT-2's.
 _PAPER_VOCAB = 50_257
 
 

@@ -187,6 +187,7 @@ class Workload:
         """Parameters, gradients and optimiser state of one rank, by ZeRO stage."""
         parallel = self.parallel
         ranks, stage = parallel.state_ranks, parallel.zero_stage
+        # In fp32 AdamW's two moments alone.
         optimiser = OPTIMISER_BYTES if self.dtype_bytes == 2 else 8
         per_parameter = (
             self.dtype_bytes / (ranks if stage >= 3 else 1)
