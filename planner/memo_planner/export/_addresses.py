@@ -21,29 +21,28 @@ class Addresses(str, Enum):
     BEST_FIT = "best-fit"
     CACHING = "caching"
 
+    def of(
+        self, requests: Requests, *, alignment_bytes: int = 512, seconds: float = 10.0
+    ) -> Column:
+        """int64 [n]: where every request begins, from 0 on.
 
-def addresses_by(
-    rule: Addresses, requests: Requests, *, alignment_bytes: int = 512, seconds: float = 10.0
-) -> Column:
-    """int64 [n]: where every request begins, from 0 on.
-
-    alignment_bytes: of the layout and of best fit; the caching allocator has its own.
-    Raises: InvalidInput; SolverError.
-    """
-    finders: dict[Addresses, Callable[[], Column]] = {
-        Addresses.PLANNED: lambda: (
-            planned(
-                requests, rule.value, alignment_bytes=alignment_bytes, seconds=seconds
-            ).addresses
-        ),
-        Addresses.BEST_FIT: lambda: (
-            replay(
-                requests, BestFitAllocator(alignment_bytes=alignment_bytes), rule.value
-            ).addresses
-        ),
-        Addresses.CACHING: lambda: replay(requests, CachingAllocator(), rule.value).addresses,
-    }
-    return finders[rule]()
+        alignment_bytes: of the layout and of best fit; the caching allocator has its own.
+        Raises: InvalidInput; SolverError.
+        """
+        finders: dict[Addresses, Callable[[], Column]] = {
+            Addresses.PLANNED: lambda: (
+                planned(
+                    requests, self.value, alignment_bytes=alignment_bytes, seconds=seconds
+                ).addresses
+            ),
+            Addresses.BEST_FIT: lambda: (
+                replay(
+                    requests, BestFitAllocator(alignment_bytes=alignment_bytes), self.value
+                ).addresses
+            ),
+            Addresses.CACHING: lambda: replay(requests, CachingAllocator(), self.value).addresses,
+        }
+        return finders[self]()
 
 
 def checked_addresses(requests: Requests, addresses: Column | None) -> Column:
@@ -52,7 +51,7 @@ def checked_addresses(requests: Requests, addresses: Column | None) -> Column:
     Raises: InvalidInput.
     """
     if addresses is None:
-        return addresses_by(Addresses.BEST_FIT, requests)
+        return Addresses.BEST_FIT.of(requests)
     if addresses.shape != (len(requests),):
         raise InvalidInput(f"{addresses.shape} addresses for {len(requests):,} requests")
     if (addresses < 0).any():
