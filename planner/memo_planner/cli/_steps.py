@@ -21,7 +21,6 @@ from memo_planner.errors import InvalidInput, format_bytes
 from memo_planner.export import (
     LARGEST_SHOWN,
     Addresses,
-    addresses_by,
     chrome_trace,
     memory_map,
     snapshot,
@@ -228,7 +227,7 @@ def export(
     """Write a step for PyTorch's memory visualiser, for Perfetto, or as a picture of memory."""
     with clear_errors():
         requests = read_step(path)
-        places = addresses_by(addresses, requests, alignment_bytes=alignment)
+        places = addresses.of(requests, alignment_bytes=alignment)
         name = title or f"{path.name}, {addresses.value} addresses"
         _written(output, _writer(to, requests, places, name, largest))
 

@@ -17,7 +17,7 @@ import numpy as np
 from memo_planner.checks import check_int, check_number
 from memo_planner.errors import InvalidInput, SolverError, format_bytes
 from memo_planner.layout._problem import NoPlacement, PackingProblem, Placement, read_problem
-from memo_planner.trace import HEADER, NOWHERE, PHASES, Requests, Trace, read_csv
+from memo_planner.trace import NOWHERE, PHASES, Requests, is_trace, read_requests
 
 if TYPE_CHECKING:
     from memo_planner._packer import Packer
@@ -149,10 +149,8 @@ def read_step(path: Path) -> Requests:
 
     Raises: PlanFileError, InvalidInput: naming the file and what is wrong.
     """
-    if path.suffix.lower() == ".json":
-        return Trace.load(path).requests
-    if _has_origins(path):
-        return read_csv(path)
+    if is_trace(path):
+        return read_requests(path)
     return requests_of_problem(read_problem(path))
 
 
@@ -179,12 +177,3 @@ def requests_of_problem(problem: PackingProblem) -> Requests:
         op_names=("",),
         end_time=int(ranks.max(initial=1)),
     )
-
-
-def _has_origins(path: Path) -> bool:
-    """Whether a CSV's first line is that of a trace's table."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline().strip() == ",".join(HEADER)
-    except (OSError, UnicodeDecodeError):
-        return False  # the reader of problems says what is wrong

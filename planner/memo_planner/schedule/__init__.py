@@ -15,9 +15,6 @@ from memo_planner.schedule._simulate import ScheduleDeadlock, simulate
 from memo_planner.schedule._simulation import Simulation, Speeds
 from memo_planner.schedule._strategies import (
     STRATEGIES,
-    LayerCosts,
-    LayerStep,
-    layer_operations,
     strategy_schedule,
 )
 
@@ -25,8 +22,6 @@ __all__ = [
     "STRATEGIES",
     "CopyBudget",
     "Kind",
-    "LayerCosts",
-    "LayerStep",
     "Operation",
     "Phase",
     "Schedule",
@@ -38,7 +33,6 @@ __all__ = [
     "Stream",
     "copy_budget",
     "figure_rows",
-    "layer_operations",
     "plan_on_clock",
     "schedule_of",
     "simulate",

@@ -217,7 +217,7 @@ def read_csv(path: str | Path) -> Requests:
 
 def is_trace(path: Path) -> bool:
     """Whether a file is a step's trace, by its name (JSON) or its first line (CSV)."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return True
     try:
         with path.open(encoding="utf-8") as file:
@@ -228,7 +228,7 @@ def is_trace(path: Path) -> bool:
 
 def read_requests(path: Path) -> Requests:
     """The requests of a trace, JSON or CSV. Raises: PlanFileError."""
-    return Trace.load(path).requests if path.suffix == ".json" else read_csv(path)
+    return Trace.load(path).requests if path.suffix.lower() == ".json" else read_csv(path)
 
 
 def _requests(rows: Iterator[list[str]]) -> Requests:

@@ -104,7 +104,7 @@ class Parallel:
 
 GRADIENT_BYTES = 4
 """Of one gradient: accumulated in fp32. Source: Megatron-LM, DeepSpeed with fp32 accumulation."""
-OPTIMISER_BYTES = 12
+OPTIMIZER_BYTES = 12
 """Of one parameter: fp32 copy and AdamW's two moments. In fp32 training the copy is not there."""
 
 
@@ -188,7 +188,7 @@ class Workload:
         parallel = self.parallel
         ranks, stage = parallel.state_ranks, parallel.zero_stage
         # In fp32 AdamW's two moments alone.
-        optimiser = OPTIMISER_BYTES if self.dtype_bytes == 2 else 8
+        optimiser = OPTIMIZER_BYTES if self.dtype_bytes == 2 else 8
         per_parameter = (
             self.dtype_bytes / (ranks if stage >= 3 else 1)
             + GRADIENT_BYTES / (ranks if stage >= 2 else 1)
