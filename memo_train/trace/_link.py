@@ -82,8 +82,8 @@ class CopyBuffers:
 def measure_link(device: Device) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
-    A copy is 2 MiB on the CPU device, 64 MiB on a GPU or what memory holds. Concerns this process alone: other ranks
-    need not call it.
+    A copy is 2 MiB on the CPU device, 64 MiB on a GPU, or what memory holds. Concerns this process
+    alone: other ranks need not call it.
     """
     with _buffers(device) as buffers:
         return Link(
