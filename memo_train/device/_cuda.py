@@ -133,6 +133,11 @@ class CudaDevice(Device):
         return (torch.default_generator, torch.cuda.default_generators[self.core.ordinal])
 
     @property
+    def runs_behind(self) -> bool:
+        """A GPU's do: short ones take as long as it takes to ask for them."""
+        return True
+
+    @property
     def _memory(self) -> TensorMemory:
         """Decided at every use: torch may get memo-train's allocator later than this device."""
         return self._memo_memory if allocator_installed() else self._torch_memory
