@@ -248,6 +248,7 @@ class BlockBackward:
             _write(tile_of(do, tile.span, o_token_dim), gradients[1])
             if self._dx is not None:
                 _write(tile_of(self._dx, tile.span), gradients[0])
+            del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
 
     def _check(self, roots: Iterable[Any], leaves: Iterable[torch.Tensor | None]) -> None:
