@@ -1,10 +1,11 @@
 """The gradients of a block's ways to run, compared with plain autograd's.
 
 The block runs on a few tokens with a random gradient of its output, as plain autograd runs it, by
-tiles in each of keep, swap and recompute, or checkpointed. Compared are its output, the gradients
-of x and of every parameter (also those that a function inside writes to `.grad` itself), and what
-it leaves on its modules. It runs in training mode, with dropout off, unless it draws random
-numbers even so. A gradient where that of the output is zero is a loss the block makes by itself.
+tiles in each of keep, swap and recompute (mixed in two runs), or checkpointed. Compared are its
+output, the gradients of x and of every parameter (also those that a function inside writes to
+`.grad` itself), and what it leaves on its modules. It runs in training mode, with dropout off,
+unless it draws random numbers even so. A gradient where that of the output is zero is a loss the
+block makes by itself.
 
 The bound of a difference is the probe's tolerance for the block's dtype, relative to the norm of
 plain autograd's gradient. A gradient that is rounding alone (a bias of k) is beyond any such bound:
@@ -28,7 +29,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from memo_planner.policy import BlockPolicy, Place, TilePlace
+from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
 from memo_train.runtime._block import BlockPass, run_checkpointed
 from memo_train.runtime._block_state import AtCut, BlockSpec
@@ -97,15 +98,17 @@ class GradientProbe:
     def why_not_tiled(self, at_cut: AtCut) -> str | None:
         """Why the block is not run by tiles, with frames left at the cut like that."""
         num_tiles = len(tile_spans(self._call.x.shape[1], self._spec.tile_tokens))
-        for policy in _mixed_policies(num_tiles):
-            try:
-                run = self._undisturbed(partial(self._tiled, policy, at_cut))
-            except (MemoError, *NOT_RUNNABLE) as error:
-                return f"it does not run on a part of the tokens ({error})"
-            difference = self._difference(run)
-            if difference is not None:
-                return f"by tiles ({_places_of(policy)}), {difference}"
-        return None
+        found = (self._why_not_by(policy, at_cut) for policy in _mixed_policies(num_tiles))
+        return next((why for why in found if why is not None), None)
+
+    def _why_not_by(self, policy: BlockPolicy, at_cut: AtCut) -> str | None:
+        """Why not by such tiles. A run's gradients, as many bytes as parameters, end with it."""
+        try:
+            run = self._undisturbed(partial(self._tiled, policy, at_cut))
+        except (MemoError, *NOT_RUNNABLE) as error:
+            return f"it does not run on a part of the tokens ({error})"
+        difference = self._difference(run)
+        return None if difference is None else f"by tiles ({_places_of(policy)}), {difference}"
 
     def why_not_checkpointed(self) -> str | None:
         """Why the block is not even checkpointed."""
