@@ -16,8 +16,7 @@ from memo_train.runtime import (
     causal_lm_of,
     configs_of,
     find_parts,
-    probe_blocks,
-    probe_loss,
+    probe_model,
     report,
     runnable,
     without_caches,
@@ -67,7 +66,7 @@ def wrap(
     lm = parts.causal_lm
     tries = runnable(lm, "on the few tokens of the probe")
     with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries:
-        verdicts, loss = probe_blocks(parts, device), probe_loss(parts, device)
+        verdicts, loss = probe_model(parts, device)
     report(parts, verdicts, loss.why_whole)
     wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
     wrapped.memory = layouts = StepLayouts(device)

@@ -5,7 +5,7 @@ from memo_train.runtime._block import BlockPass, SavedBytes
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
-from memo_train.runtime._loss import TiledLoss, assumed_loss, probe_loss
+from memo_train.runtime._loss import TiledLoss, assumed_loss
 from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
@@ -20,7 +20,7 @@ from memo_train.runtime._probe import (
     BlockVerdict,
     HowToRun,
     judge_plain_run,
-    probe_blocks,
+    probe_model,
 )
 from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE
@@ -62,8 +62,7 @@ __all__ = [
     "learn_token_dims",
     "precision",
     "preserved_rng",
-    "probe_blocks",
-    "probe_loss",
+    "probe_model",
     "record_calls",
     "report",
     "runnable",

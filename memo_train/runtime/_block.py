@@ -260,6 +260,7 @@ class BlockBackward:
             if self._dx is not None:
                 # Written here, added to by pre: no zeroes of all tokens are needed.
                 _write(tile_of(self._dx, tile.span), gradients[0])
+            del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
 
     def _check(self, roots: Iterable[Any], leaves: Iterable[torch.Tensor | None]) -> None:

@@ -99,11 +99,12 @@ class TiledLoss:
             self._say(str(found))
         return tail.run(decoded, arguments)
 
-    def learn_decoder(self, arguments: dict[str, Any]) -> None:
-        """Run the decoder only, to learn what it gives; `why_whole` says what is not as it must."""
-        decoder, decoded = run_decoder(
-            self._model, self._decoder, lambda: self._forward(**arguments)
-        )
+    def run_decoder(self, arguments: dict[str, Any]) -> tuple[nn.Module | None, Any]:
+        """Run up to the end of the decoder, for `learn_decoder`."""
+        return run_decoder(self._model, self._decoder, lambda: self._forward(**arguments))
+
+    def learn_decoder(self, decoder: nn.Module | None, decoded: Any) -> None:
+        """Learn what the decoder gives; `why_whole` says what is not as it must be."""
         self._template = None if decoder is None else template_of(decoder, decoded)
         if decoder is None:
             self.why_whole = "it does not call its decoder as a module"
@@ -219,11 +220,15 @@ def assumed_loss(parts: ModelParts) -> TiledLoss:
 
 
 def probe_loss(
-    parts: ModelParts, device: Device, forward: Callable[..., Any] | None = None
+    parts: ModelParts,
+    device: Device,
+    forward: Callable[..., Any] | None = None,
+    seen: tuple[nn.Module, Any] | None = None,
 ) -> TiledLoss:
     """The model's loss by tiles, tried once: `why_whole` says why not. The model is as it was.
 
-    forward: the causal LM's own, where another one stands in its place.
+    forward: the causal LM's own, where another one stands in its place. seen: the model's decoder
+    and what it gave in eval mode; None to run it for that.
     """
     tokens = min(parts.probe_tokens(), _PROBE_TOKENS)
     tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head, forward)
@@ -234,7 +239,7 @@ def probe_loss(
     kept = kept_model(parts.causal_lm, parts.blocks)
     with kept, preserved_rng(device.generators), torch.enable_grad():
         with evaluating(parts.causal_lm):
-            tiled.learn_decoder(arguments)
+            tiled.learn_decoder(*(seen or tiled.run_decoder(arguments)))
         tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
     # A `LossIsWhole` without a reason: there was no loss to tile.
     if tiled.why_whole == "":

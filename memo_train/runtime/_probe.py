@@ -13,7 +13,7 @@ must give what the whole run gives: its output on all probed tokens, its gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -29,12 +29,15 @@ from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
 from memo_train.runtime._leaves import leaves_of
+from memo_train.runtime._loss import TiledLoss, probe_loss
+from memo_train.runtime._loss_proof import template_of
 from memo_train.runtime._module_state import StatePlace, kept_model, kept_state
 from memo_train.runtime._parts import ModelParts, needs_whole_blocks
 from memo_train.runtime._probe_calls import (
     BlockCall,
     evaluating,
     record_calls,
+    record_run,
 )
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, GradientProbe
 from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
@@ -83,7 +86,7 @@ class BlockVerdict:
 
 _NUM_TILES = 3
 _X_DIMS = 3
-_FEW_TOKENS = 11
+_FEW_TOKENS = 10
 """Tokens whose gradients are compared: three tiles, the last one shorter. Reading and writing a
 wide block's parameters takes longer than computing on these."""
 
@@ -95,18 +98,34 @@ _FIRST_TOKENS, _LAST_TOKENS = 5, 18
 of 131, inside of any even window; together they see mixing over 1 to 125 tokens in one run."""
 
 
-def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
-    """Find out how each block may be run; the model is left as it was.
+def probe_model(
+    parts: ModelParts, device: Device, forward: Callable[..., Any] | None = None
+) -> tuple[tuple[BlockVerdict, ...], TiledLoss]:
+    """Find out how each block and the loss may be run; the model is left as it was.
 
-    Of blocks that are alike one is probed. Raises: UnsupportedModel when a block has
-    cross-attention.
+    forward: the causal LM's own, where another one stands in its place. Raises: UnsupportedModel
+    when a block has cross-attention.
+    """
+    verdicts, seen = _probe_blocks(parts, device)
+    return verdicts, probe_loss(parts, device, forward, seen)
+
+
+def _probe_blocks(
+    parts: ModelParts, device: Device
+) -> tuple[tuple[BlockVerdict, ...], tuple[nn.Module, Any] | None]:
+    """The verdicts, and the decoder with what it gives if it was seen.
+
+    Of blocks that are alike one is probed.
     """
     watched = WatchedBlocks(parts.blocks)
     few, tokens = min(_FEW_TOKENS, parts.probe_tokens()), parts.probe_tokens()
     kept = kept_model(parts.causal_lm, parts.blocks)
     with kept, evaluating(parts.causal_lm), preserved_rng(device.generators):
         with watched.watching():
-            on_few = record_calls(parts, few, device)
+            run = record_run(parts, few, device)
+            seen = None if run.decoder is None else template_of(run.decoder, run.decoded)
+            on_few = run.calls
+            del run  # the graphs of all blocks
         # One token apart: the dimension that differs between the calls counts tokens.
         shorter, longer = (_record_idle(parts, watched, n, device) for n in (tokens - 1, tokens))
         kinds = kinds_of(
@@ -124,7 +143,7 @@ def probe_blocks(parts: ModelParts, device: Device) -> tuple[BlockVerdict, ...]:
                 plain = BlockVerdict(how=HowToRun.PLAIN, because=LEAVES_IN_ARGUMENTS)
                 verdicts[kind] = plain
     found = [verdicts[k].returning(call.rest) for k, call in zip(kinds, on_few, strict=True)]
-    return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found)
+    return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found), seen
 
 
 def _wants_router_logits(parts: ModelParts) -> bool:

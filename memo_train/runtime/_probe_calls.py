@@ -13,6 +13,7 @@ from torch import nn
 
 from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
+from memo_train.runtime._loss_tail import run_decoder
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._tile import split_output
 
@@ -36,11 +37,29 @@ class BlockCall:
         return self.args, self.kwargs
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """A run of the model up to the end of its decoder.
+
+    calls: of each block. decoder: what the model called as its decoder, and decoded, what that
+    gave; None and the model's output where it calls none, or has hooks of its own.
+    """
+
+    calls: list[BlockCall]
+    decoder: nn.Module | None
+    decoded: Any
+
+
 def record_calls(parts: ModelParts, tokens: int, device: Device) -> list[BlockCall]:
     """The arguments with which the model, on `device`, calls each block, on `tokens` tokens.
 
     Raises: UnsupportedModel when a block is called with cross-attention.
     """
+    return record_run(parts, tokens, device).calls
+
+
+def record_run(parts: ModelParts, tokens: int, device: Device) -> RecordedRun:
+    """As `record_calls`, with what the decoder gave. Raises: UnsupportedModel."""
     calls: dict[int, BlockCall] = {}
 
     def recorder(index: int) -> Callable[..., None]:
@@ -55,14 +74,26 @@ def record_calls(parts: ModelParts, tokens: int, device: Device) -> list[BlockCa
         block.register_forward_hook(recorder(index), with_kwargs=True)
         for index, block in enumerate(parts.blocks)
     ]
+    ids = probe_ids(parts, tokens, device)
     try:
         with torch.enable_grad():
-            parts.run(probe_ids(parts, tokens, device))
+            decoder, decoded = _run(parts, ids)
+            if decoder is not None and len(calls) < len(parts.blocks):
+                decoder, decoded = None, parts.run(ids)  # some may be called behind the decoder
     finally:
         for handle in handles:
             handle.remove()
     never = _as_is("the model does not call it")
-    return [calls.get(index, never) for index in range(len(parts.blocks))]
+    every = [calls.get(index, never) for index in range(len(parts.blocks))]
+    return RecordedRun(calls=every, decoder=decoder, decoded=decoded)
+
+
+def _run(parts: ModelParts, ids: torch.Tensor) -> tuple[nn.Module | None, Any]:
+    """Run the model, without its head where that can be: on a large vocabulary it takes longest."""
+    model = parts.causal_lm
+    if model._forward_pre_hooks or model._forward_hooks:  # each counts on the other to follow
+        return None, parts.run(ids)
+    return run_decoder(model, parts.decoder, lambda: parts.run(ids))
 
 
 def _call_of(

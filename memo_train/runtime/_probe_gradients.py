@@ -1,10 +1,11 @@
 """The gradients of a block's ways to run, compared with plain autograd's.
 
 The block runs on a few tokens with a random gradient of its output, as plain autograd runs it, by
-tiles in each of keep, swap and recompute, or checkpointed. Compared are its output, the gradients
-of x and of every parameter (also those that a function inside writes to `.grad` itself), and what
-it leaves on its modules. It runs in training mode, with dropout off, unless it draws random
-numbers even so. A gradient where that of the output is zero is a loss the block makes by itself.
+tiles in each of keep, swap and recompute (mixed in two runs), or checkpointed. Compared are its
+output, the gradients of x and of every parameter (also those that a function inside writes to
+`.grad` itself), and what it leaves on its modules. It runs in training mode, with dropout off,
+unless it draws random numbers even so. A gradient where that of the output is zero is a loss the
+block makes by itself.
 
 The bound of a difference is the probe's tolerance for the block's dtype, relative to the norm of
 plain autograd's gradient. A gradient that is rounding alone (a bias of k) is beyond any such bound:
@@ -28,7 +29,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from memo_planner.policy import BlockPolicy, Place, TilePlace
+from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
 from memo_train.runtime._block import BlockPass, run_checkpointed
 from memo_train.runtime._block_state import AtCut, BlockSpec
@@ -96,15 +97,18 @@ class GradientProbe:
 
     def why_not_tiled(self, at_cut: AtCut) -> str | None:
         """Why the block is not run by tiles, with frames left at the cut like that."""
-        for place in (TilePlace.RECOMPUTE, TilePlace.SWAP, TilePlace.KEEP):
-            try:
-                run = self._undisturbed(partial(self._tiled, place, at_cut))
-            except (MemoError, *NOT_RUNNABLE) as error:
-                return f"it does not run on a part of the tokens ({error})"
-            difference = self._difference(run)
-            if difference is not None:
-                return f"by tiles ({place.value}), {difference}"
-        return None
+        num_tiles = len(tile_spans(self._call.x.shape[1], self._spec.tile_tokens))
+        found = (self._why_not_by(policy, at_cut) for policy in _mixed_policies(num_tiles))
+        return next((why for why in found if why is not None), None)
+
+    def _why_not_by(self, policy: BlockPolicy, at_cut: AtCut) -> str | None:
+        """Why not by such tiles. A run's gradients, as many bytes as parameters, end with it."""
+        try:
+            run = self._undisturbed(partial(self._tiled, policy, at_cut))
+        except (MemoError, *NOT_RUNNABLE) as error:
+            return f"it does not run on a part of the tokens ({error})"
+        difference = self._difference(run)
+        return None if difference is None else f"by tiles ({_places_of(policy)}), {difference}"
 
     def why_not_checkpointed(self) -> str | None:
         """Why the block is not even checkpointed."""
@@ -204,10 +208,8 @@ class GradientProbe:
         named = dict(zip(self._names, totals, strict=True)) | {_OF_INPUT: dx}
         return BlockRun(y=y.detach(), gradients=named, left=left)
 
-    def _tiled(self, place: TilePlace, at_cut: AtCut) -> BlockRun:
+    def _tiled(self, policy: BlockPolicy, at_cut: AtCut) -> BlockRun:
         state, x = ModuleState(self._block), self._call.x.detach().clone()
-        num_tiles = len(tile_spans(x.shape[1], self._spec.tile_tokens))
-        policy = _policy(place, num_tiles)
         spec = replace(self._spec, policy=policy, at_cut=at_cut, checked_shapes=set())
         call = self._call
         with torch.enable_grad():
@@ -224,7 +226,7 @@ class GradientProbe:
         x = self._call.x.detach().clone().requires_grad_()
         args, kwargs = self._call.arguments
         others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
-        spec = replace(self._spec, policy=_policy(TilePlace.SWAP, 1))
+        spec = replace(self._spec, policy=_ONE_SWAPPED)
         with torch.enable_grad(), installed(self._block, self._parameters, shadows):
             y, _ = split_output(run_checkpointed(spec, alias_of(x), args, kwargs, others))
         run = self._differentiated(y, x, shadows, {})
@@ -289,11 +291,42 @@ def _of(name: str) -> str:
     return name if name == "its output" else f"the gradient of {name}"
 
 
-def _policy(place: TilePlace, num_tiles: int) -> BlockPolicy:
-    """All tiles one way; x and o are kept with kept tiles, swapped otherwise, as plans have it."""
-    whole = Place.KEEP if place is TilePlace.KEEP else Place.SWAP
-    counts = {f"{p.value}_tiles": num_tiles if p is place else 0 for p in TilePlace}
-    return BlockPolicy(**counts, x=whole, o=whole)
+_ONE_SWAPPED = BlockPolicy(
+    keep_tiles=0, swap_tiles=1, recompute_tiles=0, x=Place.SWAP, o=Place.SWAP
+)
+
+
+def _mixed_policies(num_tiles: int) -> tuple[BlockPolicy, BlockPolicy]:
+    """Two policies: of three tiles each is run in two ways, and each way is given to two tiles.
+
+    Most of a wide block's run is reading and writing its parameters and their gradients, as often
+    as there are tiles: a run for each way alone would take half as long again. x and o are swapped
+    in the first and kept in the second.
+    """
+    swapped = math.ceil(2 * num_tiles / 3)
+    recomputed = num_tiles // 3
+    return (
+        BlockPolicy(
+            keep_tiles=0,
+            swap_tiles=swapped,
+            recompute_tiles=num_tiles - swapped,
+            x=Place.SWAP,
+            o=Place.SWAP,
+        ),
+        BlockPolicy(
+            keep_tiles=num_tiles - recomputed,
+            swap_tiles=0,
+            recompute_tiles=recomputed,
+            x=Place.KEEP,
+            o=Place.KEEP,
+        ),
+    )
+
+
+def _places_of(policy: BlockPolicy) -> str:
+    """The ways of a policy's tiles, in words."""
+    places = {policy.tile_place(tile).value for tile in range(policy.num_tiles)}
+    return " and ".join(sorted(places))
 
 
 def _is_held(block_pass: BlockPass) -> bool:

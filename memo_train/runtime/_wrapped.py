@@ -23,7 +23,7 @@ from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._fingerprint import Fingerprint
 from memo_train.runtime._hooks import without_user_hooks
-from memo_train.runtime._loss import TiledLoss, probe_loss
+from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -35,7 +35,7 @@ from memo_train.runtime._parts import (
     runnable,
     without_caches,
 )
-from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_blocks
+from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_model
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
@@ -310,8 +310,7 @@ class WrappedModel:
                 again = runnable(causal_lm, "on the few tokens of another probe")
                 hooks = without_user_hooks(causal_lm, self.parts.blocks)
                 with hooks, without_caches(self.fingerprint.configs), again:
-                    verdicts = probe_blocks(self.parts, self.device)
-                    loss = probe_loss(self.parts, self.device, self._model_forward)
+                    verdicts, loss = probe_model(self.parts, self.device, self._model_forward)
             finally:
                 self._is_plain = False
             report(self.parts, verdicts, loss.why_whole)

@@ -12,7 +12,10 @@ import transformers
 from torch import nn
 
 import memo_train
-from memo_train.runtime import AtCut, HowToRun
+from memo_planner.policy import TilePlace
+from memo_train.device import device_of
+from memo_train.runtime import AtCut, HowToRun, find_parts, probe_model
+from memo_train.runtime._block import BlockBackward
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,
@@ -209,3 +212,43 @@ def test_wrap_changes_neither_parameters_nor_random_numbers_nor_modes() -> None:
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, state[name]) for name, v in model.state_dict().items())
     assert not gradients_of(model)
+
+
+@pytest.mark.parametrize("place", TilePlace)
+@pytest.mark.parametrize("tile", [0, 1, 2])
+def test_a_fault_of_one_way_is_found_in_nearly_every_tile(place, tile, monkeypatch) -> None:
+    """Two of the three tiles are run in each way; a fault of it in either is seen."""
+    own, met = BlockBackward._qkv, []
+
+    def faulty(self, record, o, o_tile):
+        q, k, v = own(self, record, o, o_tile)
+        if record.place is place and record is self._state.tiles[tile]:
+            met.append(tile)
+            v = v * 2
+        return q, k, v
+
+    monkeypatch.setattr(BlockBackward, "_qkv", faulty)
+    model = toy.toy(toy.ToyBlock)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        memo_train.wrap(model)
+    tiled = wrapped_of(model).verdicts[0].how is HowToRun.TILED
+    memo_train.unwrap(model)
+    never = {TilePlace.SWAP: 2, TilePlace.RECOMPUTE: 1, TilePlace.KEEP: 0}[place]
+    assert tiled == (tile == never)
+    assert bool(met) == (tile != never)
+
+
+def test_the_probe_of_the_blocks_goes_by_the_head(monkeypatch) -> None:
+    """A head of a large vocabulary takes longer than all of the blocks."""
+    model, calls = toy.toy(toy.ToyBlock), []
+    own = model.head.forward
+
+    def forward(x):
+        calls.append(x.shape)
+        return own(x)
+
+    monkeypatch.setattr(model.head, "forward", forward)
+    probe_model(find_parts(model), device_of(model.parameters()))
+    assert calls  # the loss's proof
+    assert max(shape[:-1].numel() for shape in calls) <= 16
