@@ -28,6 +28,8 @@ from memo_train.runtime._ambient import (
     Ambient,
     RngStates,
     differentiable_once,
+    function_modes,
+    in_function_modes,
     preserved_rng,
     set_rng,
 )
@@ -452,6 +454,7 @@ class _Repeated:
 
     def __init__(self, spec: BlockSpec) -> None:
         self._spec, self._tensors = spec, ModuleTensors(spec.module)
+        self._modes = function_modes()
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -459,7 +462,10 @@ class _Repeated:
         if self._is_first:
             self._is_first = False
             return spec.forward(*args, **kwargs)
-        with self._tensors.installed((), ()), kept_state(spec.module, spec.changes):
+        with ExitStack() as stack:
+            stack.enter_context(self._tensors.installed((), ()))
+            stack.enter_context(kept_state(spec.module, spec.changes))
+            stack.enter_context(in_function_modes(self._modes))
             return spec.forward(*args, **kwargs)
 
 

@@ -25,6 +25,8 @@ from memo_train.runtime._ambient import (
     Generators,
     RngStates,
     differentiable_once,
+    function_modes,
+    in_function_modes,
     preserved_rng,
     set_rng,
 )
@@ -229,6 +231,7 @@ class _RunAgain(torch.autograd.Function):
         given = tensors[: len(tensors) - len(trained)]
         ctx.again, ctx.run, ctx.trained = again, run, trained
         ctx.ambient = Ambient.current(given[0].device.type)
+        ctx.modes = function_modes()
         ctx.rng = RngStates(again.generators).take()
         ctx.save_for_backward(*given)
         return run(given)
@@ -242,6 +245,7 @@ class _RunAgain(torch.autograd.Function):
             stack.enter_context(preserved_rng(again.generators))
             stack.enter_context(again.kept())
             stack.enter_context(ctx.ambient.restored(grad=True))
+            stack.enter_context(in_function_modes(ctx.modes))
             set_rng(again.generators, ctx.rng)
             o = ctx.run([alias_of(leaf) for leaf in leaves])
         wanted = [*leaves, *ctx.trained]

@@ -157,8 +157,11 @@ def _are_used(
 def _without_withholding(verdict: BlockVerdict) -> BlockVerdict:
     if not verdict.withholds:
         return verdict
-    return replace(
-        verdict, how=HowToRun.CHECKPOINTED, because=MORE_TENSORS, hands_on_tensors=True, rest=None
+    return BlockVerdict(
+        how=HowToRun.CHECKPOINTED,
+        because=MORE_TENSORS,
+        hands_on_tensors=True,
+        changes=verdict.changes,
     )
 
 
@@ -207,9 +210,10 @@ def _probe_block(
             if why is None:
                 return tiled(probe, at_cut)
         for mixer in [] if gradients.own_loss else probe.mixers():
-            why_not, at_cut = _why_not_tiled(probe.cut_at(mixer), gradients.cut_at(mixer))
+            cut_probe = probe.cut_at(mixer)
+            why_not, at_cut = _why_not_tiled(cut_probe, gradients.cut_at(mixer))
             if why_not is None:
-                return tiled(probe.cut_at(mixer), at_cut)
+                return tiled(cut_probe, at_cut)
     even_so = gradients.why_not_checkpointed()
     if even_so is not None:
         return BlockVerdict(how=HowToRun.PLAIN, because=f"{why}; checkpointed, {even_so}")
@@ -278,7 +282,7 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
     if seen._version != version:
         return HowToRun.PLAIN, "it writes to its input"
-    if x.dim() != _X_DIMS:
+    if x.dim() < _X_DIMS or (x.dim() > _X_DIMS and x.shape[1] != call.num_ids):
         return HowToRun.CHECKPOINTED, "its input is not [batch, tokens, hidden]"
     left = list(tensors_in(call.arguments))
     if [id(tensor) for tensor in left] != [id(tensor) for tensor in given]:
