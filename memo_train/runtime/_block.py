@@ -28,10 +28,12 @@ from memo_train.runtime._ambient import (
     Ambient,
     RngStates,
     differentiable_once,
+    function_modes,
+    in_function_modes,
     preserved_rng,
     set_rng,
 )
-from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
+from memo_train.runtime._attend import AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state, version_of
@@ -100,9 +102,9 @@ class BlockForward:
             x_tile = state.leaf(x, tile.span) if tile.is_recorded else tile_of(x, tile.span)
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
-                gathered = Gathered(x.shape[1], cut.ambient)
+                gathered = Gathered(x.shape[1], cut.form)
                 state.attention = AttentionRun(cut, arguments.whole(cut.options))
-            qkv = (cut.q, cut.k, cut.v)
+            qkv = cut.tensors
             gathered.put(qkv, tile.span)
             if tile.is_recorded:
                 tile.graph = run.graph
@@ -139,7 +141,7 @@ class BlockForward:
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
             tile.post_rng = self._rng.take()
-            o_tile = tile_of(o, tile.span, state.attention.o_token_dim)
+            o_tile = tile_of(o, tile.span, state.attention.form.o_token_dim)
             y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
@@ -214,25 +216,25 @@ class BlockBackward:
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
-        gathered = Gathered(self._x.shape[1], attention.ambient)
+        gathered = Gathered(self._x.shape[1], attention.form)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.saved.prefetch()
-            do = self._all_post(o, dy, attention.o_token_dim, gathered)
+            do = self._all_post(o, dy, attention.form.o_token_dim, gathered)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
             dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
             self._add(gradients)
-            freed_bytes = state.qkv_bytes + o.nbytes
+            freed_bytes, token_dim = state.qkv_bytes + o.nbytes, attention.form.token_dim
             # Pre's backward, and copies for the block before, run in the memory that these leave.
             del o, do, attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
-            self._all_pre(dqkv)
+            self._all_pre(dqkv, token_dim)
         state.spec.observer("between", NOWHERE, NOWHERE)
         return self._dx, self._sums.take()
 
@@ -302,9 +304,9 @@ class BlockBackward:
             set_rng(generators, tile.post_rng)
             run.post(o_tile, record=True)
         tile.graph = run.graph
-        return cut.q, cut.k, cut.v
+        return cut.tensors
 
-    def _all_pre(self, dqkv: tuple[torch.Tensor, ...]) -> None:
+    def _all_pre(self, dqkv: tuple[torch.Tensor, ...], token_dim: int) -> None:
         tiles = self._state.tiles
         for index, tile in reversed(list(enumerate(tiles))):
             self._state.spec.observe("pre_backward", index)
@@ -312,7 +314,7 @@ class BlockBackward:
                 tiles[index - 1].pre_saved.prefetch()
             graph, tile.graph = tile.graph, None
             assert graph is not None
-            self._pre(tile, graph, tuple(tile_of(d, tile.span, QKV_TOKEN_DIM) for d in dqkv))
+            self._pre(tile, graph, tuple(tile_of(d, tile.span, token_dim) for d in dqkv))
 
     def _pre(self, tile: TileRecord, graph: TileGraph, dqkv: tuple[torch.Tensor, ...]) -> None:
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
@@ -469,6 +471,7 @@ class _Repeated:
 
     def __init__(self, spec: BlockSpec) -> None:
         self._spec, self._tensors = spec, ModuleTensors(spec.module)
+        self._modes = function_modes()
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -477,7 +480,10 @@ class _Repeated:
             self._is_first = False
             return spec.forward(*args, **kwargs)
         # Without shadows: this graph is differentiated once, by autograd itself.
-        with self._tensors.installed((), ()), kept_state(spec.module, spec.changes):
+        with ExitStack() as stack:
+            stack.enter_context(self._tensors.installed((), ()))
+            stack.enter_context(kept_state(spec.module, spec.changes))
+            stack.enter_context(in_function_modes(self._modes))
             return spec.forward(*args, **kwargs)
 
 

@@ -2,7 +2,8 @@
 
 The block is not rewritten: its forward runs in a greenlet, and the attention function that
 `intercept` put in place switches out of it. The driver attends over all tokens and resumes every
-frame with its tile of the attention output. Own models call `attention`.
+frame with its tile of the attention output. Own models call `attention`. A block that mixes its
+tokens by other means is suspended at a module of its own instead (`_mixer`).
 """
 
 from __future__ import annotations
@@ -25,23 +26,33 @@ from memo_train.runtime._ambient import Ambient
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutForm:
+    """How the tensors of a cut lie, and the state in which the block made the call.
+
+    token_dim, o_token_dim: the dimension that counts tokens of what attention gets and gives.
+    lowers: whether autocast would cast all that attention gets, so that it is gathered in its
+    dtype.
+    """
+
+    token_dim: int
+    o_token_dim: int
+    ambient: Ambient
+    lowers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """What a frame waits for: attention over all tokens.
 
-    q, k, v: this tile's [batch, heads, tile tokens, head_dim].
-    call: (q, k, v, options) of all tokens -> attention output.
+    tensors: this tile's q, k, v, each [batch, heads, tile tokens, head_dim]; or what a mixer gets.
+    call: (*tensors, **options) of all tokens -> attention output.
     options: the call's keyword arguments, as the tile's frame gave them.
-    ambient: the state in which the block made the call.
-    o_token_dim: the dimension of the attention output that counts tokens.
     """
 
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
+    tensors: tuple[torch.Tensor, ...]
     call: Callable[..., torch.Tensor]
     options: dict[str, Any]
-    o_token_dim: int
-    ambient: Ambient
+    form: CutForm
 
 
 class SecondCut(NotTokenWise):
@@ -49,12 +60,24 @@ class SecondCut(NotTokenWise):
 
 
 class _FrameGreenlet(greenlet):  # type: ignore[misc]  # greenlet ships no strict types
-    """Marks the greenlets in which an attention call is a cut."""
+    """Marks the greenlets in which an attention call is a cut.
+
+    tile: [batch, tile tokens] of the block's call; others: its arguments but x, up to the cut.
+    """
+
+    tile: torch.Size = torch.Size(())
+    others: Any = ()
 
 
 def in_frame() -> bool:
     """Whether the caller runs inside a frame, so that attention must be cut."""
     return isinstance(getcurrent(), _FrameGreenlet)
+
+
+def call_of_frame() -> tuple[torch.Size, Any]:
+    """Of the block's call in the caller's frame: [batch, tile tokens], all arguments but x."""
+    frame = getcurrent()
+    return frame.tile, frame.others
 
 
 def wait_for_attention(cut: Cut) -> torch.Tensor:
@@ -80,10 +103,12 @@ class Frame:
 
     def run_to_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cut:
         """Run until the attention call. Raises: NotTokenWise when there is none."""
+        self._greenlet.tile, self._greenlet.others = args[0].shape[:2], (args[1:], kwargs)
         cut = self._switch(Ambient.current(self._device_type), *args, **kwargs)
+        self._greenlet.others = ()
         if not isinstance(cut, Cut):
             raise NotTokenWise("the block made no attention call that memo-train can see")
-        self._ambient = cut.ambient
+        self._ambient = cut.form.ambient
         return cut
 
     def resume(self, o_tile: torch.Tensor) -> Any:
@@ -253,6 +278,6 @@ def _cut(
     *,
     o_token_dim: int,
 ) -> Cut:
-    q, k, v = qkv
-    ambient = Ambient.current(q.device.type)
-    return Cut(q=q, k=k, v=v, call=call, options=options, o_token_dim=o_token_dim, ambient=ambient)
+    ambient = Ambient.current(qkv[0].device.type)
+    form = CutForm(token_dim=2, o_token_dim=o_token_dim, ambient=ambient)
+    return Cut(tensors=qkv, call=call, options=options, form=form)

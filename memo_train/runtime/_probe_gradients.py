@@ -14,6 +14,7 @@ there, plain autograd on an x that is off by one rounding tells what rounding do
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
 from memo_train.runtime._block import BlockPass, run_checkpointed
 from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._mixer import Mixer
 from memo_train.runtime._module_state import ModuleState, StatePlace, graph_holders, kept_state
 from memo_train.runtime._probe_calls import BlockCall
 from memo_train.runtime._shadow import (
@@ -89,6 +91,12 @@ class GradientProbe:
         self.own_loss: str | None = None
         self.plain = self._first_plain_run()
         self._spec = replace(spec, changes=self.changes)
+
+    def cut_at(self, mixer: Mixer) -> GradientProbe:
+        """The same with the block cut at `mixer`."""
+        probe = copy.copy(self)
+        probe._spec = replace(self._spec, mixer=mixer)
+        return probe
 
     @property
     def changes(self) -> frozenset[StatePlace]:

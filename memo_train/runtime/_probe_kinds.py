@@ -47,6 +47,12 @@ class WatchedBlocks:
         with _replaced(self._blocks, self._watched):
             yield
 
+    def hand_on(self, rest: Sequence[tuple[Any, ...] | None]) -> None:
+        """Let idle blocks return these besides y; None leaves what a block was seen to return."""
+        for block, others in zip(self._blocks, rest, strict=True):
+            if others is not None and id(block) in self._rest:
+                self._rest[id(block)] = others
+
     @contextmanager
     def idling(self) -> Iterator[None]:
         """While active, blocks hand on x, in the form of the output they were seen to give."""

@@ -406,5 +406,6 @@ class WrappedModel:
             observer=self._observe,
             index=index,
             changes=verdict.changes,
+            mixer=verdict.mixer,
             checked_shapes=self._checked_shapes[index],
         )

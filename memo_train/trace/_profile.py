@@ -185,8 +185,10 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         else:
             times = fit_block_times(recomputed, swapped)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
-    # All that makes such tensors saves some: scores, and the mask that went into them.
-    with_pairs = saved["attention_bytes_per_token2"] > 0
+    # Attention that makes such tensors saves some: scores, and the mask that went into them. A
+    # mixer saves none of what it makes.
+    is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
+    with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
     peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
     return _KindProfile(
         saved=saved,
