@@ -1,6 +1,7 @@
 """The steps of one model on their way from recorded to planned.
 
-A model's first step is served by size and recorded, of every other shape the second. Its layout is
+A model's first step is served by size and recorded, of every other shape the second, and each that
+is carried out in another way than the one before it of its shape. Its layout is
 solved in the background; from then on request k of such a step gets address k. A step is what lies
 between the model's forward and the end of its backward. A device records or serves one at a
 time.
@@ -125,8 +126,8 @@ class StepLayouts(StepMemory):
         steps = self._shapes.get((shape, how))
         if steps is None:
             # The first shape is likely to be the only one; of others most may never come again.
-            is_first = not self._shapes
-            steps = ShapeSteps(shape=shape, device=self._device, wants_recording=is_first)
+            likely = not self._shapes or any(shape == known for known, _ in self._shapes)
+            steps = ShapeSteps(shape=shape, device=self._device, wants_recording=likely)
             self._shapes[shape, how] = steps
         # The second step of its shape: it does come again.
         elif steps.is_new:

@@ -64,18 +64,9 @@ class KeptProfile:
     directory: Path | None
 
     @classmethod
-    def of(cls, wrapped: WrappedModel, asked: tuple[object, ...]) -> KeptProfile:
-        """asked: what else was asked for, besides a profile of `wrapped`."""
-        parts = [
-            *_of_versions(),
-            *_of_machine(wrapped.device),
-            *_of_model(wrapped.parts.causal_lm),
-            *(repr((verdict.how, verdict.at_cut)) for verdict in wrapped.verdicts),
-            *map(repr, asked),
-        ]
-        # A configuration may hold text that is not UTF-8 (a lone surrogate).
-        digest = hashlib.sha256("\n".join(parts).encode(errors="backslashreplace"))
-        return cls(key=digest.hexdigest(), directory=cache_directory())
+    def of(cls, model: str, asked: tuple[object, ...]) -> KeptProfile:
+        """model: its `model_key`. asked: what else the profile depends on."""
+        return cls(key=_digest([model, *map(repr, asked)]), directory=cache_directory())
 
     def load(self, wrapped: WrappedModel) -> Profile | None:
         """The profile with the link as it is now; None if there is none."""
@@ -114,6 +105,22 @@ class KeptProfile:
     @property
     def _path(self) -> Path | None:
         return None if self.directory is None else self.directory / f"{self.key}.profile.json"
+
+
+def model_key(wrapped: WrappedModel) -> str:
+    """All that a profile of `wrapped` depends on, as text: versions, machine, model and code."""
+    return _digest(
+        [
+            *_of_versions(),
+            *_of_machine(wrapped.device),
+            *_of_model(wrapped.parts.causal_lm),
+            *(repr((verdict.how, verdict.at_cut)) for verdict in wrapped.verdicts),
+        ]
+    )
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 
 def _of_versions() -> Iterator[str]:

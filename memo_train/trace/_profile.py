@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 
 from torch import nn
 
@@ -24,7 +25,7 @@ from memo_train.trace._fit import (
 )
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
-from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._steps import REPEATS, Way, measure_saved, measure_shapes, only_block
 from memo_train.trace._timing import LONGEST_TIMED_TOKENS, measure_times
 
 OPTIMIZER_STATES = 2
@@ -45,22 +46,30 @@ def measure_profile(
     *,
     park_pre: bool = False,
     padded: bool = False,
+    repeats: int = REPEATS,
     timed_tokens: int | None = None,
 ) -> Profile:
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
     park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch. timed_tokens: what
-    no step is longer than that finds seconds on a device that runs behind; None: `tokens`.
+    no step is longer than that finds seconds on a device that runs behind; None: `tokens`. repeats:
+    of a run.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
-    seconds the best of three runs. One block of each kind is run: of bytes the highest count,
+    seconds the best of the repeats. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
     """
     tile = _tile_tokens(tokens)
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
-    timed = min(timed_tokens or tokens, LONGEST_TIMED_TOKENS)
-    ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded, timed_tokens=timed)
+    ask = _Ask(
+        batch=batch,
+        tile=tile,
+        park_pre=park_pre,
+        padded=padded,
+        repeats=repeats,
+        timed_tokens=min(timed_tokens or tokens, LONGEST_TIMED_TOKENS),
+    )
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
         found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
@@ -158,6 +167,7 @@ class _Ask:
     tile: int
     park_pre: bool
     padded: bool
+    repeats: int
     timed_tokens: int
 
     def way(self, place: TilePlace) -> Way:
@@ -177,8 +187,8 @@ class _KindProfile:
 def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     with only_block(wrapped, kind.index):
         saved = _saved_fields(wrapped, ask)
-        recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
-        swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
+        run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.repeats)
+        recomputed, swapped = (run(ask.way(w)) for w in (TilePlace.RECOMPUTE, TilePlace.SWAP))
         if wrapped.device.runs_behind:
             longest, padded = ask.timed_tokens, ask.padded
             times = measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)

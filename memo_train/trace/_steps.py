@@ -61,7 +61,7 @@ class StageRecorder:
         return self._device.now() - self._device.counters().stall_s
 
 
-_REPEATS = 3
+REPEATS = 3
 _ENOUGH_S = 1.0
 """A step that took so long is not repeated: it is long against what disturbs it."""
 
@@ -133,7 +133,7 @@ def measure_step(
     tokens: int,
     tile_tokens: int,
     way: Way,
-    repeats: int = _REPEATS,
+    repeats: int = REPEATS,
 ) -> MeasuredStep:
     """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
     seconds: dict[str, float] = {}
@@ -188,7 +188,7 @@ class Shapes:
 
 
 def measure_shapes(
-    wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = _REPEATS
+    wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = REPEATS
 ) -> Shapes:
     """Steps of all shapes for a tile of `tile` tokens."""
     return Shapes(

@@ -17,6 +17,7 @@ import numpy as np
 from memo_planner.checks import check_int, check_number
 from memo_planner.errors import InvalidInput, SolverError, format_bytes
 from memo_planner.layout._problem import NoPlacement, PackingProblem, Placement, read_problem
+from memo_planner.layout._validate import faults
 from memo_planner.trace import NOWHERE, PHASES, Requests, is_trace, read_requests
 
 if TYPE_CHECKING:
@@ -129,6 +130,14 @@ def lay_out_step(
     Raises: InvalidInput; SolverError.
     """
     return pack(step_problem(requests, alignment_bytes), seconds=seconds)
+
+
+def checked_step_layout(requests: Requests, *, alignment_bytes: int, seconds: float) -> Placement:
+    """As `lay_out_step`, and looked at by the validator. Raises: InvalidInput; SolverError."""
+    placement = lay_out_step(requests, alignment_bytes=alignment_bytes, seconds=seconds)
+    wrong = faults(placement)
+    assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
+    return placement
 
 
 def step_problem(requests: Requests, alignment_bytes: int = 1) -> PackingProblem:

@@ -241,7 +241,6 @@ def make_plan(
     Raises: PlanInfeasible if nothing fits; InvalidInput; SolverError.
     Source: MEMO §alpha.
     """
-    check_int("tokens", tokens, 1, MAX_TOKENS)
     request = Request(
         profile=profile,
         limits=limits,
@@ -249,21 +248,42 @@ def make_plan(
         tile_tokens=tile_tokens,
         attention_again=attention_again,
     )
+    policy = _fastest(request, tokens)
+    prediction = predict(profile, policy, _binds(request, policy))
+    return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
+
+
+def quick_plan(
+    profile: Profile,
+    tokens: int,
+    limits: Limits,
+    *,
+    alpha: float | None = None,
+    tile_tokens: int | None = None,
+) -> Plan:
+    """`make_plan` in a third of its time: it does not find out which limits bind."""
+    request = Request(profile=profile, limits=limits, alpha=alpha, tile_tokens=tile_tokens)
+    policy = _fastest(request, tokens)
+    prediction = predict(profile, policy)
+    return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
+
+
+def _fastest(request: Request, tokens: int) -> Policy:
+    """Raises: as `make_plan`."""
+    check_int("tokens", tokens, 1, MAX_TOKENS)
     short = request.shortage(tokens)
     if short is not None:
-        longest = longest_below(request, tokens)
         raise PlanInfeasible(
             short.what,
             short.where,
             short.need_bytes,
             short.limit_bytes,
-            longest,
-            _advice(profile, tokens),
+            longest_below(request, tokens),
+            _advice(request.profile, tokens),
         )
     policy = find_policy(request, tokens)
-    assert policy is not None, f"{tokens} tokens fit {limits}, so some tile size was solved"
-    prediction = predict(profile, policy, _binds(request, policy))
-    return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
+    assert policy is not None, f"{tokens} tokens fit {request.limits}: some tile size was solved"
+    return policy
 
 
 def _advice(profile: Profile, tokens: int) -> str:

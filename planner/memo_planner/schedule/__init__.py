@@ -7,7 +7,7 @@ step.step_s, step.stall_s_by_cause, step.device.peak_bytes
 
 from memo_planner.schedule._budget import CopyBudget
 from memo_planner.schedule._builder import ScheduleBuilder
-from memo_planner.schedule._choose import copy_budget, plan_on_clock
+from memo_planner.schedule._choose import copy_budget, plan_on_clock, plan_with_copies
 from memo_planner.schedule._of_plan import StepRest, schedule_of
 from memo_planner.schedule._picture import figure_rows, summary, svg_text, timeline_lines
 from memo_planner.schedule._schedule import Kind, Operation, Phase, Schedule, Stream
@@ -34,6 +34,7 @@ __all__ = [
     "copy_budget",
     "figure_rows",
     "plan_on_clock",
+    "plan_with_copies",
     "schedule_of",
     "simulate",
     "strategy_schedule",
