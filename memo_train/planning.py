@@ -204,6 +204,7 @@ class StepPlanner:
             copies=copy_budget(plan, park_pre=park_pre),
             whole_bytes=_whole_bytes(plan),
         )
+        self.wrapped.device.reserve_host(_host_bytes(plan, park_pre=park_pre))
         self.last = PlannedStep(shape=shape, plan=plan, step=step)
         self._planned[self._key(shape, self._masked(shape.tokens))] = self.last
         return self.last
@@ -226,6 +227,9 @@ class StepPlanner:
             except PlanInfeasible:
                 self._buckets[key] = None
         found = self._buckets[key]
+        if found is not None:  # of all lengths of the bucket, so that none pins anew
+            host_bytes = _host_bytes(found.plan, park_pre=found.park_pre)
+            self.wrapped.device.reserve_host(host_bytes)
         return None if found is None else _for_shorter(found, shape.tokens)
 
     def _make_plan(self, batch: int, tokens: int) -> _Found:
@@ -336,6 +340,12 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
         prediction=predict(plan.profile, policy, binds),
     )
     return replace(found, plan=shorter)
+
+
+def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
+    """Most bytes on the host at once: what was swapped, and what one block's pre parks beside it."""
+    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if park_pre else 0
+    return plan.prediction.host_peak_bytes + math.ceil(parked)
 
 
 def _whole_bytes(plan: Plan) -> int:

@@ -222,6 +222,13 @@ class Device(ABC):
         """
         return self._transfer.alloc_host(positive("nbytes", nbytes))
 
+    def reserve_host(self, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
+        """Prepare now what host ranges of `nbytes` together will need in steps to come.
+
+        Raises:
+            HostMemoryExceeded: the machine refuses that much.
+        """
+
     @abstractmethod
     def host_free(self, address: int) -> None:
         """Give back what `host_alloc` returned, after its copies were waited for.

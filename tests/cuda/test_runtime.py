@@ -182,6 +182,22 @@ def test_profiles_and_files_name_the_device(
     device.finish()
 
 
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_no_step_after_its_plan_pins_host_memory(device: CpuTensorsOnCuda, alpha: float) -> None:
+    """Neither the first step of a length nor any of the lengths below it."""
+    model = memo_train.wrap(own_llama(num_blocks=NUM_BLOCKS), alpha=alpha, seq_len=4 * TOKENS)
+    pins = device._simulation.num_pins()
+    for tokens in (4 * TOKENS, TOKENS, 3 * TOKENS, 4 * TOKENS):
+        ids = torch.randint(1, 61, (1, tokens))
+        run_step(model, input_ids=ids, labels=ids)
+    assert device.counters().d2h_copies > 20
+    assert device._simulation.num_pins() == pins
+    wrapped_of(model)._in_flight.drain()
+    del model
+    gc.collect()
+    assert not device.finish()[1]
+
+
 def test_counters_tell_busy_and_stalled_seconds(device: CpuTensorsOnCuda) -> None:
     model = force(wrapped_llama(), "swap", TILE_TOKENS, 0)
     device.reset_counters()
