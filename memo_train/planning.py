@@ -343,7 +343,7 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
 
 
 def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
-    """Most bytes on the host at once: what was swapped, and what one block's pre parks beside it."""
+    """Most bytes on the host at once: what was swapped, and what pre of a block parks beside it."""
     parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if park_pre else 0
     return plan.prediction.host_peak_bytes + math.ceil(parked)
 
