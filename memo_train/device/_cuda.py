@@ -149,6 +149,11 @@ class CudaDevice(Device):
         return self.core.memory_bytes * 9 // 10
 
     @property
+    def rounding_bytes(self) -> int:
+        """Of whoever serves the tensors: caps count the pieces that memory comes in."""
+        return self._memory.rounding_bytes
+
+    @property
     def why_no_layouts(self) -> str:
         """Why steps cannot have planned addresses; empty where memo-train's allocator serves."""
         return self._memory.why_no_layouts

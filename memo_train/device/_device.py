@@ -183,6 +183,14 @@ class Device(ABC):
         """Device memory that a process may plan with if nobody says otherwise."""
 
     @property
+    def rounding_bytes(self) -> int:
+        """What a cap may count beyond the tensors' bytes, whatever they are; plans do not count it.
+
+        What is lost between tensors is another matter: the lines of a profile allow for that.
+        """
+        return 0
+
+    @property
     @abstractmethod
     def why_no_layouts(self) -> str:
         """Why steps cannot have planned addresses here; empty if they can."""

@@ -152,6 +152,22 @@ def test_scenarios_of_the_self_test_see_a_missing_wait(
         device.finish()
 
 
+class InSegments(ArenaMemory):
+    rounding_bytes = 3 << 20
+
+
+def test_a_plan_leaves_what_the_cap_counts_beside_tensors(device: CpuTensorsOnCuda) -> None:
+    cap_bytes = 64 << 20
+    device.use(InSegments(), device._simulation.host_stream())
+    model = memo_train.wrap(
+        own_llama(num_blocks=NUM_BLOCKS), seq_len=TOKENS, device_gib=cap_bytes / 2**30
+    )
+    limits = memo_train.plan(model).limits
+    assert limits.device_bytes == cap_bytes - InSegments.rounding_bytes
+    memo_train.unwrap(model)
+    device.finish()
+
+
 class WithoutLayouts(ArenaMemory):
     why_no_layouts = "somebody else serves this memory"
 
