@@ -212,6 +212,7 @@ class StepPlanner:
             copies=copies,
             whole_bytes=_whole_bytes(plan),
         )
+        self.wrapped.device.reserve_host(_host_bytes(plan, park_pre=copies.park_pre))
         self._planned[key] = PlannedStep(shape=shape, plan=plan, step=step)
         return self._planned[key]
 
@@ -282,6 +283,9 @@ class StepPlanner:
         found = self._buckets[key]
         if found is None:
             return self._make_plan(shape, quickly=True)
+        # Of all lengths of the bucket, so that none pins anew.
+        host_bytes = _host_bytes(found.plan, park_pre=found.copies.park_pre)
+        self.wrapped.device.reserve_host(host_bytes)
         return found if longest == shape.tokens else _for_shorter(found, shape.tokens)
 
     def _make_plan(self, shape: Shape, *, quickly: bool = False) -> _Found:
@@ -349,6 +353,12 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
     )
     copies = copy_budget(shorter, park_pre=found.copies.park_pre)
     return _Found(plan=shorter, copies=copies, is_exact=False)
+
+
+def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
+    """Most bytes on the host at once: what was swapped, and what pre of a block parks beside it."""
+    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if park_pre else 0
+    return plan.prediction.host_peak_bytes + math.ceil(parked)
 
 
 def _whole_bytes(plan: Plan) -> int:

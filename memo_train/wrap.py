@@ -130,8 +130,10 @@ def _check_options(alpha: float | None, tile_tokens: int | None, seq_len: int | 
 
 
 def _limits(device: Device, device_bytes: int | None, host_bytes: int | None) -> Limits:
+    # The cap counts what the allocator takes, the plan what tensors need.
+    capped = device_bytes and max(1, device_bytes - device.rounding_bytes)
     return Limits(
-        device_bytes=device_bytes or device.default_limit_bytes,
+        device_bytes=capped or device.default_limit_bytes,
         host_bytes=host_bytes or memory_share_bytes() // 2,
     )
 

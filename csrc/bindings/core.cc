@@ -123,6 +123,7 @@ void BindMemory(py::module_& m) {
           Released())
       .def(
           "free", [](HostPool& self, uintptr_t data) { self.Free(Pointer(data)); }, Released())
+      .def("reserve", &HostPool::Reserve, Released())
       .def("set_cap", &HostPool::SetCap, py::arg("cap_bytes"))
       .def("set_poison", &HostPool::SetPoison, py::arg("on"))
       .def("counters", &HostPool::Counters)

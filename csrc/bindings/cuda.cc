@@ -70,6 +70,7 @@ void BindDevice(py::module_& m) {
           "free_device", [](CudaDevice& self, uintptr_t data) { self.FreeDevice(Pointer(data)); },
           Released())
       .def("owns", [](const CudaDevice& self, uintptr_t data) { return self.Owns(Pointer(data)); })
+      .def("reserve_host", &CudaDevice::ReserveHost, Released())
       .def(
           "set_host_cap",
           [](CudaDevice& self, std::optional<size_t> bytes) { self.host_pool().SetCap(bytes); },

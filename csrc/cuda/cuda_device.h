@@ -1,4 +1,4 @@
-// A CUDA device: non-blocking copy streams, pooled events, pinned host memory in exact sizes.
+// A CUDA device: non-blocking copy streams, pooled events, pinned host memory.
 #ifndef MEMO_CUDA_CUDA_DEVICE_H_
 #define MEMO_CUDA_CUDA_DEVICE_H_
 
@@ -61,6 +61,8 @@ class CudaDevice : public Device {
   void FreeDevice(void* data) override;
   void* AllocHost(size_t bytes) override;
   void FreeHost(void* data) override;
+  // HostPool::Reserve: pins now what later calls of AllocHost need.
+  void ReserveHost(size_t bytes);
   StreamId CreateStream(Direction direction) override;
   // The device side may be anybody's memory on this device; its first and last byte are looked at.
   void CopyAsync(StreamId stream, const CopySpec& copy) override;

@@ -13,7 +13,7 @@ tensors' memory is torch's or memo-train's (`memo_train.device._cuda_memory`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 
 __all__ = ["CudaDevice", "cuda_devices_made", "get_cuda_device", "load_cuda"]
+
+
+# Of what is reserved beside a plan's bytes: every range is rounded up to whole pages, and those of
+# the step before are given back a little later than the plan thinks.
+_ROUNDED_SHARE = 32
+_ROUNDED_BYTES = 64 << 20
 
 
 class _CopyEvent:
@@ -148,6 +154,11 @@ class CudaDevice(Device):
         return self.core.memory_bytes * 9 // 10
 
     @property
+    def rounding_bytes(self) -> int:
+        """Of whoever serves the tensors: caps count the pieces that memory comes in."""
+        return self._memory.rounding_bytes
+
+    @property
     def why_no_layouts(self) -> str:
         """Why steps cannot have planned addresses; empty where memo-train's allocator serves."""
         return self._memory.why_no_layouts
@@ -173,20 +184,13 @@ class CudaDevice(Device):
     def set_large_bytes(self, nbytes: int | None) -> None:
         """Nothing to do: the allocators of a GPU place requests by rules of their own."""
 
-    def reserve_host(self, sizes: Iterable[int]) -> None:
-        """Pin ranges of these sizes now, all at once, so that a step need not and cannot fail to.
+    def reserve_host(self, nbytes: int) -> None:
+        """Pin what ranges of `nbytes` together need, now, so that a step need not pin anything.
 
         Raises:
-            HostMemoryExceeded: they do not fit under the cap or into the machine.
+            HostMemoryExceeded: the machine refuses to pin that much.
         """
-        ranges: list[int] = []
-        try:
-            for nbytes in sizes:
-                ranges.append(self.host_alloc(nbytes))
-        finally:
-            # Freed ranges stay pinned in the pool, for the step's requests of these sizes.
-            for host in ranges:
-                self.host_free(host)
+        self.core.reserve_host(nbytes + nbytes // _ROUNDED_SHARE + _ROUNDED_BYTES if nbytes else 0)
 
     def host_free(self, address: int) -> None:
         """Give back what `host_alloc` returned; it counts as used until its copies are done.

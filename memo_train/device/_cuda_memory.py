@@ -23,7 +23,7 @@ import torch
 from memo_train.device._device import cap_bytes
 from memo_train.device._hook import build_hook
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
-from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses
+from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses, UncountedMemory
 
 _EVENT = np.dtype([("kind", "<u8"), ("source", "<u8"), ("offset", "<u8"), ("bytes", "<u8")])
 
@@ -158,9 +158,10 @@ class MemoryReading:
 
 
 class TensorMemory(ABC):
-    """The allocator of one GPU's tensors. why_no_layouts: as in `Device`."""
+    """The allocator of one GPU's tensors. why_no_layouts, rounding_bytes: as in `Device`."""
 
     why_no_layouts = ""
+    rounding_bytes = 0
 
     @abstractmethod
     def read(self) -> MemoryReading:
@@ -212,11 +213,17 @@ class TorchMemory(TensorMemory):
         "install_cuda_allocator() before the first CUDA tensor of the process"
     )
 
+    # A segment of each pool is never full: 2 MiB of small tensors, 20 MiB of those up to 10 MiB.
+    # Larger ones are rounded up to 2 MiB each, which is the profile's to allow for.
+    # Source: c10/cuda/CUDACachingAllocator.cpp, kSmallBuffer and kLargeBuffer.
+    rounding_bytes = (2 << 20) + (20 << 20)
+
     def __init__(self, ordinal: int, total_bytes: int) -> None:
         self._ordinal, self._total_bytes = ordinal, total_bytes
 
     def read(self) -> MemoryReading:
-        """As torch counts. Source: torch.cuda.memory_stats."""
+        """As torch counts. Source: torch.cuda.memory_stats. Raises: UncountedMemory."""
+        self._check_counted()
         stats = torch.cuda.memory_stats(self._ordinal)
         fraction = torch.cuda.memory.get_per_process_memory_fraction(self._ordinal)
         return MemoryReading(
@@ -229,13 +236,24 @@ class TorchMemory(TensorMemory):
         )
 
     def reset_peak(self) -> None:
-        """torch's own, for everybody in the process."""
+        """torch's own, for everybody in the process. Raises: UncountedMemory."""
+        self._check_counted()
         torch.cuda.reset_peak_memory_stats(self._ordinal)
 
     def set_cap(self, nbytes: int | None) -> None:
-        """As a part of the GPU's memory; more than all of it is no cap."""
+        """As a part of the GPU's memory; more than all of it is no cap. Raises: UncountedMemory."""
+        self._check_counted()
         fraction = 1.0 if nbytes is None else min(nbytes / self._total_bytes, 1.0)
         torch.cuda.set_per_process_memory_fraction(fraction, self._ordinal)
+
+    def _check_counted(self) -> None:
+        # Of a pluggable allocator torch counts nothing and limits nothing: its functions raise.
+        if torch.cuda.get_allocator_backend() == "pluggable":
+            raise UncountedMemory(
+                f"the tensors of CUDA device {self._ordinal} come from a pluggable allocator that "
+                "is not memo-train's, and torch counts nothing for it: leave torch's own allocator "
+                "in place, or call memo_train.device._cuda_memory.install_cuda_allocator() instead"
+            )
 
     def start_recording(self) -> None:
         """Record events from now on. Raises: NoPlannedAddresses."""

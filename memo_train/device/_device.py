@@ -189,6 +189,14 @@ class Device(ABC):
         """Device memory that a process may plan with if nobody says otherwise."""
 
     @property
+    def rounding_bytes(self) -> int:
+        """What a cap may count beyond the tensors' bytes, whatever they are; plans do not count it.
+
+        What is lost between tensors is another matter: the lines of a profile allow for that.
+        """
+        return 0
+
+    @property
     @abstractmethod
     def why_no_layouts(self) -> str:
         """Why steps cannot have planned addresses here; empty if they can."""
@@ -227,6 +235,13 @@ class Device(ABC):
             InvalidDeviceArgument: `nbytes` is not positive.
         """
         return self._transfer.alloc_host(positive("nbytes", nbytes))
+
+    def reserve_host(self, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
+        """Prepare now what host ranges of `nbytes` together will need in steps to come.
+
+        Raises:
+            HostMemoryExceeded: the machine refuses that much.
+        """
 
     @abstractmethod
     def host_free(self, address: int) -> None:

@@ -114,12 +114,13 @@ def model_key(wrapped: WrappedModel) -> str:
             *_of_versions(),
             *_of_machine(wrapped.device),
             *_of_model(wrapped.parts.causal_lm),
-            *(repr((verdict.how, verdict.at_cut)) for verdict in wrapped.verdicts),
+            *(repr((v.how, v.at_cut, v.mixer and v.mixer.path)) for v in wrapped.verdicts),
         ]
     )
 
 
 def _digest(parts: list[str]) -> str:
+    # A configuration may hold text that is not UTF-8 (a lone surrogate).
     return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 

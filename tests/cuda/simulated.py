@@ -38,6 +38,7 @@ class Simulation:
         self._control.sim_start.argtypes = [ctypes.c_uint64, ctypes.c_int]
         self._control.sim_adopt.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         self._control.sim_host_stream.restype = ctypes.c_size_t
+        self._control.sim_num_pins.restype = ctypes.c_uint64
 
     def start(self, seed: int, *, num_devices: int = 1) -> None:
         """A new machine; devices of the one before must be gone."""
@@ -70,6 +71,10 @@ class Simulation:
         addresses = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions]
         assert all(addresses)
         return self.host_stream(), addresses[0], addresses[1]
+
+    def num_pins(self) -> int:
+        """How often host memory was registered on this machine."""
+        return int(self._control.sim_num_pins())
 
     def finish(self) -> str:
         """What the machine has found, leaks included; empty if nothing."""

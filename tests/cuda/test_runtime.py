@@ -152,6 +152,22 @@ def test_scenarios_of_the_self_test_see_a_missing_wait(
         device.finish()
 
 
+class InSegments(ArenaMemory):
+    rounding_bytes = 3 << 20
+
+
+def test_a_plan_leaves_what_the_cap_counts_beside_tensors(device: CpuTensorsOnCuda) -> None:
+    cap_bytes = 64 << 20
+    device.use(InSegments(), device._simulation.host_stream())
+    model = memo_train.wrap(
+        own_llama(num_blocks=NUM_BLOCKS), seq_len=TOKENS, device_gib=cap_bytes / 2**30
+    )
+    limits = memo_train.plan(model).limits
+    assert limits.device_bytes == cap_bytes - InSegments.rounding_bytes
+    memo_train.unwrap(model)
+    device.finish()
+
+
 class WithoutLayouts(ArenaMemory):
     why_no_layouts = "somebody else serves this memory"
 
@@ -180,6 +196,22 @@ def test_profiles_and_files_name_the_device(
     with pytest.raises(PlanFileError, match="device is 'cpu', this model's is 'cuda'"):
         memo_train.load_plan(model, tmp_path / "plan.json")
     device.finish()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_no_step_after_its_plan_pins_host_memory(device: CpuTensorsOnCuda, alpha: float) -> None:
+    """Neither the first step of a length nor any of the lengths below it."""
+    model = memo_train.wrap(own_llama(num_blocks=NUM_BLOCKS), alpha=alpha, seq_len=4 * TOKENS)
+    pins = device._simulation.num_pins()
+    for tokens in (4 * TOKENS, TOKENS, 3 * TOKENS, 4 * TOKENS):
+        ids = torch.randint(1, 61, (1, tokens))
+        run_step(model, input_ids=ids, labels=ids)
+    assert device.counters().d2h_copies > 20
+    assert device._simulation.num_pins() == pins
+    wrapped_of(model)._in_flight.drain()
+    del model
+    gc.collect()
+    assert not device.finish()[1]
 
 
 def test_counters_tell_busy_and_stalled_seconds(device: CpuTensorsOnCuda) -> None:

@@ -27,6 +27,8 @@ MEMO_EXPORT uintptr_t sim_host_stream(int device) {
   return reinterpret_cast<uintptr_t>(sim::Machine::Get().NewHostStream(device));
 }
 
+MEMO_EXPORT uint64_t sim_num_pins() { return sim::Machine::Get().NumPins(); }
+
 // Writes what was found, one violation a line, cut to `bytes` with the final zero.
 MEMO_EXPORT void sim_finish(char* text, size_t bytes) {
   std::string all;
