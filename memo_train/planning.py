@@ -275,10 +275,14 @@ class StepPlanner:
 
     def _longest_profiled(self, tokens: int) -> int:
         """Tokens of a profile. A step beyond the model's table shows that it needs none."""
+        table = self._table_tokens() or LONGEST_PROFILED_TOKENS
+        return min(self._most_tokens, max(table, tokens, 1))
+
+    def _table_tokens(self) -> int | None:
+        """Tokens of the model's longest sequence by its configuration; None if that names none."""
         config = getattr(self.wrapped.parts.causal_lm, "config", None)
         tables = [getattr(config, name, None) for name in _POSITION_TABLES]
-        table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
-        return min(self._most_tokens, max(table, tokens, 1))
+        return min([n for n in tables if type(n) is int], default=None)
 
     def _profile_at(self, longest: int, kind: _ProfileKind) -> Profile:
         """The profile from runs of at most `longest` tokens, made on this machine now or before."""
@@ -306,7 +310,12 @@ class StepPlanner:
             if one is not None:
                 return for_two_sequences(self.wrapped, one, longest)
             return measure_profile(
-                self.wrapped, 1, longest, park_pre=kind.park_pre, padded=kind.masked
+                self.wrapped,
+                1,
+                longest,
+                park_pre=kind.park_pre,
+                padded=kind.masked,
+                timed_tokens=self._table_tokens() or longest,
             )
 
     def _without_backward(self, tokens: int) -> StepPolicy:

@@ -153,9 +153,15 @@ class _Float64(TorchFunctionMode):
         kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
         if func is torch.Tensor.to:
             return func(*(_widened(value) for value in args), **kwargs)
-        if func is torch.Tensor.float and args[0].requires_grad:
+        if func is torch.Tensor.float and _is_widened(args[0]):
             return args[0].double()
         return func(*args, **kwargs)
+
+
+def _is_widened(tensor: torch.Tensor) -> bool:
+    # Integers (position ids) meet tables that `.to(float32)` has widened, in a matrix product
+    # that takes no two dtypes.
+    return tensor.requires_grad or not tensor.is_floating_point()
 
 
 def _widened(value: Any) -> Any:

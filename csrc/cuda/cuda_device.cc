@@ -21,6 +21,8 @@ const CudaEvent& Cuda(const EventPtr& event) {
   return *found;
 }
 
+cudaStream_t Handle(ComputeStream compute) { return reinterpret_cast<cudaStream_t>(compute); }
+
 bool HasDriver() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess && version != 0;
@@ -92,8 +94,7 @@ int CudaDevice::Count() {
   return count;
 }
 
-CudaDevice::CudaDevice(int ordinal, CurrentStream current_stream)
-    : current_stream_(std::move(current_stream)) {
+CudaDevice::CudaDevice(int ordinal) {
   const int count = Count();
   MEMO_REQUIRE(InvalidArgument, 0 <= ordinal && ordinal < count)
       << "there is no CUDA device " << ordinal << ": this process sees " << count
@@ -233,21 +234,34 @@ void CudaDevice::CopyRows(const CopySpec& copy, const Stream& stream) const {
 
 EventPtr CudaDevice::Record(StreamId stream) {
   CheckUsable();
-  const cudaStream_t handle = Handle(stream);
+  const Stream found = FindStream(stream);
   const CudaGuard guard(calls_.get());
-  return events_->Record(handle);
+  return events_->Record(found.handle);
+}
+
+EventPtr CudaDevice::RecordCompute(ComputeStream compute) {
+  CheckUsable();
+  const CudaGuard guard(calls_.get());
+  return events_->Record(Handle(compute));
 }
 
 void CudaDevice::StreamWait(StreamId stream, const EventPtr& event) {
   CheckUsable();
   const CudaEvent& waited = Cuda(event);
   if (waited.Done()) return;
-  const cudaStream_t handle = Handle(stream);
+  const Stream found = FindStream(stream);
   const CudaGuard guard(calls_.get());
-  if (stream != kCompute) return waited.Block(handle);
-  CudaEventRef begin = timed_events_->Record(handle);
-  waited.Block(handle);
-  stalled_.Add(std::move(begin), timed_events_->Record(handle));
+  waited.Block(found.handle);
+}
+
+void CudaDevice::ComputeWait(ComputeStream compute, const EventPtr& event) {
+  CheckUsable();
+  const CudaEvent& waited = Cuda(event);
+  if (waited.Done()) return;
+  const CudaGuard guard(calls_.get());
+  CudaEventRef begin = timed_events_->Record(Handle(compute));
+  waited.Block(Handle(compute));
+  stalled_.Add(std::move(begin), timed_events_->Record(Handle(compute)));
   std::lock_guard<std::mutex> lock(mutex_);
   ++stalls_;
 }
@@ -270,11 +284,10 @@ void CudaDevice::Synchronize() {
   }
 }
 
-void CudaDevice::SynchronizeCompute() {
+void CudaDevice::SynchronizeCompute(ComputeStream compute) {
   CheckUsable();
-  const cudaStream_t handle = Handle(kCompute);
   const CudaGuard guard(calls_.get());
-  calls_->Check(cudaStreamSynchronize(handle), "cudaStreamSynchronize");
+  calls_->Check(cudaStreamSynchronize(Handle(compute)), "cudaStreamSynchronize");
 }
 
 int CudaDevice::numa_node() const { return pages_->numa_node(); }
@@ -331,11 +344,6 @@ CudaDevice::Stream CudaDevice::FindStream(StreamId stream) const {
       << "stream " << stream << " is not a copy stream of CUDA device " << ordinal()
       << ", which has 1.." << last;
   return streams_[static_cast<size_t>(stream) - 1];
-}
-
-cudaStream_t CudaDevice::Handle(StreamId stream) const {
-  if (stream != kCompute) return FindStream(stream).handle;
-  return reinterpret_cast<cudaStream_t>(current_stream_());
 }
 
 }  // namespace memo

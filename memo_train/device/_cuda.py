@@ -37,6 +37,52 @@ if TYPE_CHECKING:
 __all__ = ["CudaDevice", "cuda_devices_made", "get_cuda_device", "load_cuda"]
 
 
+class _CopyEvent:
+    """A point in the copies; the stream that waits for it is looked up when it is told to."""
+
+    def __init__(self, event: _cuda.Event, current_stream: Callable[[], int]) -> None:
+        self._event, self._current_stream = event, current_stream
+
+    def done(self) -> bool:
+        """Whether the copy has finished; never blocks."""
+        return self._event.done()
+
+    def wait(self) -> None:
+        """Let the current stream go on only when the copy has finished."""
+        self._event.wait(self._current_stream())
+
+
+class _Transfer:
+    """csrc/copies/transfer.h for kernels that go to whatever stream is current at the call.
+
+    That stream is looked up here, before the core takes a lock: Python may collect garbage whenever
+    it runs, and a swapped tensor among it gives its host range back under the same lock.
+    """
+
+    def __init__(self, transfer: _cuda.Transfer, current_stream: Callable[[], int]) -> None:
+        self._transfer, self._current_stream = transfer, current_stream
+
+    def alloc_host(self, nbytes: int, /) -> int:
+        """Address of a new host range."""
+        return self._transfer.alloc_host(nbytes)
+
+    def retire_host(self, address: int, /) -> None:
+        """Give back a host range when its copies are done."""
+        self._transfer.retire_host(address)
+
+    def to_host(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> _CopyEvent:
+        """Start a copy to the host."""
+        event = self._transfer.to_host(target, source, shape, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
+
+    def to_device(
+        self, target: int, source: int, shape: tuple[int, int, int, int], /
+    ) -> _CopyEvent:
+        """Start a copy to the device."""
+        event = self._transfer.to_device(target, source, shape, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
+
+
 class CudaDevice(Device):
     """Pinned host memory and copies of one GPU; several may live in one process.
 
@@ -73,9 +119,10 @@ class CudaDevice(Device):
                 "driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES, or use the CPU device"
             )
         current_stream = current_stream or _torch_stream(ordinal)
-        self.core: _cuda.CudaDevice = module.CudaDevice(ordinal, current_stream)
+        self.core: _cuda.CudaDevice = module.CudaDevice(ordinal)
         self.torch_device = torch.device("cuda", ordinal)
-        self._transfer: _cuda.Transfer = module.Transfer(self.core)
+        self._transfer: _Transfer = _Transfer(module.Transfer(self.core), current_stream)
+        self._current_stream = current_stream
         self._torch_memory = memory or TorchMemory(ordinal, self.core.memory_bytes)
         self._memo_memory = memory or MemoMemory(ordinal, current_stream)
 
@@ -84,6 +131,11 @@ class CudaDevice(Device):
         """torch's own generators of the CPU and of this GPU."""
         torch.cuda.init()  # type: ignore[no-untyped-call]  # torch has no types here
         return (torch.default_generator, torch.cuda.default_generators[self.core.ordinal])
+
+    @property
+    def runs_behind(self) -> bool:
+        """A GPU's do: short ones take as long as it takes to ask for them."""
+        return True
 
     @property
     def _memory(self) -> TensorMemory:
@@ -167,7 +219,7 @@ class CudaDevice(Device):
 
     def now(self) -> float:
         """When the kernels given so far are done, in seconds: blocks until then."""
-        self.core.synchronize_compute()
+        self.core.synchronize_compute(self._current_stream())
         return self.core.now()
 
     def owns(self, ptr: int) -> bool:

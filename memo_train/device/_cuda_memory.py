@@ -5,8 +5,7 @@
     print(cuda_memory(0).reserved_bytes)
 
 Which one serves a process is decided before its first CUDA tensor. memo-train's is there only if
-the extension was built with CUDA. torch does not look at whether a pluggable allocator had memory:
-where it has not, kernels get a null pointer, and `cuda_refusal` says why.
+the extension was built with CUDA. Beyond the cap both raise torch.OutOfMemoryError.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from memo_train.device._device import cap_bytes
+from memo_train.device._hook import build_hook
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
 from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses
 
@@ -82,15 +82,24 @@ def install_cuda_allocator() -> None:
 
     Raises:
         CudaUnavailable: built without CUDA.
+        HookUnavailable: the hook cannot be compiled or loaded.
         RuntimeError: torch has allocated CUDA memory already; or it was built without CUDA.
     """
     from torch.cuda import memory
 
     path = load_cuda().__file__
     assert path is not None
-    allocator: Any = memory.CUDAPluggableAllocator(path, "memo_cuda_alloc", "memo_cuda_free")
+    entry = ctypes.CDLL(path)
+    hook_path = str(build_hook("cuda_allocator_hook"))
+    ctypes.CDLL(hook_path).memo_set_cuda_backend(
+        ctypes.cast(entry.memo_cuda_alloc, ctypes.c_void_p),
+        ctypes.cast(entry.memo_cuda_free, ctypes.c_void_p),
+    )
+    allocator: Any = memory.CUDAPluggableAllocator(
+        hook_path, "memo_torch_cuda_alloc", "memo_torch_cuda_free"
+    )
     # torch tells a pluggable allocator of `record_stream` only where it is given this function.
-    record_stream = ctypes.cast(ctypes.CDLL(path).memo_cuda_record_stream, ctypes.c_void_p)
+    record_stream = ctypes.cast(entry.memo_cuda_record_stream, ctypes.c_void_p)
     allocator.allocator().set_record_stream_fn(record_stream.value)
     memory.change_current_allocator(allocator)
     global _installed
@@ -131,8 +140,8 @@ def release_cuda_memory(ordinal: int) -> None:
     load_cuda().allocator_release_idle(ordinal)
 
 
-def cuda_refusal() -> str:
-    """Why torch was last refused device memory; empty if it never was."""
+def cuda_failure() -> str:
+    """What went wrong last in a free or in `record_stream`, which cannot raise; or empty."""
     return str(load_cuda().allocator_last_error())
 
 
@@ -255,7 +264,7 @@ class TorchMemory(TensorMemory):
 class MemoMemory(TensorMemory):
     """memo-train's allocator (`cuda_allocator`): planned addresses, and a cap on what it reserved.
 
-    torch does not look at a refusal: kernels then get a null pointer, and `cuda_refusal` says why.
+    Beyond the cap torch raises torch.OutOfMemoryError.
     """
 
     def __init__(self, ordinal: int, current_stream: Callable[[], int]) -> None:

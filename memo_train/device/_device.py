@@ -179,6 +179,11 @@ class Device(ABC):
         """The random-number generators that computation on this device draws from."""
 
     @property
+    def runs_behind(self) -> bool:
+        """Whether operations run behind the thread that asks for them, as a GPU's do."""
+        return False
+
+    @property
     @abstractmethod
     def default_limit_bytes(self) -> int:
         """Device memory that a process may plan with if nobody says otherwise."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,13 @@ import torch.distributed as dist
 from memo_planner.profile import Link
 from memo_planner.trace import LinkRates
 from memo_train.device import CopyEvent, CudaDevice, Device
+from memo_train.device.errors import HostMemoryExceeded
 
 _CPU_COPY_BYTES = 2 * 2**20
-_CUDA_COPY_BYTES = 8 * 2**20
-"""Large enough that asking for a copy takes little time beside it."""
+_CUDA_COPY_BYTES = 64 * 2**20
+"""Large enough that asking for a copy takes little time beside it: 1 % at 50 GB/s."""
+_LEAST_COPY_BYTES = 2**20
+"""Where memory holds no more; a smaller copy says nothing of the link."""
 
 _REPEATS = 3
 _LOADED_COPIES = 12
@@ -78,8 +82,8 @@ class CopyBuffers:
 def measure_link(device: Device) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
-    A copy is 2 MiB on the CPU device, 8 MiB on a GPU. Concerns this process alone: other ranks
-    need not call it.
+    A copy is 2 MiB on the CPU device, 64 MiB on a GPU, or what memory holds. Concerns this process
+    alone: other ranks need not call it.
     """
     with _buffers(device) as buffers:
         return Link(
@@ -121,9 +125,20 @@ def measure_link_rates(device: Device) -> LinkRates:
     )
 
 
-def _buffers(device: Device) -> CopyBuffers:
-    on_gpu = isinstance(device, CudaDevice)
-    return CopyBuffers(device, _CUDA_COPY_BYTES if on_gpu else _CPU_COPY_BYTES)
+@contextmanager
+def _buffers(device: Device) -> Iterator[CopyBuffers]:
+    """Buffers of the largest copies that memory holds, of the size the device's link needs."""
+    with ExitStack() as held:
+        num_bytes = _CUDA_COPY_BYTES if isinstance(device, CudaDevice) else _CPU_COPY_BYTES
+        while True:
+            try:
+                buffers = held.enter_context(CopyBuffers(device, num_bytes))
+                break
+            except (torch.OutOfMemoryError, HostMemoryExceeded):
+                if num_bytes <= _LEAST_COPY_BYTES:
+                    raise
+                num_bytes //= 2
+        yield buffers
 
 
 def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:

@@ -25,6 +25,7 @@ from memo_train.trace._fit import (
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
 from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._timing import LONGEST_TIMED_TOKENS, measure_times
 
 OPTIMIZER_STATES = 2
 """AdamW's moments, each as large as the parameters it trains."""
@@ -44,10 +45,12 @@ def measure_profile(
     *,
     park_pre: bool = False,
     padded: bool = False,
+    timed_tokens: int | None = None,
 ) -> Profile:
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
-    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
+    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch. timed_tokens: what
+    no step is longer than that finds seconds on a device that runs behind; None: `tokens`.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
     seconds the best of three runs. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
@@ -56,7 +59,8 @@ def measure_profile(
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
-    ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded)
+    timed = min(timed_tokens or tokens, LONGEST_TIMED_TOKENS)
+    ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded, timed_tokens=timed)
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
         found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
@@ -154,6 +158,7 @@ class _Ask:
     tile: int
     park_pre: bool
     padded: bool
+    timed_tokens: int
 
     def way(self, place: TilePlace) -> Way:
         return Way(place=place, park_pre=self.park_pre, padded=self.padded)
@@ -174,6 +179,11 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         saved = _saved_fields(wrapped, ask)
         recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
         swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
+        if wrapped.device.runs_behind:
+            longest, padded = ask.timed_tokens, ask.padded
+            times = measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
+        else:
+            times = fit_block_times(recomputed, swapped)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
     # All that makes such tensors saves some: scores, and the mask that went into them.
     with_pairs = saved["attention_bytes_per_token2"] > 0
@@ -181,7 +191,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     return _KindProfile(
         saved=saved,
         peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
-        times=fit_block_times(recomputed, swapped),
+        times=times,
         num_blocks=kind.num_blocks,
     )
 

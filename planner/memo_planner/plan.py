@@ -98,7 +98,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 4
+VERSION = 5
 
 
 def inputs_hash(

@@ -97,7 +97,7 @@ def test_a_missing_wait_shows(device: CpuTensorsOnCuda, monkeypatch: pytest.Monk
     device.finish()
     force(model, "swap", TILE_TOKENS)
     event = device._simulation.module.Event
-    monkeypatch.setattr(event, "wait", lambda self: None)
+    monkeypatch.setattr(event, "wait", lambda self, compute: None)
     caught = 0
     for seed in range(10):
         device.start(seed)
@@ -144,7 +144,7 @@ def test_scenarios_of_the_self_test_see_a_missing_wait(
 ) -> None:
     place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
     device.finish()
-    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self: None)
+    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self, compute: None)
     for seed in range(5):
         device.start(seed)
         with pytest.raises(ScenarioFailed, match="values are not what was sent"):

@@ -131,7 +131,7 @@ def _window_tiles(shape: BlockShape) -> tuple[Ints, Ints]:
     tile_bytes = max(profile.tile_bytes_per_token * shape.tile_tokens, 1e-9)
     link, times = profile.link, profile.times
     swap_compute_s = times.swap_s_per_token * shape.tile_tokens
-    tile_s = times.tilewise_s_per_token * shape.tile_tokens + times.tile_overhead_s
+    tile_s = times.tilewise_s_per_token * shape.tile_tokens + shape.tile_overhead_s
     # What swapping one more tile adds to what does not fit the window of forward.
     excess_bytes = max(tile_bytes - swap_compute_s * link.d2h_bytes_per_s, 1e-9)
     whole = {0, shape.x_bytes, shape.o_bytes, shape.x_bytes + shape.o_bytes}

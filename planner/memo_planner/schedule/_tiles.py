@@ -93,7 +93,7 @@ class BlockSizes:
             backward_scratch_bytes=max(peak["backward"] - backward - max(qkv_bytes, widest), 0),
             attention_s=times.attention_s_per_token2 * tokens2,
             attention_backward_s=times.attention_backward_s_per_token2 * tokens2,
-            overhead_s=times.tile_overhead_s,
+            overhead_s=shape.tile_overhead_s,
             tiles=tiles,
         )
 
