@@ -57,8 +57,9 @@ class BlockTimes:
 
     Forward of S tokens in n tiles takes (pre + post) * S + attention * S**2 + n * tile_overhead_s;
     backward likewise with its own figures. Recomputing a tile costs its pre, its post and one
-    more tile_overhead_s; attention is never recomputed. Swapping a token adds swap_s_per_token to
-    forward, its copies' own time aside: it is recorded, and memory is shared with the copies.
+    more tile_overhead_s; attention runs again only where o is recomputed. Swapping a token adds
+    swap_s_per_token to forward, its copies' own time aside: it is recorded, and memory is shared
+    with the copies.
     No pass over a tile is shorter than tile_issue_s: the thread that asks for its operations takes
     so long, and a GPU waits for it where the tile's work is less. 0 where nothing runs behind.
     """
@@ -167,6 +168,7 @@ class Profile:
         check_int("batch", batch, 1)
         if batch == self.batch:
             return self
+        # The state, and a tile's overhead, are there once for all sequences.
         factor = batch / self.batch
         figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
         return replace(

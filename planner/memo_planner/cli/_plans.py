@@ -65,6 +65,7 @@ def print_plan(plan: Plan) -> None:
     """What the plan is for, its blocks, its totals, and device bytes over the step."""
     console = plain_console()
     for line in header_lines(plan):
+        # A model's name may hold brackets, which rich would take for markup.
         console.print(line, style="bold", markup=False)
     console.print()
     head, *rows = table_rows(plan)
@@ -159,6 +160,7 @@ def check(
             plan = _checked(options, path, seq_len, strategy)
         except PlanInfeasible as error:
             if as_json:
+                # Besides the text on stderr and the exit code, which `clear_errors` sees to.
                 typer.echo(json.dumps(_refusal(error), indent=1))
             raise
     told = plan.prediction
@@ -245,6 +247,7 @@ def compare(
             else [strategy_named(name.strip()) for name in strategies.split(",")]
         )
         lengths = [parse_tokens(text) for text in seq_lens.split(",")]
+        # Any length would do for the job: each row sets its own.
         rows = compared(options.job(lengths[0]), chosen, lengths)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False))

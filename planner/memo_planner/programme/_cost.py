@@ -188,9 +188,11 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     whole = np.where(choices.x_kept, x_bytes, 0.0) + np.where(choices.o_kept, o_bytes, 0.0)
     kept_bytes = np.ceil((tokens - discarded) * tile_bytes) + whole
     dropped = np.where(choices.o_again, o_bytes, 0.0)
+    # Of x and o what is neither kept nor made again.
     sent_bytes = np.ceil(swapped * tile_bytes) + (x_bytes + o_bytes - whole - dropped)
     swap_s = swapped * times.swap_s_per_token
     recompute_s = recomputed * times.tilewise_s_per_token
+    # A tile that is made again is run once more.
     recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
     recompute_s = recompute_s + np.where(choices.o_again, shape.attention_s, 0.0)
     forward_s, backward_s = shape.forward_s + swap_s, shape.backward_s + recompute_s

@@ -65,6 +65,7 @@ def busy_shares(step: Simulation, stream: Stream, num_parts: int) -> Floats:
     edges = np.linspace(0.0, step.step_s, num_parts + 1)
     done = np.interp(edges, times, total)
     part_s = step.step_s / num_parts
+    # A step of no seconds has parts of none; rounding may go past 1.
     shares: Floats = np.clip(np.diff(done) / (part_s or 1.0), 0.0, 1.0)
     return shares
 

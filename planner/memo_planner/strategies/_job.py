@@ -106,6 +106,7 @@ def plan_job(job: Job, strategy: Strategy, *, alpha: float | None = None) -> Pla
     profile, setting = job.profile(strategy), job.setting(strategy)
     tokens = job.workload.padded_tokens
     if strategy is Strategy.TILES:
+        # Without a setting: the programme knows no machines.
         plan = _tile_plan(job, profile, tokens, alpha)
         return Plan.of(
             profile=profile,
@@ -165,6 +166,7 @@ def _tile_plan(job: Job, profile: Profile, tokens: int, alpha: float | None) -> 
 
 
 def _swapped_share(policy: Policy) -> float:
+    # Blocks that are kept are the last ones, and the others are all alike.
     return policy.blocks[0].swap_tiles / policy.num_tiles
 
 
@@ -179,8 +181,10 @@ def _infeasible(
 ) -> PlanInfeasible:
     """What is short for the policy that misses its limits by least."""
     over = [excesses(predict(profile, policy), job.limits) for policy in policies]
+    # By factors, as a GiB of the device and one of the host are not the same want.
     worst = [max(each, key=lambda item: item[2] / item[3]) for each in over]
     what, where, need_bytes, limit_bytes = min(worst, key=lambda item: item[2] / item[3])
+    # Only shorter lengths: this one has just been refused.
     longest = longest_that(lambda n: _fits(job, strategy, profile, n), job.workload.padded_tokens)
     return PlanInfeasible(what, where, need_bytes, limit_bytes, _usable(job, longest))
 

@@ -176,6 +176,7 @@ class Workload:
     @property
     def micro_steps(self) -> int:
         """Forward and backward passes of a rank in one optimiser step, one sequence each."""
+        # A last pass with work for some ranks only takes as long as the others.
         return math.ceil(self.batch / self.parallel.data)
 
     def ranks_on_node(self, gpus_per_node: int) -> int:
