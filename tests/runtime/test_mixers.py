@@ -114,7 +114,7 @@ def test_weights_that_are_withheld_cannot_be_used_later(ids, wrapped) -> None:
 
     model = wrapped(toy(blocks.WeightsBlock, Sometimes), "recompute", TILE_TOKENS)
     model.base_model.uses = True
-    with pytest.raises(NotTokenWise, match="attention weights.*unwrap"):
+    with pytest.raises(NotTokenWise, match=r"attention weights.*unwrap"):
         model(input_ids=ids, labels=ids)
 
 
