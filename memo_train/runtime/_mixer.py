@@ -74,7 +74,8 @@ class Mixer:
         """What a tile gets from the mixer of `block`."""
         if self.rest is None:
             return o
-        rest = (block.get_parameter(r.name) if type(r) is _OwnParameter else r for r in self.rest)
+        own = dict(block.named_parameters())
+        rest = (own[item.name] if type(item) is _OwnParameter else item for item in self.rest)
         return self.container((o, *rest))
 
 
