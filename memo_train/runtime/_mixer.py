@@ -63,10 +63,37 @@ class Mixer:
     """Where a block is cut. path: of the module in the block.
 
     rest: what it returns besides o [batch, tokens, ...], tensors `WITHHELD`; None if o alone.
+    container: of o and the rest, a tuple or a list.
     """
 
     path: str
     rest: tuple[Any, ...] | None
+    container: type = tuple
+
+    def output(self, o: torch.Tensor, block: nn.Module) -> Any:
+        """What a tile gets from the mixer of `block`."""
+        if self.rest is None:
+            return o
+        own = dict(block.named_parameters())
+        rest = (own[item.name] if type(item) is _OwnParameter else item for item in self.rest)
+        return self.container((o, *rest))
+
+
+@dataclass(frozen=True)
+class _OwnParameter:
+    """In the place of a parameter of the block that its mixer returns (a bias to be added)."""
+
+    name: str
+
+
+def rest_of(rest: tuple[Any, ...] | None, block: nn.Module) -> tuple[Any, ...] | None:
+    """`withheld(rest)`, with parameters of `block` by their names."""
+    if rest is None:
+        return None
+    names = {id(parameter): name for name, parameter in block.named_parameters()}
+    return withheld(
+        tuple(_OwnParameter(names[id(item)]) if id(item) in names else item for item in rest)
+    )
 
 
 def withheld(rest: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
@@ -89,7 +116,7 @@ def cut_at(
     attributes are as before, for the run in backward.
     """
     module = block.get_submodule(mixer.path)
-    _replaced.enter(module, lambda: partial(_call, _Again(module, mixer, generators, kept)))
+    _replaced.enter(module, lambda: partial(_call, _Again(block, mixer, generators, kept)))
     try:
         yield
     finally:
@@ -139,13 +166,14 @@ class _Again:
 
     def __init__(
         self,
-        module: nn.Module,
+        block: nn.Module,
         mixer: Mixer,
         generators: Generators,
         kept: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.module, self.mixer, self.generators, self.kept = module, mixer, generators, kept
-        self.plain: Callable[..., Any] = module.forward
+        self.block, self.mixer, self.generators, self.kept = block, mixer, generators, kept
+        self.module = block.get_submodule(mixer.path)
+        self.plain: Callable[..., Any] = self.module.forward
 
     def run(self, given: Sequence[torch.Tensor], args: Any, kwargs: Any) -> torch.Tensor:
         """given: [batch, tokens, ...] each; args and kwargs: with `_Given` in their places."""
@@ -155,7 +183,7 @@ class _Again:
         o, rest = split_output(self.plain(*args, **kwargs))
         if not isinstance(o, torch.Tensor) or o.shape[:2] != given[0].shape[:2]:
             raise NotTokenWise(f"its {self.mixer.path} gives no output [batch, tokens, ...]")
-        if withheld(rest) != self.mixer.rest:
+        if rest_of(rest, self.block) != self.mixer.rest:
             raise NotTokenWise(f"its {self.mixer.path} returns something else than when probed")
         return o
 
@@ -185,7 +213,7 @@ def _call(again: _Again, *args: Any, **kwargs: Any) -> Any:
     )
     options = {"args": args, "kwargs": kwargs}
     o = wait_for_attention(Cut(tensors=tuple(given), call=again, options=options, form=form))
-    return o if again.mixer.rest is None else (o, *again.mixer.rest)
+    return again.mixer.output(o, again.block)
 
 
 def _take_given(arguments: Any, given: list[torch.Tensor], path: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memo_train.runtime._mixer import Mixer, withheld
+from memo_train.runtime._mixer import Mixer, rest_of
 from memo_train.runtime._probe_calls import BlockCall
 from memo_train.runtime._tile import split_output, tensors_in, tile_of
 
@@ -39,7 +39,7 @@ def mixers_of(
             o, rest = split_output(output)
             given = [t for t in tensors_in((args, kwargs)) if t.shape[:2] == x.shape[:2]]
             if given and _is_of(o, x) and _are_finite(given, spans) and not _are_finite([o], spans):
-                found[path] = Mixer(path=path, rest=withheld(rest))
+                found[path] = Mixer(path=path, rest=rest_of(rest, block), container=type(output))
 
         return hook
 
