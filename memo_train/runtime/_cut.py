@@ -159,16 +159,54 @@ def attention(
     dtype of q. mask: None or broadcastable to [batch, heads, tokens, tokens]; excludes `causal`.
     Returns [batch, heads, tokens, head_dim]. Outside a wrapped block it is PyTorch's own call.
     """
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=causal and mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+    options = {
+        "attn_mask": mask,
+        "dropout_p": dropout_p,
+        "is_causal": causal and mask is None,
+        "scale": scale,
+    }
+    if in_frame():
+        # The whole call is put off: which backend serves it is seen from all tokens.
+        return wait_for_attention(_cut((q, k, v), _grouped_attention, options, o_token_dim=2))
+    return _grouped_attention(q, k, v, **options)
+
+
+def _grouped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """PyTorch's attention; heads of k and v that groups of q share are repeated if they must be."""
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and scores_exist_if_grouped(q, k, v, **options):
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, **options, enable_gqa=grouped)
+
+
+def scores_exist_if_grouped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> bool:
+    """Whether PyTorch would make [tokens, tokens] of scores for heads in groups.
+
+    On a GPU only flash and cuDNN attention know groups, and neither takes fp32: the rest is plain
+    arithmetic, where the memory-efficient kernel serves the same heads one by one. On the CPU the
+    flash kernel takes groups of any dtype. scale: has no part in it.
+    Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+    if q.device.type != "cuda":
+        return False
+    asked = torch.backends.cuda.SDPAParams(q, k, v, attn_mask, dropout_p, is_causal, True)
+    can = (
+        torch.backends.cuda.can_use_flash_attention,
+        torch.backends.cuda.can_use_cudnn_attention,
     )
+    return not any(takes(asked) for takes in can)
 
 
 @contextmanager

@@ -153,7 +153,25 @@ def test_scenarios_of_the_self_test_see_a_missing_wait(
 
 
 class InSegments(ArenaMemory):
-    rounding_bytes = 3 << 20
+    """Its cap counts, besides the tensors, a segment that is never full."""
+
+    rounding_bytes = 22 << 20
+
+    def set_cap(self, nbytes: int | None) -> None:
+        super().set_cap(None if nbytes is None else max(1, nbytes - self.rounding_bytes))
+
+
+def test_peaks_are_kept_where_caps_count_segments(
+    device: CpuTensorsOnCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test's limits are below a segment of torch's allocator."""
+    monkeypatch.setattr(sys.modules["memo_train.stats"], "devices_in_use", lambda: (device,))
+    device.use(InSegments(), device._simulation.host_stream())
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
+    peaks = planned_peak(place)["modes"]
+    assert min(each["limit_bytes"] for each in peaks.values()) < InSegments.rounding_bytes
+    gc.collect()
+    assert not device.finish()[1]
 
 
 def test_a_plan_leaves_what_the_cap_counts_beside_tensors(device: CpuTensorsOnCuda) -> None:
