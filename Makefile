@@ -1,6 +1,7 @@
 # make demo    set up and run the demo: a Llama trained on real text under a memory cap
 # make test    set up and run all tests
 # make check   set up and run formatters, linters, types and import directions
+# make gpu-check-bundle   fetch and build what a machine with a GPU may lack (docs/gpu_check.md)
 # make clean   remove builds and caches (make distclean: .venv too)
 
 PYTHON3 ?= python3
@@ -16,7 +17,7 @@ CXX_FILES := $(shell find csrc tests benchmarks \
   -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py cuda_build.py
 
-.PHONY: demo test check clean distclean setup format
+.PHONY: demo test check clean distclean setup format gpu-check-bundle
 
 setup: $(STAMP)
 
@@ -49,6 +50,9 @@ format: $(STAMP)
 	$(BIN)/ruff format $(PYTHON_DIRS)
 	$(BIN)/ruff check --fix $(PYTHON_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+gpu-check-bundle:
+	benchmarks/gpu_check/bundle.sh
 
 clean:
 	rm -rf build dist *.egg-info memo_train/_*.so planner/memo_planner/_*.so .pytest_cache .mypy_cache .ruff_cache \

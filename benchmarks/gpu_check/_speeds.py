@@ -99,19 +99,22 @@ def link(on_gpu: bool, sizes_mib: list[int]) -> dict[str, Any]:
     device = get_cuda_device() if on_gpu else get_cpu_device()
     figures: dict[str, float] = {}
     for mib in sizes_mib:
-        count = max(2, min(16, 1024 // mib))
         with CopyBuffers(device, mib * _MIB) as buffers:
             ways = {"d2h": [buffers.to_host], "h2d": [buffers.to_device]}
             ways["both"] = [*ways["d2h"], *ways["h2d"]]
             for name, copies in ways.items():
-                start_s = time.perf_counter()
-                for _ in range(count):
-                    for copy in copies:
-                        copy()
-                device.synchronize()
-                moved = count * len(copies) * mib * _MIB
-                figures[f"{name}_{mib}_mib_bytes_per_s"] = moved / (time.perf_counter() - start_s)
+                copies = copies * max(2, min(16, 1024 // mib))
+                moved = len(copies) * mib * _MIB
+                figures[f"{name}_{mib}_mib_bytes_per_s"] = moved / _copied_s(device, copies)
     return {"figures": figures}
+
+
+def _copied_s(device: Any, copies: list[Callable[[], Any]]) -> float:
+    start_s = time.perf_counter()
+    for copy in copies:
+        copy()
+    device.synchronize()
+    return time.perf_counter() - start_s
 
 
 def pinning(on_gpu: bool, mib: int) -> dict[str, Any]:
