@@ -1,4 +1,4 @@
-"""The check of a GPU, run on the CPU: all parts, and what becomes of one that dies or takes long."""
+"""The check of a GPU, run on the CPU: all parts, and what becomes of one that dies or hangs."""
 
 from __future__ import annotations
 
