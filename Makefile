@@ -3,6 +3,7 @@
 # make quick   set up and run a part of the tests that takes a minute: gradients, wrap, plans
 # make oldest  make quick with the oldest torch that is tested, on Python 3.12, in a .venv of its own
 # make check   set up and run formatters, linters, types and import directions
+# make gpu-check-bundle   fetch and build what a machine with a GPU may lack (docs/gpu_check.md)
 # make clean   remove builds and caches (make distclean: .venv too)
 
 PYTHON3 ?= python3
@@ -18,7 +19,7 @@ CXX_FILES := $(shell find csrc tests benchmarks \
   -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py cuda_build.py
 
-.PHONY: demo test quick oldest check clean distclean setup format
+.PHONY: demo test quick oldest check clean distclean setup format gpu-check-bundle
 
 setup: $(STAMP)
 
@@ -65,6 +66,9 @@ format: $(STAMP)
 	$(BIN)/ruff format $(PYTHON_DIRS)
 	$(BIN)/ruff check --fix $(PYTHON_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+gpu-check-bundle:
+	benchmarks/gpu_check/bundle.sh
 
 clean:
 	rm -rf build dist *.egg-info memo_train/_*.so planner/memo_planner/_*.so .pytest_cache .mypy_cache .ruff_cache \

@@ -173,8 +173,9 @@ class Check:
         for allocator in ("torch", "memo"):
             path = self._out / f"selftest-{allocator}.json"
             path.unlink(missing_ok=True)
-            code = _SELFTEST.format(path=str(path), memo=allocator == "memo")
-            ended = run([sys.executable, "-c", code], deadline_s - time.time(), log=self._log)
+            command = [sys.executable, "-m", "memo_train.selftest", "--quick", "--json", str(path)]
+            command += ["--allocator", allocator]
+            ended = run(command, deadline_s - time.time(), log=self._log)
             row = {"part": "selftest", "what": "selftest", "mode": allocator}
             self._add(row | _selftest_outcome(path, ended.why))
 
@@ -218,15 +219,6 @@ device.copy_to_host(host, address, x.nbytes).wait()
 torch.cuda.synchronize()
 """
 """Whether memo-train's device takes such memory for the GPU's, and copies it."""
-
-_SELFTEST = """
-import runpy, sys
-if {memo}:
-    from memo_train.device._cuda_memory import install_cuda_allocator
-    install_cuda_allocator()
-sys.argv = ["selftest", "--json", {path!r}]
-runpy.run_module("memo_train.selftest", run_name="__main__")
-"""
 
 
 def _selftest_outcome(path: Path, why: str) -> dict[str, Any]:

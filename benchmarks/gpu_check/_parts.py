@@ -83,7 +83,7 @@ def parts(*, tiny: bool) -> list[Part]:
         Part(name="build", budget_s=150),
         Part(name="selftest", budget_s=100),
         Part(name="kernels", budget_s=40),
-        Part(name="speeds", budget_s=45, jobs=tuple(_speeds(tiny=tiny))),
+        Part(name="speeds", budget_s=60, jobs=tuple(_speeds(tiny=tiny))),
         Part(
             name="gradients",
             budget_s=45,
@@ -119,14 +119,14 @@ def _tokens(kilo: int, tiny: bool) -> int:
 
 
 def _speeds(*, tiny: bool) -> list[Job]:
-    lengths = [64, 128] if tiny else [8192, 32768, 65536]
     backends = ["default"] if tiny else ["default", "flash", "cudnn", "efficient"]
     sizes = [1] if tiny else [1, 8, 64, 256]
     return [
-        {"kind": "products", "tokens": [64] if tiny else [256, 1024, 4096, 16384]},
-        *({"kind": "attention", "backend": each, "tokens": lengths} for each in backends),
+        {"kind": "products"},
+        *({"kind": "attention", "backend": each} for each in backends),
         {"kind": "link", "sizes_mib": sizes},
         {"kind": "pinning", "mib": 4 if tiny else 2048},
+        {"kind": "calibration"},
     ]
 
 

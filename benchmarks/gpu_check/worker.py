@@ -61,6 +61,7 @@ class Jobs:
     def __init__(self, part: Part, options: argparse.Namespace) -> None:
         self._part, self._deadline_s, self._host_gib = part, options.deadline, options.host_gib
         self._on_gpu = not options.tiny
+        self._machine_file = options.rows.with_name("machine.json")
         self._training: Training | None = None
         self._plain: dict[str, torch.Tensor] = {}
         self._policies: dict[str, torch.Tensor] = {}
@@ -71,6 +72,8 @@ class Jobs:
         if started_s + _LEAST_S > self._deadline_s:
             return {"outcome": "skipped: no time left for it"}
         arguments = {name: value for name, value in job.items() if name != "kind"}
+        if job["kind"] == "calibration":
+            arguments["out"] = str(self._machine_file)
         try:
             found = {"outcome": "ok", **self._do(job["kind"], arguments)}
         except (torch.OutOfMemoryError, PlanInfeasible) as error:

@@ -128,17 +128,20 @@ def measure_link_rates(device: Device) -> LinkRates:
 @contextmanager
 def _buffers(device: Device) -> Iterator[CopyBuffers]:
     """Buffers of the largest copies that memory holds, of the size the device's link needs."""
+    num_bytes = _CUDA_COPY_BYTES if isinstance(device, CudaDevice) else _CPU_COPY_BYTES
     with ExitStack() as held:
-        num_bytes = _CUDA_COPY_BYTES if isinstance(device, CudaDevice) else _CPU_COPY_BYTES
-        while True:
-            try:
-                buffers = held.enter_context(CopyBuffers(device, num_bytes))
-                break
-            except (torch.OutOfMemoryError, HostMemoryExceeded):
-                if num_bytes <= _LEAST_COPY_BYTES:
-                    raise
-                num_bytes //= 2
-        yield buffers
+        yield _largest(device, num_bytes, held)
+
+
+def _largest(device: Device, num_bytes: int, held: ExitStack) -> CopyBuffers:
+    """Buffers of `num_bytes`, or of a half, a quarter and so on, closed with `held`."""
+    while True:
+        try:
+            return held.enter_context(CopyBuffers(device, num_bytes))
+        except (torch.OutOfMemoryError, HostMemoryExceeded):
+            if num_bytes <= _LEAST_COPY_BYTES:
+                raise
+        num_bytes //= 2
 
 
 def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:

@@ -62,6 +62,8 @@ class Setting:
         step_flops: of the whole job and one optimiser step, nothing counted twice.
         peak_flops: of one device.
         outside_s: head and loss, seconds of one micro step.
+        efficiency: where the shares of peak come from that all seconds follow from; it begins with
+            "assumption" where they were not found on this machine.
 
     Raises: InvalidInput.
     """
@@ -76,9 +78,10 @@ class Setting:
     step_flops: float
     peak_flops: float
     outside_s: float
+    efficiency: str
 
     def __post_init__(self) -> None:
-        for name in ("strategy", "hardware", "parallel"):
+        for name in ("strategy", "hardware", "parallel", "efficiency"):
             check_text(f"Setting.{name}", getattr(self, name))
         for name in ("gpus", "ranks_on_node", "ranks_of_sequence", "micro_steps"):
             check_int(f"Setting.{name}", getattr(self, name), 1)

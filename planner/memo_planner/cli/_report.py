@@ -117,6 +117,7 @@ def _job_lines(plan: Plan) -> list[str]:
     return [
         f"predicted step: {step_s:.4g} s, MFU {setting.mfu(told):.1%}, "
         f"{per_gpu:,.1f} tokens a second and device",
+        f"efficiencies: {setting.efficiency}",
         f"host of a node: {format_bytes(told.host_peak_bytes * setting.ranks_on_node)}",
     ]
 

@@ -94,6 +94,7 @@ class Job:
             step_flops=workload.batch * workload.model.step_flops(workload.tokens),
             peak_flops=self.hardware.peak_flops,
             outside_s=outside_s(workload, self.hardware, self.efficiency),
+            efficiency=self.efficiency.source_on(self.hardware.name),
         )
 
 

@@ -198,7 +198,7 @@ def _kind_times(
 ) -> BlockTimes:
     ranks, tokens = workload.parallel.ranks_of_sequence, workload.tokens
     linear_flops = hardware.peak_flops * efficiency.linear * ranks
-    attention_flops = hardware.peak_flops * efficiency.attention * ranks
+    attention_flops = hardware.peak_flops * efficiency.attention_at(tokens) * ranks
     pre_s = 2 * kind.pre_parameters / linear_flops
     post_s = 2 * kind.post_parameters / linear_flops
     share = kind.pairs(tokens) / float(tokens) ** 2
@@ -215,6 +215,7 @@ def _kind_times(
         post_backward_s_per_token=2 * post_s + 4 * tensor_s,
         attention_backward_s_per_token2=ATTENTION_BACKWARD * attention_s,
         tile_overhead_s=efficiency.tile_overhead_s,
+        tile_issue_s=efficiency.tile_issue_s,
     )
 
 
@@ -284,7 +285,9 @@ def analytic_profile(
         times=block_times(
             workload,
             hardware,
-            efficiency if way is Way.TILED else replace(efficiency, tile_overhead_s=0.0),
+            efficiency
+            if way is Way.TILED
+            else replace(efficiency, tile_overhead_s=0.0, tile_issue_s=0.0),
         ),
         link=hardware.link(ranks),
     )
