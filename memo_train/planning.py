@@ -333,7 +333,7 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
         profile=plan.profile,
         limits=plan.limits,
         policy=policy,
-        prediction=predict(plan.profile, policy, binds),
+        prediction=predict(plan.profile, policy, binds, plan.limits),
     )
     return replace(found, plan=shorter)
 

@@ -413,7 +413,7 @@ class BlockPass:
         return SavedBytes(
             x=state.x.num_bytes,
             o=state.o.num_bytes,
-            qkv=state.qkv_bytes,
+            qkv=sum(tile.qkv_saved.num_bytes for tile in state.tiles),
             attention=state.attention.saved.num_bytes,
             pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
             post=sum(tile.post_saved.num_bytes for tile in state.tiles),

@@ -260,7 +260,7 @@ def make_plan(
         )
     policy = find_policy(request, tokens)
     assert policy is not None, f"{tokens} tokens fit {limits}, so some tile size was solved"
-    prediction = predict(profile, policy, _binds(request, policy))
+    prediction = predict(profile, policy, _binds(request, policy), limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 

@@ -14,8 +14,8 @@ from memo_planner.errors import PlanInfeasible
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan
 from memo_planner.profile import Profile
-from memo_planner.programme import make_plan
-from memo_planner.schedule._budget import HOLES_SHARE, CopyBudget
+from memo_planner.programme import HOLES_SHARE, make_plan, predict
+from memo_planner.schedule._budget import CopyBudget
 from memo_planner.schedule._of_plan import schedule_of
 from memo_planner.schedule._schedule import Stream
 from memo_planner.schedule._simulate import simulate
@@ -86,9 +86,8 @@ def plan_on_clock(
         except PlanInfeasible:
             # With more held back still less fits.
             break
-        plan = Plan.of(
-            profile=profile, limits=limits, policy=made.policy, prediction=made.prediction
-        )
+        told = predict(profile, made.policy, made.prediction.binds, limits)
+        plan = Plan.of(profile=profile, limits=limits, policy=made.policy, prediction=told)
         seconds = simulated_s(plan, park_pre=park_pre)
         if seconds < best_s:
             best, best_s = plan, seconds

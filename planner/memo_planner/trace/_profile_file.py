@@ -13,7 +13,7 @@ from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.profile import Profile
 
 FORMAT = "memo-profile"
-VERSION = 3
+VERSION = 4
 KINDS = ("measured", "fake")
 
 
