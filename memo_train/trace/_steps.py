@@ -203,8 +203,8 @@ def measure_shapes(
 class TileShapes:
     """Steps whose tiles are shares of the sequence, for bytes only.
 
-    halves: of 2 t, 4 t and 8 t tokens, each in two tiles. shares: of 8 t tokens, in tiles of each
-    of `TILE_SHARES`. wholes: of 4 t and 8 t tokens, each in one tile.
+    halves: of 4 t, 8 t and 16 t tokens, each in two tiles. shares: of 8 t tokens, in tiles of each
+    of `TILE_SHARES`. wholes: of 8 t and 16 t tokens, each in one tile.
     """
 
     halves: tuple[MeasuredStep, ...]
@@ -221,9 +221,13 @@ def measure_tile_shapes(wrapped: WrappedModel, batch: int, tile: int, way: Way) 
 
     shares = tuple(step(tokens, int(share * tokens)) for share in TILE_SHARES)
     return TileShapes(
-        halves=(step(2 * tile, tile), step(4 * tile, 2 * tile), shares[TILE_SHARES.index(1 / 2)]),
+        halves=(
+            step(4 * tile, 2 * tile),
+            shares[TILE_SHARES.index(1 / 2)],
+            step(2 * tokens, tokens),
+        ),
         shares=shares,
-        wholes=(step(4 * tile, 4 * tile), step(tokens, tokens)),
+        wholes=(step(tokens, tokens), step(2 * tokens, 2 * tokens)),
     )
 
 
