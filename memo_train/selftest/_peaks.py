@@ -125,8 +125,9 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
     empty = used_bytes(place)
     model, batch = llama_step(place)
     with wrapped(model, mode):
-        planned_bytes = memo_train.plan(model).prediction.device_peak_bytes
-    limit_bytes = int(_LIMIT_OVER_PLANNED * planned_bytes)
+        told = memo_train.plan(model).prediction
+    planned_bytes = told.device_peak_bytes
+    limit_bytes = int(_LIMIT_OVER_PLANNED * told.device_room_bytes)
     with wrapped(model, mode, device_bytes=limit_bytes + (empty["device"] or 0)):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         # The first step is recorded and makes the moments; the second one is the planned one.

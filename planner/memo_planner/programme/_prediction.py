@@ -8,7 +8,7 @@ from typing import Any
 
 from memo_planner.limits import Limits
 from memo_planner.plan import Prediction
-from memo_planner.policy import Policy
+from memo_planner.policy import Place, Policy
 from memo_planner.profile import Profile
 from memo_planner.programme._alive import StepPoint, alive_points, free_bytes
 from memo_planner.programme._cost import BlockShape, Choices, price
@@ -100,7 +100,37 @@ def _by_block(profile: Profile, policy: Policy) -> tuple[list[int], list[int]]:
     prices = [price(shape_of(each, policy), choices) for each in _profiles(profile, policy)]
     kept = [int(prices[kind].kept_bytes[block]) for block, kind in enumerate(kinds)]
     sent = [int(prices[kind].swapped_bytes[block]) for block, kind in enumerate(kinds)]
+    if profile.kinds:
+        rounded = [_rounding_bytes(profile, policy, block) for block in range(len(sent))]
+        sent = [a + b for a, b in zip(sent, rounded, strict=True)]
     return kept, sent
+
+
+_PAGE_BYTES = 4096
+"""The host pool gives whole pages."""
+
+
+def _rounding_bytes(profile: Profile, policy: Policy, block: int) -> int:
+    """What pages add to the tensors a block sends: x, o, what goes with o, and each tile's.
+
+    Of a tile's there are about as many as its x goes into them, each as large as that.
+    """
+    one, kind = policy.blocks[block], profile.kinds[profile.kind_of_block[block]]
+    saved = kind.saved(policy.tokens, policy.tile_tokens)
+    wholes = [saved.x_bytes_per_token] * (one.x is Place.SWAP)
+    wholes += [saved.o_bytes_per_token, saved.attention_bytes_per_token] * (one.o is Place.SWAP)
+    rounding = sum(_to_page(per_token * policy.tokens) for per_token in wholes)
+    per_token = saved.pre_bytes_per_token + saved.post_bytes_per_token + saved.qkv_bytes_per_token
+    x_per_token = max(saved.x_bytes_per_token, 1.0)
+    last = min(one.swap_tiles * policy.tile_tokens, policy.tokens) % policy.tile_tokens
+    tiles = [policy.tile_tokens] * (one.swap_tiles - (last > 0)) + [last] * (last > 0)
+    return rounding + math.ceil(per_token / x_per_token) * sum(
+        _to_page(x_per_token * tokens) for tokens in tiles
+    )
+
+
+def _to_page(num_bytes: float) -> int:
+    return -math.ceil(num_bytes) % _PAGE_BYTES
 
 
 def _profiles(profile: Profile, policy: Policy) -> list[Profile]:

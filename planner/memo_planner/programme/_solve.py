@@ -261,6 +261,19 @@ def make_plan(
     policy = find_policy(request, tokens)
     assert policy is not None, f"{tokens} tokens fit {limits}, so some tile size was solved"
     prediction = predict(profile, policy, _binds(request, policy), limits)
+    over_bytes = prediction.host_peak_bytes - (limits.host_bytes or prediction.host_peak_bytes)
+    if over_bytes > 0:  # by what whole pages of the host add to the tensors
+        less = replace(limits, host_bytes=max(1, prediction.host_peak_bytes - 2 * over_bytes))
+        made = make_plan(
+            profile,
+            tokens,
+            less,
+            alpha=alpha,
+            tile_tokens=tile_tokens,
+            attention_again=attention_again,
+        )
+        policy = made.policy
+        prediction = predict(profile, policy, made.prediction.binds, limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 
