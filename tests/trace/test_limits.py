@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_SEEDS = 30
+NUM_SEEDS = 100
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_step_runs_out_of_memory_after_its_plan_was_accepted() -> None:
     """Random models, lengths, batches, tiles and limits; a refusal comes before the step."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "planner")])
