@@ -349,7 +349,7 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
         profile=plan.profile,
         limits=plan.limits,
         policy=policy,
-        prediction=predict(plan.profile, policy, binds),
+        prediction=predict(plan.profile, policy, binds, plan.limits),
     )
     copies = copy_budget(shorter, park_pre=found.copies.park_pre)
     return _Found(plan=shorter, copies=copies, is_exact=False)

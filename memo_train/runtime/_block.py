@@ -338,7 +338,10 @@ def _write(place: torch.Tensor, value: torch.Tensor | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedBytes:
-    """Bytes a block saved for backward, by class; pre does not count q, k and v."""
+    """Bytes a block saved for backward, by class; pre does not count q, k and v.
+
+    post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
+    """
 
     x: int
     o: int
@@ -428,13 +431,14 @@ class BlockPass:
         assert state.x is not None
         assert state.o is not None
         assert state.attention is not None
+        around_qkv = sum(tile.qkv_saved.num_bytes for tile in state.tiles) - state.qkv_bytes
         return SavedBytes(
             x=state.x.num_bytes,
             o=state.o.num_bytes,
             qkv=state.qkv_bytes,
             attention=state.attention.saved.num_bytes,
             pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
-            post=sum(tile.post_saved.num_bytes for tile in state.tiles),
+            post=sum(tile.post_saved.num_bytes for tile in state.tiles) + max(around_qkv, 0),
         )
 
     def _prefetch_previous(self, limit_bytes: int) -> None:

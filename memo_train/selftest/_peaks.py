@@ -125,11 +125,12 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
     empty = used_bytes(place)
     model, batch = llama_step(place)
     with wrapped(model, mode):
-        planned_bytes = memo_train.plan(model).prediction.device_peak_bytes
+        told = memo_train.plan(model).prediction
+    planned_bytes = told.device_peak_bytes
     # Nobody's plan counts what libraries keep since they were first used, and how memory is cut.
     loaded = used_bytes(place)
     others_bytes = (loaded["device"] or 0) - _sum_bytes([*model.parameters(), *model.buffers()])
-    limit_bytes = int(_LIMIT_OVER_PLANNED * planned_bytes)
+    limit_bytes = int(_LIMIT_OVER_PLANNED * told.device_room_bytes)
     rounded_bytes = place.device.rounding_bytes + _cut_bytes(place)
     with wrapped(model, mode, device_bytes=limit_bytes + others_bytes + rounded_bytes):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)

@@ -35,7 +35,7 @@ from memo_train.trace._link import measure_link
 from memo_train.trace._profile import model_hash, state_bytes
 
 FORMAT = "memo-measured-profile"
-VERSION = 1
+VERSION = 2
 DIRECTORY_VARIABLE = "MEMO_TRAIN_CACHE"
 
 

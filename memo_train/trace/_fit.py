@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
+from memo_planner.kinds import STAGES, StagePeak, Tiling
+from memo_planner.policy import TilePlace
 from memo_planner.profile import BlockTimes, PeakLine
-from memo_train.trace._steps import MeasuredStep, Shapes
+from memo_train.trace._steps import MeasuredStep, Shapes, TileShapes
 
 STAGES_OF_POINT = {
     "forward": ("pre", "attention", "post"),
@@ -39,7 +41,61 @@ def fit_peak_lines(
     return tuple(_fit_line(point, stage, shapes, with_pairs) for point, stage in stages)
 
 
+def fit_stage_peaks(
+    shapes: TileShapes, way: TilePlace, *, with_pairs: bool, stages: Sequence[str] = STAGES
+) -> tuple[StagePeak, ...]:
+    """What every stage takes, to the byte, with tiles and with one tile for the whole sequence."""
+    found = []
+    for stage in stages:
+        halves = [step.peak_bytes.get(stage, 0) for step in shapes.halves]
+        tokens = [step.tokens for step in shapes.halves]
+        per_token2 = bytes_per_pair(tokens, halves) if with_pairs else 0.0
+        base, _ = _straight(stage, shapes.halves[1:], per_token2)
+        whole_base, whole = _straight(stage, shapes.wholes, per_token2)
+        shares = [
+            (step.peak_bytes.get(stage, 0) - base) / step.tokens - per_token2 * step.tokens
+            for step in shapes.shares
+        ]
+        line = StagePeak(
+            stage=stage,
+            way=way,
+            tiling=Tiling.TILES,
+            base_bytes=base,
+            bytes_per_token=tuple(max(share, 0.0) for share in shares),
+            bytes_per_token2=per_token2,
+        )
+        one_tile = replace(
+            line, tiling=Tiling.WHOLE, base_bytes=whole_base, bytes_per_token=(whole,)
+        )
+        found += [line, one_tile]
+    return tuple(found)
+
+
+def _straight(stage: str, steps: Sequence[MeasuredStep], per_token2: float) -> tuple[float, float]:
+    """Of two steps' peaks in a stage: what is fixed, and what each token adds."""
+    short, long = steps
+    at_short, at_long = (
+        step.peak_bytes.get(stage, 0) - per_token2 * step.tokens**2 for step in steps
+    )
+    per_token = max(at_long - at_short, 0) / (long.tokens - short.tokens)
+    return max(at_long - per_token * long.tokens, 0.0), per_token
+
+
 def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool) -> PeakLine:
+    base, per_tile, per_token, per_token2 = _coefficients(stage, shapes, with_pairs)
+    return PeakLine(
+        name=point,
+        base_bytes=base,
+        bytes_per_tile_token=_HOLES_OF_TILES * per_tile,
+        bytes_per_token=_HOLES_OF_TENSORS * per_token,
+        bytes_per_token2=_HOLES_OF_PAIRS * per_token2,
+    )
+
+
+def _coefficients(
+    stage: str, shapes: Shapes, with_pairs: bool
+) -> tuple[float, float, float, float]:
+    """Bytes of a stage's peak: fixed, per token of a tile, per token, per token squared."""
     half, short, long, wide = shapes.half, shapes.short, shapes.long, shapes.wide
     peaks = [step.peak_bytes.get(stage, 0) for step in (half, short, long)]
     lengths = (half.tokens, short.tokens, long.tokens)
@@ -51,13 +107,7 @@ def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool) -> PeakL
     per_token = max(at_long - at_short, 0) / (long.tokens - short.tokens)
     per_tile = max(at_wide - at_long, 0) / (wide.tile_tokens - long.tile_tokens)
     base = at_long - per_token * long.tokens - per_tile * long.tile_tokens
-    return PeakLine(
-        name=point,
-        base_bytes=max(base, 0.0),
-        bytes_per_tile_token=_HOLES_OF_TILES * per_tile,
-        bytes_per_token=_HOLES_OF_TENSORS * per_token,
-        bytes_per_token2=_HOLES_OF_PAIRS * per_token2,
-    )
+    return max(base, 0.0), per_tile, per_token, per_token2
 
 
 def bytes_per_pair(tokens: Sequence[int], num_bytes: Sequence[float]) -> float:

@@ -13,19 +13,29 @@ from functools import partial
 
 from torch import nn
 
+from memo_planner.kinds import BlockKind, SavedPerToken
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
+    STAGES_OF_POINT,
     bytes_per_pair,
     fit_block_times,
     fit_peak_lines,
+    fit_stage_peaks,
     with_prefetch,
 )
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
-from memo_train.trace._steps import REPEATS, Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._steps import (
+    REPEATS,
+    Way,
+    measure_saved,
+    measure_shapes,
+    measure_tile_shapes,
+    only_block,
+)
 from memo_train.trace._timing import LONGEST_TIMED_TOKENS, measure_times
 
 OPTIMIZER_STATES = 2
@@ -72,9 +82,14 @@ def measure_profile(
     )
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
-        found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
-        others = [kind for kind in kinds if tiled and not kind.is_tiled]
-        peaks = [peaks for kind in others for peaks in _measure_whole(wrapped, kind, ask)]
+        by_index = {k.index: _measure_kind(wrapped, k, ask) for k in tiled or kinds}
+        others = {
+            k.index: _measure_whole(wrapped, k, ask) for k in kinds if k.index not in by_index
+        }
+    found = list(by_index.values())
+    peaks = [line for lines, _ in others.values() for line in lines]
+    blocks = {index: each.kind for index, each in by_index.items()}
+    blocks |= {index: kind for index, (_, kind) in others.items()}
     most = {name: max(each.saved[name] for each in found) for name in found[0].saved}
     return Profile(
         model=type(causal_lm).__name__,
@@ -87,6 +102,9 @@ def measure_profile(
         peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
         times=_mean_times(found),
         link=measure_link(wrapped.device),
+        gradient_bytes=gradient_bytes(causal_lm),
+        kinds=tuple(blocks[kind.index] for kind in kinds),
+        kind_of_block=_kind_of_block(wrapped),
         **most,
     )
 
@@ -102,9 +120,19 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     with preserved_rng(wrapped.device.generators), kept:
         found = [_saved_by_two(wrapped, kind, 4 * tile) for kind in kinds_of(wrapped)]
     # Of attention a part may grow with the square of the tokens: it makes no copies for tiles.
-    for name in (n for n in _SAVED if not n.startswith("attention")):
-        saved[name] = max(saved[name], *(each[name] for each in found))
-    return replace(two, **saved)
+    counted = [{n: v for n, v in each.items() if "attention" not in n} for each in found]
+    kinds = tuple(
+        replace(kind, tiles=_at_least(kind.tiles, each), whole=_at_least(kind.whole, each))
+        for kind, each in zip(two.kinds, counted, strict=True)
+    )
+    for name in counted[0]:
+        saved[name] = max(saved[name], *(each[name] for each in counted))
+    return replace(two, kinds=kinds, **saved)
+
+
+def _at_least(saved: SavedPerToken, least: dict[str, float]) -> SavedPerToken:
+    figures = saved.figures
+    return replace(saved, **{name: max(n, figures[name]) for name, n in least.items()})
 
 
 def _tile_tokens(tokens: int) -> int:
@@ -136,14 +164,25 @@ def kinds_of(wrapped: WrappedModel) -> tuple[Kind, ...]:
     Blocks are of one kind that have equal modules, with parameters of the same shapes and dtypes,
     trained alike, and the same settings. Numbers do not count as settings: a layer's index is one.
     """
-    rows = [
-        (_kind_key(block), verdict.how is HowToRun.TILED)
-        for block, verdict in zip(wrapped.parts.blocks, wrapped.verdicts, strict=True)
-    ]
+    rows = _kind_rows(wrapped)
     return tuple(
         Kind(index=rows.index(row), num_blocks=count, is_tiled=row[1])
         for row, count in Counter(rows).items()
     )
+
+
+def _kind_rows(wrapped: WrappedModel) -> list[tuple[Hashable, bool]]:
+    return [
+        (_kind_key(block), verdict.how is HowToRun.TILED)
+        for block, verdict in zip(wrapped.parts.blocks, wrapped.verdicts, strict=True)
+    ]
+
+
+def _kind_of_block(wrapped: WrappedModel) -> tuple[int, ...]:
+    """Of each block the number of its kind among `kinds_of`."""
+    rows = _kind_rows(wrapped)
+    numbers = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+    return tuple(numbers[row] for row in rows)
 
 
 def _kind_key(block: nn.Module) -> Hashable:
@@ -178,6 +217,7 @@ class _Ask:
 class _KindProfile:
     """What was measured of one kind. saved: by the names of the profile's fields."""
 
+    kind: BlockKind
     saved: dict[str, float]
     peaks: tuple[PeakLine, ...]
     times: BlockTimes
@@ -186,7 +226,9 @@ class _KindProfile:
 
 def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     with only_block(wrapped, kind.index):
-        saved = _saved_fields(wrapped, ask)
+        whole = _saved_fields(wrapped, ask)
+        tiles = _saved_by_tiles(wrapped, ask, whole)
+        saved = {name: max(value, tiles[name]) for name, value in whole.items()}
         run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.repeats)
         recomputed, swapped = (run(ask.way(w)) for w in (TilePlace.RECOMPUTE, TilePlace.SWAP))
         if wrapped.device.runs_behind:
@@ -194,13 +236,28 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
             times = measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
         else:
             times = fit_block_times(recomputed, swapped)
+        shapes = {
+            place: measure_tile_shapes(wrapped, ask.batch, ask.tile, ask.way(place))
+            for place in TilePlace
+        }
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
     # Attention that makes such tensors saves some: scores, and the mask that went into them. A
     # mixer saves none of what it makes.
     is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
     with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
     peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
+    stage_peaks = [
+        peak
+        for way, each in shapes.items()
+        for peak in fit_stage_peaks(each, way, with_pairs=with_pairs)
+    ]
     return _KindProfile(
+        kind=BlockKind(
+            gradient_bytes=gradient_bytes(wrapped.parts.blocks[kind.index]),
+            tiles=SavedPerToken(**tiles),
+            whole=SavedPerToken(**whole),
+            peaks=tuple(stage_peaks),
+        ),
         saved=saved,
         peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
         times=times,
@@ -208,11 +265,32 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     )
 
 
-def _measure_whole(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> tuple[PeakLine, ...]:
+def _measure_whole(
+    wrapped: WrappedModel, kind: Kind, ask: _Ask
+) -> tuple[tuple[PeakLine, ...], BlockKind]:
     """A block that is not tiled has no stages of its own: its peaks are between those of others."""
     with only_block(wrapped, kind.index):
         way = ask.way(TilePlace.RECOMPUTE)
-        return fit_peak_lines(measure_shapes(wrapped, ask.batch, ask.tile, way, 1), ("loss",))
+        shapes = measure_shapes(wrapped, ask.batch, ask.tile, way, 1)
+        tile_shapes = measure_tile_shapes(wrapped, ask.batch, ask.tile, way)
+    nothing = dict.fromkeys((f.name for f in fields(SavedPerToken)), 0.0)
+    x_bytes = float(ask.batch * wrapped.parts.hidden_bytes)
+    saved = SavedPerToken(**nothing | {"x_bytes_per_token": x_bytes})
+    outside = STAGES_OF_POINT["loss"]
+    peaks = fit_stage_peaks(tile_shapes, way.place, with_pairs=False, stages=outside)
+    gradients = gradient_bytes(wrapped.parts.blocks[kind.index])
+    found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=peaks)
+    return fit_peak_lines(shapes, ("loss",)), found
+
+
+def _saved_by_tiles(wrapped: WrappedModel, ask: _Ask, whole: dict[str, float]) -> dict[str, float]:
+    """As `_saved_fields`, of several tiles. whole: of one."""
+    tokens = 4 * ask.tile
+    found = asdict(measure_saved(wrapped, ask.batch, tokens, padded=ask.padded, by_tiles=True))
+    per_token2 = whole["attention_bytes_per_token2"]
+    found["attention"] = max(found["attention"] - per_token2 * tokens**2, 0)
+    fields = {f"{name}_bytes_per_token": value / tokens for name, value in found.items()}
+    return fields | {"attention_bytes_per_token2": per_token2}
 
 
 def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
@@ -244,10 +322,13 @@ def _mean_times(found: Sequence[_KindProfile]) -> BlockTimes:
 
 def state_bytes(model: nn.Module) -> int:
     """Parameters, buffers, gradients and AdamW's moments, in bytes."""
-    parameters = list(model.parameters())
-    trained = sum(p.nbytes for p in parameters if p.requires_grad)
-    resident = sum(t.nbytes for t in (*parameters, *model.buffers()))
-    return resident + (1 + OPTIMIZER_STATES) * trained
+    resident = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    return resident + (1 + OPTIMIZER_STATES) * gradient_bytes(model)
+
+
+def gradient_bytes(module: nn.Module) -> int:
+    """Of the trained parameters of a model or a block."""
+    return sum(p.nbytes for p in module.parameters() if p.requires_grad)
 
 
 def model_hash(model: nn.Module) -> str:

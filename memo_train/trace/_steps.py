@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from memo_planner.kinds import TILE_SHARES
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
 from memo_planner.schedule import CopyBudget
 from memo_train.device import Device
@@ -108,14 +109,14 @@ def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
 
 
 def measure_saved(
-    wrapped: WrappedModel, batch: int, tokens: int, *, padded: bool = False
+    wrapped: WrappedModel, batch: int, tokens: int, *, padded: bool = False, by_tiles: bool = False
 ) -> SavedBytes:
     """What the active block saves for backward with everything kept, in one tile of `tokens`.
 
-    More than one sequence is run in four tiles: a tile of it is not contiguous, and operations that
-    want it so save a copy. A block that is not run by tiles saves its input only.
+    by_tiles: in four tiles. More than one sequence always is: a tile of it is not contiguous, and
+    operations that want it so save a copy. A block that is not run by tiles saves its input only.
     """
-    tile_tokens = tokens if batch == 1 else -(-tokens // 4)
+    tile_tokens = tokens if batch == 1 and not by_tiles else -(-tokens // 4)
     policy = uniform_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
     loss = _loss(wrapped, batch, policy, padded=padded)
     block_pass = wrapped.last_pass()
@@ -197,6 +198,38 @@ def measure_shapes(
         short=measure_step(wrapped, batch, 8 * tile, tile, way, repeats),
         long=measure_step(wrapped, batch, 16 * tile, tile, way, repeats),
         wide=measure_step(wrapped, batch, 16 * tile, 2 * tile, way, repeats),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileShapes:
+    """Steps whose tiles are shares of the sequence, for bytes only.
+
+    halves: of 4 t, 8 t and 16 t tokens, each in two tiles. shares: of 8 t tokens, in tiles of each
+    of `TILE_SHARES`. wholes: of 8 t and 16 t tokens, each in one tile.
+    """
+
+    halves: tuple[MeasuredStep, ...]
+    shares: tuple[MeasuredStep, ...]
+    wholes: tuple[MeasuredStep, ...]
+
+
+def measure_tile_shapes(wrapped: WrappedModel, batch: int, tile: int, way: Way) -> TileShapes:
+    """Steps of all those shapes, each once, for a tile of `tile` tokens."""
+    tokens = 8 * tile
+
+    def step(num_tokens: int, tile_tokens: int) -> MeasuredStep:
+        return measure_step(wrapped, batch, num_tokens, tile_tokens, way, repeats=1)
+
+    shares = tuple(step(tokens, int(share * tokens)) for share in TILE_SHARES)
+    return TileShapes(
+        halves=(
+            step(4 * tile, 2 * tile),
+            shares[TILE_SHARES.index(1 / 2)],
+            step(2 * tokens, tokens),
+        ),
+        shares=shares,
+        wholes=(step(tokens, tokens), step(2 * tokens, 2 * tokens)),
     )
 
 

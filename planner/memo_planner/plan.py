@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memo_planner.checks import check_fields, check_int, check_text
@@ -23,7 +23,9 @@ class Prediction:
     """Figures of one step under a policy. Seconds cover the blocks, not embedding or loss.
 
     Attributes:
-        device_peak_bytes, device_peak_point: most bytes in use on the device, and where.
+        device_peak_bytes, device_peak_point: most bytes alive on the device, and where.
+        device_room_bytes: what a limit must leave: the peak, and holes between tensors until each
+            has its planned address.
         host_peak_bytes: bytes on the host at the end of forward.
         extra_s: seconds over a step without tiles that keeps everything:
             recompute_s + stall_s + the overhead of tiling and swapping.
@@ -33,6 +35,7 @@ class Prediction:
 
     device_peak_bytes: int
     device_peak_point: str
+    device_room_bytes: int
     host_peak_bytes: int
     extra_s: float
     recompute_s: float
@@ -43,6 +46,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         check_int("Prediction.device_peak_bytes", self.device_peak_bytes, 0, 2**128)
+        check_int("Prediction.device_room_bytes", self.device_room_bytes, 0, 2**128)
         check_int("Prediction.host_peak_bytes", self.host_peak_bytes, 0, 2**128)
         check_text("Prediction.device_peak_point", self.device_peak_point)
         check_fields(self, tuple(f for f in self.__dataclass_fields__ if f.endswith("_s")))
@@ -108,7 +112,7 @@ def inputs_hash(
     profile: Profile, tokens: int, limits: Limits, setting: Setting | None = None
 ) -> str:
     """sha256, hexadecimal, of what a plan is made from; without a setting, of the other three."""
-    inputs = {"profile": asdict(profile), "tokens": tokens, "limits": asdict(limits)}
+    inputs = {"profile": encode(profile), "tokens": tokens, "limits": asdict(limits)}
     if setting is not None:
         inputs["setting"] = asdict(setting)
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -194,7 +198,8 @@ def _check_prediction(plan: Plan) -> None:
     # The programme imports plans; only a plan that is read needs the programme.
     from memo_planner.programme import predict
 
-    expected = asdict(replace(predict(plan.profile, plan.policy), binds=plan.prediction.binds))
+    told = predict(plan.profile, plan.policy, plan.prediction.binds, plan.limits)
+    expected = asdict(told)
     for name, value in asdict(plan.prediction).items():
         wanted = expected[name]
         # JSON keeps floats exactly, but another numpy may sum in another order.

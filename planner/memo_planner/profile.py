@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from memo_planner.checks import check_fields, check_int, check_text
 from memo_planner.errors import InvalidInput
+from memo_planner.kinds import BlockKind, check_kinds
 
 POINTS = ("forward", "loss", "backward")
 """Points of a step at which the device's bytes are modelled."""
@@ -106,11 +107,11 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One block of a model on one device, and how many such blocks there are.
+    """The blocks of a model on one device.
 
     Attributes:
         model: name for people. model_hash: identity of the configuration. device: its name.
-        batch: sequences per step; num_blocks: equal blocks in a row.
+        batch: sequences per step; num_blocks: in a row.
         state_bytes: parameters, gradients, optimiser and buffers on the device.
         x_bytes_per_token, o_bytes_per_token: a block's input and its attention output.
         qkv_bytes_per_token: q, k and v, held by a kept tile, sent by a swapped one.
@@ -118,6 +119,9 @@ class Profile:
         attention_bytes_per_token2: of that, what grows with the square of the tokens (scores).
         pre_bytes_per_token, post_bytes_per_token: saved by a tile's graphs besides q, k, v, x, o.
         peaks: at least one line for each of `POINTS`, in any order; the highest counts.
+        gradient_bytes: of all trained parameters, part of `state_bytes`; 0 where not known.
+        kinds, kind_of_block: bytes alive, by kind of block, and each block's kind; the figures
+            above are the highest of all kinds. Both are empty where they were not measured.
 
     Raises: InvalidInput on a figure that is not finite or out of range.
     Source: MEMO §profiler; docs/formats.md.
@@ -139,6 +143,9 @@ class Profile:
     times: BlockTimes
     link: Link
     attention_bytes_per_token2: float = 0.0
+    gradient_bytes: int = 0
+    kinds: tuple[BlockKind, ...] = ()
+    kind_of_block: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "device"):
@@ -146,6 +153,8 @@ class Profile:
         check_int("Profile.batch", self.batch, 1)
         check_int("Profile.num_blocks", self.num_blocks, 1, 1_000_000)
         check_int("Profile.state_bytes", self.state_bytes, 0)
+        check_int("Profile.gradient_bytes", self.gradient_bytes, 0, self.state_bytes)
+        check_kinds(self.kinds, self.kind_of_block, self.num_blocks)
         figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
         check_fields(self, tuple(figures))
         names = {line.name for line in self.peaks}
@@ -176,6 +185,7 @@ class Profile:
             batch=batch,
             peaks=tuple(line.times(factor) for line in self.peaks),
             times=self.times.times(factor),
+            kinds=tuple(kind.times(factor) for kind in self.kinds),
             **{name: factor * getattr(self, name) for name in figures},
         )
 

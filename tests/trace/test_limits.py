@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_SEEDS = 30
+NUM_SEEDS = 100
 
 
 @pytest.mark.slow

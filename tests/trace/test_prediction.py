@@ -50,12 +50,12 @@ def test_alpha_is_the_share_of_swapped_tiles(runs: Runs) -> None:
 
 @pytest.mark.parametrize("case", CASES + LONGEST)
 def test_host_bytes_equal_the_prediction(case: str, runs: Runs) -> None:
-    """Copies both ways are equal and, but for tensors under a page, the predicted bytes; the pool
-    rounds each up to pages; nothing is left."""
+    """Copies both ways are equal and, rounded up to pages, the predicted bytes; nothing is left."""
     run = runs[case]
     assert run["d2h_bytes"] == run["h2d_bytes"]
     predicted = run["predicted_host_bytes"]
-    assert 0.998 * predicted <= run["d2h_bytes"] <= predicted
+    assert run["d2h_bytes"] <= run["host_peak_bytes"] <= predicted
+    assert run["host_peak_bytes"] >= 0.97 * predicted
     rounding = run["host_peak_bytes"] - run["d2h_bytes"]
     assert 0 <= rounding < PAGE_BYTES * max(run["d2h_copies"], 1)
     assert run["host_bytes_in_forward"] == run["host_peak_bytes"]
@@ -69,11 +69,10 @@ def test_device_peak_is_at_most_the_prediction(case: str, runs: Runs) -> None:
     assert run["high_water_bytes"] <= run["limit_bytes"]
 
 
-@pytest.mark.parametrize("case", ["recompute", "half", "swap", "short_last_tile", *LONGEST])
-def test_the_prediction_is_not_far_above(case: str, runs: Runs) -> None:
-    """With several tiles the highest address, which the cap limits, is at most 15 % below."""
+@pytest.mark.parametrize("case", CASES + LONGEST)
+def test_the_prediction_is_at_most_5_percent_above(case: str, runs: Runs) -> None:
     run = runs[case]
-    assert run["high_water_bytes"] >= 0.85 * run["predicted_device_bytes"]
+    assert run["device_peak_bytes"] >= run["predicted_device_bytes"] / 1.05
 
 
 @pytest.mark.parametrize("case", LONGEST)
@@ -81,4 +80,4 @@ def test_the_longest_length_runs(case: str, runs: Runs) -> None:
     """The length that a refusal names was planned and trained under the same cap."""
     run = runs[case]
     assert run["tokens"] > 1024
-    assert run["predicted_device_bytes"] <= run["limit_bytes"]
+    assert run["room_bytes"] <= run["limit_bytes"]

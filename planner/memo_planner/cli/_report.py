@@ -8,7 +8,7 @@ from typing import Any
 
 from memo_planner.codec import encode
 from memo_planner.errors import format_bytes
-from memo_planner.plan import Plan
+from memo_planner.plan import Plan, Prediction
 from memo_planner.policy import BlockPolicy
 from memo_planner.programme import Choices, StepPoint, price, shape_of, step_points
 
@@ -96,6 +96,7 @@ def total_lines(plan: Plan) -> list[str]:
     return [
         f"device peak: {format_bytes(told.device_peak_bytes)} of {_limit(limits.device_bytes)}, "
         f"at {told.device_peak_point}",
+        *_room_lines(told),
         f"host peak: {format_bytes(told.host_peak_bytes)} of {_limit(limits.host_bytes)}",
         f"alpha: {plan.policy.alpha:.3f} of the tiles swapped",
         f"predicted: blocks take {told.step_forward_s:.3g} s forward, "
@@ -106,6 +107,14 @@ def total_lines(plan: Plan) -> list[str]:
         "and swapping",
         f"binds: {', '.join(told.binds) or 'nothing'}",
     ]
+
+
+def _room_lines(told: Prediction) -> list[str]:
+    """What a limit must leave, where that is more than the peak."""
+    if told.device_room_bytes <= told.device_peak_bytes:
+        return []
+    room = format_bytes(told.device_room_bytes)
+    return [f"room: {room} with holes between tensors, until each has its planned address"]
 
 
 def _job_lines(plan: Plan) -> list[str]:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
+from memo_planner.limits import Limits
 from memo_planner.plan import Prediction
-from memo_planner.policy import Policy
+from memo_planner.policy import Place, Policy
 from memo_planner.profile import Profile
+from memo_planner.programme._alive import StepPoint, alive_points, free_bytes
 from memo_planner.programme._cost import BlockShape, Choices, price
 
-
-@dataclass(frozen=True, kw_only=True)
-class StepPoint:
-    """Device bytes in use at one point of the step."""
-
-    name: str
-    device_bytes: int
+_NO_LIMITS = Limits(device_bytes=None, host_bytes=None)
 
 
 def kept_bytes_by_block(profile: Profile, policy: Policy) -> list[int]:
     """Bytes each block leaves on the device after its forward."""
-    shape = shape_of(profile, policy)
-    return [int(b) for b in price(shape, Choices.of_blocks(policy.blocks)).kept_bytes]
+    return _by_block(profile, policy)[0]
 
 
 def shape_of(profile: Profile, policy: Policy) -> BlockShape:
@@ -31,12 +27,16 @@ def shape_of(profile: Profile, policy: Policy) -> BlockShape:
 
 
 def step_points(profile: Profile, policy: Policy) -> list[StepPoint]:
-    """Device bytes at every modelled point, in the order of the step."""
+    """Device bytes that a limit must leave at every point, in the order of the step.
+
+    As if every block were of the kind that takes most, with room for holes between tensors.
+    """
     shape = shape_of(profile, policy)
+    kept_bytes = price(shape, Choices.of_blocks(policy.blocks)).kept_bytes
     # Backward of block i has what blocks 0 to i keep: later ones have given theirs back.
     held, total = [], 0
-    for kept in kept_bytes_by_block(profile, policy):
-        total += kept
+    for kept in kept_bytes:
+        total += int(kept)
         held.append(total)
     forward, backward = shape.peak_bytes("forward"), shape.peak_bytes("backward")
     points = [
@@ -51,11 +51,30 @@ def step_points(profile: Profile, policy: Policy) -> list[StepPoint]:
     return points
 
 
-def predict(profile: Profile, policy: Policy, binds: tuple[str, ...] = ()) -> Prediction:
-    """The figures of a step under `policy`; `binds` is handed through."""
+def peak_points(profile: Profile, policy: Policy, limits: Limits = _NO_LIMITS) -> list[StepPoint]:
+    """Device bytes alive at every point; `step_points` where no kinds of blocks were measured.
+
+    limits: what they leave free is used to fetch what was swapped before its turn.
+    """
+    room = step_points(profile, policy)
+    if not profile.kinds:
+        return room
+    backward = room[len(policy.blocks) + 1 :]
+    ahead = [free_bytes(profile, limits, point) for point in reversed(backward)]
+    return alive_points(profile, policy, kept_bytes_by_block(profile, policy), ahead)
+
+
+def predict(
+    profile: Profile,
+    policy: Policy,
+    binds: tuple[str, ...] = (),
+    limits: Limits = _NO_LIMITS,
+) -> Prediction:
+    """The figures of a step under `policy`; `binds` is handed through. limits: see `peak_points`"""
     shape = shape_of(profile, policy)
     prices = price(shape, Choices.of_blocks(policy.blocks))
-    top = max(step_points(profile, policy), key=lambda point: point.device_bytes)
+    top = max(peak_points(profile, policy, limits), key=lambda point: point.device_bytes)
+    room_bytes = max(point.device_bytes for point in step_points(profile, policy))
     swap_s, recompute_s = math.fsum(prices.swap_s), math.fsum(prices.recompute_s)
     forward_stall_s = math.fsum(prices.forward_stall_s)
     backward_stall_s = math.fsum(prices.backward_stall_s)
@@ -64,7 +83,8 @@ def predict(profile: Profile, policy: Policy, binds: tuple[str, ...] = ()) -> Pr
     return Prediction(
         device_peak_bytes=top.device_bytes,
         device_peak_point=top.name,
-        host_peak_bytes=sum(int(b) for b in prices.swapped_bytes),
+        device_room_bytes=room_bytes,
+        host_peak_bytes=sum(_by_block(profile, policy)[1]),
         extra_s=swap_s + recompute_s + stall_s + num_blocks * shape.overhead_s,
         recompute_s=recompute_s,
         stall_s=stall_s,
@@ -72,3 +92,52 @@ def predict(profile: Profile, policy: Policy, binds: tuple[str, ...] = ()) -> Pr
         step_backward_s=num_blocks * shape.backward_s + recompute_s + backward_stall_s,
         binds=binds,
     )
+
+
+def _by_block(profile: Profile, policy: Policy) -> tuple[list[int], list[int]]:
+    """Bytes that each block keeps on the device and sends to the host, by its own kind."""
+    kinds = profile.kind_of_block or (0,) * len(policy.blocks)
+    choices = Choices.of_blocks(policy.blocks)
+    prices = [price(shape_of(each, policy), choices) for each in _profiles(profile, policy)]
+    kept = [int(prices[kind].kept_bytes[block]) for block, kind in enumerate(kinds)]
+    sent = [int(prices[kind].swapped_bytes[block]) for block, kind in enumerate(kinds)]
+    if profile.kinds:
+        rounded = [_rounding_bytes(profile, policy, block) for block in range(len(sent))]
+        sent = [a + b for a, b in zip(sent, rounded, strict=True)]
+    return kept, sent
+
+
+_PAGE_BYTES = 4096
+"""The host pool gives whole pages."""
+
+
+def _rounding_bytes(profile: Profile, policy: Policy, block: int) -> int:
+    """What pages add to the tensors a block sends: x, o, what goes with o, and each tile's.
+
+    Of a tile's there are about as many as its x goes into them, each as large as that.
+    """
+    one, kind = policy.blocks[block], profile.kinds[profile.kind_of_block[block]]
+    saved = kind.saved(policy.tokens, policy.tile_tokens)
+    wholes = [saved.x_bytes_per_token] * (one.x is Place.SWAP)
+    wholes += [saved.o_bytes_per_token, saved.attention_bytes_per_token] * (one.o is Place.SWAP)
+    rounding = sum(_to_page(per_token * policy.tokens) for per_token in wholes)
+    per_token = saved.pre_bytes_per_token + saved.post_bytes_per_token + saved.qkv_bytes_per_token
+    x_per_token = max(saved.x_bytes_per_token, 1.0)
+    last = min(one.swap_tiles * policy.tile_tokens, policy.tokens) % policy.tile_tokens
+    tiles = [policy.tile_tokens] * (one.swap_tiles - (last > 0)) + [last] * (last > 0)
+    return rounding + math.ceil(per_token / x_per_token) * sum(
+        _to_page(x_per_token * tokens) for tokens in tiles
+    )
+
+
+def _to_page(num_bytes: float) -> int:
+    return -math.ceil(num_bytes) % _PAGE_BYTES
+
+
+def _profiles(profile: Profile, policy: Policy) -> list[Profile]:
+    """A profile of each kind of block, as it saves in tiles of that size."""
+    found = []
+    for kind in profile.kinds:
+        own: dict[str, Any] = kind.saved(policy.tokens, policy.tile_tokens).figures
+        found.append(replace(profile, kinds=(), kind_of_block=(), **own))
+    return found or [profile]

@@ -249,7 +249,7 @@ def make_plan(
         attention_again=attention_again,
     )
     policy = _fastest(request, tokens)
-    prediction = predict(profile, policy, _binds(request, policy))
+    prediction = predict(profile, policy, _binds(request, policy), limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 
@@ -264,7 +264,7 @@ def quick_plan(
     """`make_plan` in a third of its time: it does not find out which limits bind."""
     request = Request(profile=profile, limits=limits, alpha=alpha, tile_tokens=tile_tokens)
     policy = _fastest(request, tokens)
-    prediction = predict(profile, policy)
+    prediction = predict(profile, policy, (), limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 
@@ -283,6 +283,12 @@ def _fastest(request: Request, tokens: int) -> Policy:
         )
     policy = find_policy(request, tokens)
     assert policy is not None, f"{tokens} tokens fit {request.limits}: some tile size was solved"
+    need_bytes = predict(request.profile, policy, (), request.limits).host_peak_bytes
+    over_bytes = need_bytes - (request.limits.host_bytes or need_bytes)
+    if over_bytes > 0:
+        # By what whole pages of the host add to the tensors in them.
+        less = replace(request.limits, host_bytes=max(1, need_bytes - 2 * over_bytes))
+        return _fastest(replace(request, limits=less), tokens)
     return policy
 
 

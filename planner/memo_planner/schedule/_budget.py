@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from memo_planner.checks import check_int
 from memo_planner.errors import InvalidInput
 from memo_planner.plan import Plan
-from memo_planner.programme import StepPoint, step_points
-
-NO_LIMIT_BYTES = 2**62
-HOLES_SHARE = 0.15
-"""Of the bytes for activations; tensors that wait for copies live irregularly and leave holes."""
+from memo_planner.programme import (
+    NO_LIMIT_BYTES,
+    free_bytes,
+    peak_points,
+    step_points,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,11 @@ class CopyBudget:
     def of(cls, plan: Plan, *, park_pre: bool = False) -> CopyBudget:
         """The bytes that `plan` leaves free at each point of its step, less some for holes."""
         num_blocks = len(plan.policy.blocks)
-        free = [_free_bytes(plan, point) for point in step_points(plan.profile, plan.policy)]
+        points = step_points(plan.profile, plan.policy)
+        free = [free_bytes(plan.profile, plan.limits, point) for point in points]
         forward, loss, backward = free[:num_blocks], free[num_blocks], free[num_blocks + 1 :]
         forward[-1] = min(forward[-1], loss)  # what the last block sends is under way in the loss
+        forward = [min(pair) for pair in zip(forward, _below_peak(plan), strict=True)]
         return cls(
             in_flight_bytes=tuple(forward),
             ahead_bytes=tuple(reversed(backward)),
@@ -65,9 +68,14 @@ class CopyBudget:
         )
 
 
-def _free_bytes(plan: Plan, point: StepPoint) -> int:
-    limit = plan.limits.device_bytes
-    if limit is None:
-        return NO_LIMIT_BYTES
-    free = limit - point.device_bytes
-    return max(0, int(free - HOLES_SHARE * (limit - plan.profile.state_bytes)))
+def _below_peak(plan: Plan) -> list[int]:
+    """Bytes [blocks] by which forward is below the step's peak; the last block's with the loss.
+
+    So tensors on their way to the host never make the step's peak.
+    """
+    if not plan.profile.kinds:
+        return [NO_LIMIT_BYTES] * len(plan.policy.blocks)
+    num_blocks, peak = len(plan.policy.blocks), plan.prediction.device_peak_bytes
+    alive = peak_points(plan.profile, plan.policy, plan.limits)
+    room = [max(0, peak - point.device_bytes) for point in alive[: num_blocks + 1]]
+    return [*room[: num_blocks - 1], min(room[num_blocks - 1 :])]

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from memo_planner.schedule._budget import NO_LIMIT_BYTES
+from memo_planner.programme import NO_LIMIT_BYTES
 from memo_planner.schedule._schedule import STREAM_OF, Kind, Operation, Phase, Stream
 
 

@@ -14,8 +14,8 @@ from memo_planner.errors import PlanInfeasible
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan
 from memo_planner.profile import Profile
-from memo_planner.programme import make_plan, quick_plan
-from memo_planner.schedule._budget import HOLES_SHARE, CopyBudget
+from memo_planner.programme import HOLES_SHARE, make_plan, predict, quick_plan
+from memo_planner.schedule._budget import CopyBudget
 from memo_planner.schedule._of_plan import schedule_of
 from memo_planner.schedule._schedule import Stream
 from memo_planner.schedule._simulate import simulate
@@ -87,8 +87,8 @@ def plan_on_clock(
             # With more held back still less fits.
             break
         # With the real limits: what was held back is room that copies may use.
-        prediction = replace(made.prediction, binds=best.prediction.binds)
-        plan = Plan.of(profile=profile, limits=limits, policy=made.policy, prediction=prediction)
+        told = predict(profile, made.policy, best.prediction.binds, limits)
+        plan = Plan.of(profile=profile, limits=limits, policy=made.policy, prediction=told)
         seconds = simulated_s(plan, park_pre=park_pre)
         if seconds < best_s:
             best, best_s = plan, seconds
