@@ -29,7 +29,7 @@ from memo_planner.profile import BlockTimes
 from memo_planner.trace import LinkRates
 from memo_train.device import Device, get_cpu_device, get_cuda_device, memory_share_bytes
 from memo_train.model import Llama, LlamaConfig
-from memo_train.runtime import WrappedModel, find_parts, probe_blocks, probe_loss
+from memo_train.runtime import WrappedModel, find_parts, probe_model
 from memo_train.trace import measure_link_rates, measure_profile
 
 BACKENDS = {
@@ -217,7 +217,7 @@ def _block_times(device: Device, sizes: Sizes) -> BlockTimes:
     )
     model = Llama(config).to(device=device.torch_device, dtype=_dtype(device))
     parts = find_parts(model)
-    verdicts, loss = probe_blocks(parts, device), probe_loss(parts, device)
+    verdicts, loss = probe_model(parts, device)
     wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
     wrapped.install(_unplanned)
     try:
