@@ -188,7 +188,8 @@ class StepPlanner:
         if key not in self._planned:
             found = None if exactly else self._plan_of_bucket(shape)
             found = found or self._make_plan(batch, tokens)
-            self.adopt(shape, found.plan, park_pre=found.park_pre)
+            # Profiling ran steps of its own: whether they had masks is not this step's key.
+            self._planned[key] = self.adopt(shape, found.plan, park_pre=found.park_pre)
         self.last = self._planned[key]
         return self.last
 
