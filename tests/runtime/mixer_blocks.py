@@ -186,6 +186,46 @@ class WeightsPassingDecoder(ToyDecoder):
         return output
 
 
+class BiasMixer(ProductMixer):
+    """Returns a list: its output, and a bias of its own for the block to add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.linspace(-1, 1, HIDDEN))
+
+    def forward(self, h: Tensor) -> Any:
+        return [super().forward(h)[0], self.bias]
+
+
+class BiasBlock(MixerBlock):
+    make_mixer = BiasMixer
+
+    def mix(self, x: Tensor, *args: Any) -> Tensor:
+        first, *others = self.mixer(self.norm(x))
+        output: Tensor = first + sum([torch.zeros_like(first), *others])
+        return output
+
+
+class StackedBlock(MixerBlock):
+    """Its input is several vectors of each token, [batch, tokens, streams, hidden]."""
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
+        mixed = self.mixer(self.norm(x.mean(2)))
+        output: Tensor = x + mixed[:, :, None] + self.mlp(x)
+        return output
+
+
+class StackedDecoder(ToyDecoder):
+    """Starts each token with three copies of its vector, and ends with their sum."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x = self.embed(input_ids)[:, :, None] * torch.linspace(0.5, 1.5, 3)[:, None]
+        for block in self.blocks:
+            x = block(x)
+        output: Tensor = self.norm(x.sum(2))
+        return output
+
+
 class SideBySideBlock(MixerBlock):
     """Two modules mix tokens of the same input."""
 

@@ -24,16 +24,20 @@ from tests.runtime.causal_lms import MODELS
     ("family", "result"),
     [
         ("falcon", "tiled"),  # returns (y, attention weights)
-        ("openai-gpt", "whole"),  # returns a list
+        ("openai-gpt", "tiled"),  # returns a list, and so does its mixer
+        ("bloom", "tiled"),  # attends by matrix products, with a bias of all tokens
+        ("gpt_neox_japanese", "tiled"),  # its last mixer returns a bias
+        ("deepseek_v4", "tiled"),  # several vectors of each token
+        ("recurrent_gemma", "partly"),  # some mixers leave their state
         ("glm_moe_dsa", "whole"),  # hands top-k indices to the next block
         ("xlstm", "whole"),  # hands its state out
         ("llama4_text", "tiled"),  # `base_model` is the model itself
         ("opt", "tiled"),  # calls the decoder inside its `base_model`
-        ("jamba", "partly"),  # two classes of blocks, one without attention
+        ("jamba", "tiled"),  # two classes of blocks, one without attention
         ("zamba2", "whole"),  # blocks with weights in common
-        ("diffllama", "whole"),  # two attention calls in a block
+        ("diffllama", "tiled"),  # two attention calls in a module
         ("granitemoe_swa", "tiled"),  # experts in a longer list than the blocks
-        ("granitemoehybrid", "partly"),  # makes a cache by its configuration
+        ("granitemoehybrid", "tiled"),  # makes a cache by its configuration
         ("phi4_multimodal", "tiled"),  # the largest list is an audio encoder's
         ("reformer", "whole"),  # its blocks are called by name, behind another argument
     ],

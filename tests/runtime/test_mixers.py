@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import memo_train
@@ -14,6 +15,7 @@ from memo_train.errors import NotTokenWise
 from memo_train.runtime import HowToRun
 from memo_train.testing import assert_as_exact_as_plain, assert_same_bits, float64_step, run_step
 from tests.runtime import mixer_blocks as blocks
+from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES, force, wrapped_of
 from tests.runtime.toy import ToyDecoder, toy
 
@@ -30,6 +32,8 @@ TILED: dict[str, tuple[Make, str]] = {
     "made argument": (lambda: toy(blocks.MadeArgumentBlock), "mixer"),
     "inner": (lambda: toy(blocks.InnerMixerBlock), "mixer.inner"),
     "weights": (lambda: toy(blocks.WeightsBlock, blocks.WeightsDroppingDecoder), "mixer"),
+    "own bias": (lambda: toy(blocks.BiasBlock), "mixer"),
+    "several vectors a token": (lambda: toy(blocks.StackedBlock, blocks.StackedDecoder), "mixer"),
 }
 WHOLE: dict[str, tuple[Make, str]] = {
     "weights are used": (lambda: toy(blocks.WeightsBlock, blocks.WeightsUsingDecoder), "more"),
@@ -71,8 +75,6 @@ def test_others_are_run_whole(name: str, ids, wrapped) -> None:
 
 def test_an_attention_call_goes_before_a_mixer(ids, wrapped) -> None:
     """Attention is never run again; a mixer is."""
-    from tests.runtime.causal_lms import MODELS
-
     model = wrapped(MODELS["llama"]())
     assert all(verdict.mixer is None for verdict in wrapped_of(model).verdicts)
 
@@ -130,6 +132,39 @@ def test_autocast_around_a_mixer(ids, wrapped) -> None:
     exact = float64_step(toy(blocks.ProductBlock), input_ids=ids, labels=ids)
     plain = run(toy(blocks.ProductBlock))
     assert_as_exact_as_plain(steps["keep"], plain, exact, dtype=torch.bfloat16)
+
+
+def test_padding_reaches_a_mixer(ids) -> None:
+    """Masks that the probe did not see: whole ones for the mixer, on a hybrid of Transformers."""
+    torch.manual_seed(1)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 4}
+    config = transformers.Qwen3NextConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        experts_implementation="eager",
+        pad_token_id=0,
+        **sizes,
+    )
+    model = transformers.Qwen3NextForCausalLM(config).train()
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    batch = {"input_ids": ids, "labels": ids.masked_fill(mask == 0, -100), "attention_mask": mask}
+    plain, exact = run_step(model, **batch), float64_step(model, **batch)
+    memo_train.wrap(model, alpha=0.0, tile_tokens=TILE_TOKENS)
+    paths = [v.mixer and v.mixer.path for v in wrapped_of(model).verdicts]
+    assert paths == ["linear_attn", None]
+    assert_as_exact_as_plain(run_step(model, **batch), plain, exact)
+    memo_train.unwrap(model)
 
 
 def test_plans_of_mixers_hold(device) -> None:
