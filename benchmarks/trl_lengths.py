@@ -14,10 +14,13 @@ import random
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,13 +36,12 @@ _VOCAB = 256
 
 def make_trainer(mode: str, shape: dict[str, int], lengths: list[int], folder: Path) -> Any:
     """TRL's trainer on a new model; the examples come in the order of `lengths`."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    trl, datasets = import_module("trl"), import_module("datasets")  # not among the dependencies
 
     draw = random.Random(0)
     examples = [{"input_ids": [draw.randrange(3, _VOCAB) for _ in range(n)]} for n in lengths]
-    model = build_model(Job(mode=mode, **shape))
-    config = SFTConfig(
+    model = build_model(Job(mode=mode, layers=shape["layers"], hidden=shape["hidden"]))
+    config = trl.SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         num_train_epochs=1,
@@ -54,21 +56,19 @@ def make_trainer(mode: str, shape: dict[str, int], lengths: list[int], folder: P
         dataloader_pin_memory=False,
         train_sampling_strategy="sequential",
     )
-    return SFTTrainer(
+    return trl.SFTTrainer(
         model=memo_train.wrap(model) if mode == "memo" else model,
         args=config,
-        train_dataset=Dataset.from_list(examples),
+        train_dataset=datasets.Dataset.from_list(examples),
         processing_class=make_tokenizer(),
     )
 
 
 def make_tokenizer() -> Any:
     """A tokenizer of bytes; the examples are token ids, so that it only pads."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
+    make: Any = PreTrainedTokenizerFast
     words = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"{n}": n for n in range(3, _VOCAB)}
-    return PreTrainedTokenizerFast(
+    return make(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
         pad_token="<pad>",
         eos_token="<eos>",

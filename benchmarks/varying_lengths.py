@@ -49,7 +49,7 @@ class Step:
 def make_model(mode: str, layers: int, hidden: int, limit_bytes: int) -> nn.Module:
     """The model of a mode. limit_bytes: beside the model's state, for the wrapped one under it."""
     kind = "checkpoint" if mode == "checkpoint" else "memo" if "memo" in mode else "plain"
-    model = build_model(Job(mode=kind, layers=layers, hidden=hidden))
+    model: Any = build_model(Job(mode=kind, layers=layers, hidden=hidden))
     if mode == "checkpoint":
         model.activation_checkpointing_enable({"use_reentrant": False})
     if mode == "memo":
@@ -57,7 +57,8 @@ def make_model(mode: str, layers: int, hidden: int, limit_bytes: int) -> nn.Modu
     if mode == "memo_limited":
         memo_train.wrap(model, device_gib=(state_bytes(model) + limit_bytes) / GIB)
         get_cpu_device().set_device_cap(None)  # the other modes' models are in the same memory
-    return model
+    wrapped: nn.Module = model
+    return wrapped
 
 
 def run_step(model: nn.Module, tokens: int) -> Step:
