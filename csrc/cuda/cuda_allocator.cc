@@ -17,7 +17,8 @@ constexpr size_t kGrowthShare = 4;  // a new chunk has at least this part of its
 
 }  // namespace
 
-// A piece of device memory got by one cudaMalloc, and which of its addresses are in use.
+// A piece of device memory, got by one cudaMalloc or a range that grows, and which of its addresses
+// are in use.
 //
 // All that lives in it was asked for on one stream, so that an address may be handed out again as
 // soon as it is free: what the stream does with it later comes after what it did before.
@@ -26,10 +27,14 @@ class CudaAllocator::Chunk {
   // Takes over `data`, `bytes` of device memory.
   Chunk(CudaCalls* calls, char* data, size_t bytes, cudaStream_t stream)
       : calls_(calls), data_(data), space_(bytes), stream_(stream) {}
+  // Takes over a range without memory yet.
+  Chunk(CudaCalls* calls, std::unique_ptr<CudaRange> range, cudaStream_t stream)
+      : calls_(calls), data_(range->data()), range_(std::move(range)), space_(0), stream_(stream) {}
   // Gives the memory back. All work on it must be over.
   ~Chunk() {
     const CudaGuard guard(calls_, std::nothrow);
-    calls_->Keep(cudaFree(data_), "cudaFree");
+    if (range_ == nullptr) calls_->Keep(cudaFree(data_), "cudaFree");
+    range_.reset();
   }
   Chunk(const Chunk&) = delete;
   Chunk& operator=(const Chunk&) = delete;
@@ -37,6 +42,8 @@ class CudaAllocator::Chunk {
   char* data() const { return data_; }
   size_t bytes() const { return space_.limit_bytes(); }
   AddressSpace& space() { return space_; }
+  // Null if it cannot grow.
+  CudaRange* range() const { return range_.get(); }
   cudaStream_t stream() const { return stream_; }
   // For a chunk in which nothing lives, when `stream` waits for all that the one before was given.
   void set_stream(cudaStream_t stream) { stream_ = stream; }
@@ -52,6 +59,7 @@ class CudaAllocator::Chunk {
  private:
   CudaCalls* const calls_;
   char* const data_;
+  std::unique_ptr<CudaRange> range_;
   AddressSpace space_;
   cudaStream_t stream_;
 };
@@ -207,20 +215,125 @@ void CudaAllocator::SettleBehind(cudaStream_t stream, const char* data, size_t b
   }
 }
 
-// A large chunk first; when the device has no room, what frees have left; then just what is asked.
+// Ample memory first; when the device has no room, what frees have left; then just what is asked.
 char* CudaAllocator::Grow(size_t bytes, cudaStream_t stream) {
   calls_->CheckUsable();
-  size_t chunk_bytes = 0;
-  {
+  if (char* data = AllocInMore(true, bytes, stream)) return data;
+  if (char* data = AllocInPending(bytes, stream)) return data;
+  ReleaseIdle();
+  if (char* data = AllocInMore(false, bytes, stream)) return data;
+  if (char* data = AllocInPlanned(bytes, stream)) return data;
+  Refuse(bytes);
+}
+
+char* CudaAllocator::AllocInMore(bool ample, size_t bytes, cudaStream_t stream) {
+  if (Driver() != nullptr) return AllocInGrownRange(ample, bytes, stream);
+  size_t chunk_bytes = RoundUp(bytes, kBlockBytes);
+  if (ample) {
     std::lock_guard<std::mutex> lock(mutex_);
     chunk_bytes = NextChunkBytes(bytes, stream);
   }
-  if (char* data = AllocInNewChunk(chunk_bytes, bytes, stream)) return data;
-  if (char* data = AllocInPending(bytes, stream)) return data;
-  ReleaseIdle();
-  if (char* data = AllocInNewChunk(RoundUp(bytes, kBlockBytes), bytes, stream)) return data;
-  if (char* data = AllocInPlanned(bytes, stream)) return data;
-  Refuse(bytes);
+  return AllocInNewChunk(chunk_bytes, bytes, stream);
+}
+
+const CudaDriver* CudaAllocator::Driver() {
+  std::call_once(driver_found_, [&] {
+    const CudaGuard guard(calls_.get());
+    driver_ = CudaDriver::Find(*calls_);
+  });
+  return driver_.get();
+}
+
+// What the range has free at its end is used, so that only the rest is asked of the device.
+char* CudaAllocator::AllocInGrownRange(bool ample, size_t bytes, cudaStream_t stream) {
+  std::lock_guard<std::mutex> growing(growth_);
+  const CudaGuard guard(calls_.get());
+  Chunk* const chunk = RangeFor(stream);
+  size_t more = 0;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (char* data = TakeBySize(bytes, stream)) return data;  // others grew it meanwhile
+    const size_t free_at_end = chunk->bytes() - chunk->space().EndOfLive();
+    const size_t needed = RoundUp(bytes, kBlockBytes) - free_at_end;
+    more = RoundUp(ample ? std::max(needed, smallest_chunk_bytes_) : needed,
+                   driver_->granularity_bytes);
+    if (!TakeReserve(more)) return nullptr;
+  }
+  bool grown = false;
+  try {
+    grown = chunk->range()->Grow(more);
+  } catch (const Error&) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    counters_.reserved_bytes -= more;
+    throw;
+  }
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!grown) {
+    counters_.reserved_bytes -= more;
+    return nullptr;
+  }
+  ++counters_.device_mallocs;
+  counters_.reserved_peak_bytes = std::max(counters_.reserved_peak_bytes, counters_.reserved_bytes);
+  chunk->space().SetLimit(chunk->range()->bytes());
+  return TakeBySize(bytes, stream);
+}
+
+CudaAllocator::Chunk* CudaAllocator::RangeOf(cudaStream_t stream) const {
+  for (const auto& [begin, chunk] : chunks_) {
+    if (chunk->range() != nullptr && chunk->stream() == stream) return chunk.get();
+  }
+  return nullptr;
+}
+
+// With growth_ held: who gives chunks back has it, too.
+CudaAllocator::Chunk* CudaAllocator::RangeFor(cudaStream_t stream) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (Chunk* const found = RangeOf(stream)) return found;
+  }
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  calls_->Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  auto chunk = std::make_unique<Chunk>(
+      calls_.get(),
+      std::make_unique<CudaRange>(calls_.get(), driver_.get(), total_bytes, smallest_chunk_bytes_),
+      stream);
+  std::lock_guard<std::mutex> lock(mutex_);
+  const char* const begin = chunk->data();
+  return chunks_.emplace(begin, std::move(chunk)).first->second.get();
+}
+
+// Pieces at the ends of ranges in which nothing lives are given back. With growth_ held.
+void CudaAllocator::ShrinkRanges() {
+  std::vector<std::pair<Chunk*, size_t>> cut;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [begin, chunk] : chunks_) {
+      if (chunk->range() == nullptr) continue;
+      const size_t end = chunk->range()->EndAbove(chunk->space().EndOfLive());
+      if (end == chunk->bytes()) continue;
+      chunk->space().SetLimit(end);  // first, so that nobody gets what is given back
+      cut.emplace_back(chunk.get(), end);
+    }
+  }
+  const CudaGuard guard(calls_.get());
+  for (const auto& [chunk, end] : cut) {
+    events_->Record(chunk->stream())->Wait();
+    const size_t bytes = chunk->range()->bytes() - end;
+    chunk->range()->ShrinkTo(end);
+    std::lock_guard<std::mutex> lock(mutex_);
+    counters_.reserved_bytes -= bytes;
+    ++counters_.device_frees;
+  }
+}
+
+// Whether the cap has room; then it is taken now, for those that look at the cap meanwhile.
+bool CudaAllocator::TakeReserve(size_t bytes) {
+  const size_t reserved = counters_.reserved_bytes;
+  const size_t cap = counters_.cap_bytes.value_or(SIZE_MAX);
+  if (reserved > cap || bytes > cap - reserved) return false;
+  counters_.reserved_bytes += bytes;
+  return true;
 }
 
 // Chunks grow with what their stream has, so that there are few of them.
@@ -247,10 +360,7 @@ char* CudaAllocator::AllocInNewChunk(size_t chunk_bytes, size_t bytes, cudaStrea
 std::unique_ptr<CudaAllocator::Chunk> CudaAllocator::MakeChunk(size_t bytes, cudaStream_t stream) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    const size_t reserved = counters_.reserved_bytes;
-    const size_t cap = counters_.cap_bytes.value_or(SIZE_MAX);
-    if (reserved > cap || bytes > cap - reserved) return nullptr;
-    counters_.reserved_bytes += bytes;  // now, for those that look at the cap meanwhile
+    if (!TakeReserve(bytes)) return nullptr;
   }
   const CudaGuard guard(calls_.get());
   void* data = nullptr;
@@ -302,12 +412,14 @@ char* CudaAllocator::AllocInPlanned(size_t bytes, cudaStream_t stream) {
 void CudaAllocator::ReleaseIdle() {
   calls_->CheckUsable();
   WaitForPending();
+  std::lock_guard<std::mutex> growing(growth_);
   std::vector<std::unique_ptr<Chunk>> idle;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     idle = TakeIdle();
   }
   GiveBack(std::move(idle));
+  ShrinkRanges();
 }
 
 std::vector<std::unique_ptr<CudaAllocator::Chunk>> CudaAllocator::TakeIdle() {
@@ -360,6 +472,7 @@ bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStre
   MEMO_REQUIRE(InvalidArgument, layout->alignment() % kBlockBytes == 0)
       << "a layout aligned to " << layout->alignment() << " bytes cannot serve a GPU, whose "
       << "addresses are multiples of " << kBlockBytes;
+  std::lock_guard<std::mutex> growing(growth_);
   std::vector<std::unique_ptr<Chunk>> outgrown;
   {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -372,6 +485,7 @@ bool CudaAllocator::BeginStep(std::shared_ptr<const StepLayout> layout, cudaStre
     outgrown = TakeIdle();
   }
   GiveBack(std::move(outgrown));
+  ShrinkRanges();
   std::unique_ptr<Chunk> chunk =
       MakeChunk(RoundUp(std::max<size_t>(layout->peak_bytes(), 1), kPageBytes), stream);
   if (chunk == nullptr) return false;

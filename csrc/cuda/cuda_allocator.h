@@ -19,6 +19,7 @@
 #include "cuda/cuda_calls.h"
 #include "cuda/cuda_events.h"
 #include "cuda/cuda_pending_frees.h"
+#include "cuda/cuda_range.h"
 #include "memory/recording.h"
 #include "memory/replay.h"
 #include "memory/step_layout.h"
@@ -37,7 +38,7 @@ struct CudaAllocatorCounters {
   uint64_t unplanned_requests = 0;  // served by size
   uint64_t frees = 0;
   uint64_t planned_waits = 0;   // blocks for whose events a planned address made its stream wait
-  uint64_t device_mallocs = 0;  // calls of cudaMalloc that gave memory; of cudaFree
+  uint64_t device_mallocs = 0;  // how often the device gave memory, and was given memory back
   uint64_t device_frees = 0;
   uint64_t retries = 0;             // the device or the cap refused, and pending and idle memory
   uint64_t refusals = 0;            // was given back first; even that was not enough
@@ -55,6 +56,11 @@ struct CudaAllocatorCounters {
 // chunk of their own, which is kept between steps. Here an address that a copy may still read is
 // handed out nevertheless, after the stream was told to wait for the copy: whether a step departs
 // from its layout must not hang on how fast copies are.
+//
+// What goes by size on a stream lies in one range of addresses, behind which memory is mapped as it
+// is needed and taken away again at its end: the first step of a shape, whose requests nobody
+// knows, then needs what it has in use and the holes between, not a part of every chunk. Where the
+// driver cannot do that there are chunks of cudaMalloc.
 //
 // The lock is never held while the host waits for the device. In a fork whatever needs CUDA throws
 // ForkedProcess.
@@ -119,9 +125,16 @@ class CudaAllocator {
   bool ReadyForStep(cudaStream_t stream);
   std::vector<std::unique_ptr<Chunk>> TakeIdle();
   size_t NextChunkBytes(size_t bytes, cudaStream_t stream) const;
+  Chunk* RangeOf(cudaStream_t stream) const;
+  bool TakeReserve(size_t bytes);
 
   // Without the lock.
   char* Grow(size_t bytes, cudaStream_t stream);
+  const CudaDriver* Driver();
+  char* AllocInMore(bool ample, size_t bytes, cudaStream_t stream);
+  char* AllocInGrownRange(bool ample, size_t bytes, cudaStream_t stream);
+  Chunk* RangeFor(cudaStream_t stream);
+  void ShrinkRanges();
   char* AllocInNewChunk(size_t chunk_bytes, size_t bytes, cudaStream_t stream);
   std::unique_ptr<Chunk> MakeChunk(size_t bytes, cudaStream_t stream);
   char* AllocInPending(size_t bytes, cudaStream_t stream);
@@ -134,6 +147,9 @@ class CudaAllocator {
   // Behind pointers, so that a fork can let them go without a call to CUDA.
   std::unique_ptr<CudaCalls> calls_;
   std::unique_ptr<CudaEventPool> events_;
+  std::once_flag driver_found_;
+  std::unique_ptr<const CudaDriver> driver_;
+  std::mutex growth_;         // held by who grows or shrinks ranges, taken before mutex_
   mutable std::mutex mutex_;  // guards what follows
   Chunks chunks_;
   Chunk* planned_ = nullptr;              // of chunks_, or null

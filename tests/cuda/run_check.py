@@ -23,7 +23,7 @@ def run_check(program: Path, name: str, *seeds: int) -> str:
 def run_script(script: Path, *arguments: str) -> str:
     """The output of a Python script of these tests, in a process of its own."""
     command = [sys.executable, str(script), *arguments]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "planner")])}
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=env, timeout=SCRIPT_S
     )

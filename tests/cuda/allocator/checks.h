@@ -24,6 +24,8 @@ void CheckStepRanges();
 
 // Chunks, refusals, the cap, counters and wrong arguments (growth_checks.cc).
 void CheckGrowth();
+// Ranges whose memory grows and shrinks, where the driver can do that (range_checks.cc).
+void CheckRanges();
 // Every runtime call fails once (failure_checks.cc).
 void CheckFailures();
 // Native threads on one allocator (thread_checks.cc).

@@ -13,11 +13,9 @@ int main(int argc, char** argv) {
   const auto seeded = [&](void (*check)(uint64_t, uint64_t)) {
     return [=] { check(std::strtoull(argv[2], nullptr, 10), std::strtoull(argv[3], nullptr, 10)); };
   };
-  const std::map<std::string, std::function<void()>> alone = {{"ranges", CheckStepRanges},
-                                                              {"growth", CheckGrowth},
-                                                              {"failures", CheckFailures},
-                                                              {"threads", CheckThreads},
-                                                              {"entry", CheckEntry}};
+  const std::map<std::string, std::function<void()>> alone = {
+      {"ranges", CheckStepRanges}, {"growth", CheckGrowth},   {"virtual", CheckRanges},
+      {"failures", CheckFailures}, {"threads", CheckThreads}, {"entry", CheckEntry}};
   const std::map<std::string, std::function<void()>> with_seeds = {
       {"traffic", seeded(CheckTraffic)},
       {"bugs", seeded(CheckTrafficBugs)},

@@ -8,7 +8,7 @@ import pytest
 from tests.cuda.compile import Compiler
 from tests.cuda.run_check import run_check
 
-ALONE = ("ranges", "growth", "failures", "threads", "entry")
+ALONE = ("ranges", "growth", "virtual", "failures", "threads", "entry")
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,7 @@ std::vector<Violation> Machine::Finish() {
   leak(streams_.size() - num_test_streams_, "streams");
   leak(memory_.NumLive(), "device allocations");
   leak(memory_.NumPinned(), "pinned host ranges");
+  leak(memory_.NumCreated(), "pieces of memory without addresses");
   leak(LastError() == cudaSuccess ? 0 : 1, "error that nobody took");
   if (CurrentDevice() != 0) Report(Kind::kWrongDevice, "the current device was not put back");
   return violations_;

@@ -38,6 +38,7 @@ struct Options {
   int num_devices = 1;
   size_t device_bytes = size_t{1} << 30;
   size_t pinned_bytes = size_t{1} << 30;
+  bool has_driver = false;  // functions for addresses apart from memory
   size_t max_pitch_bytes = (size_t{1} << 31) - 1;
 };
 
@@ -113,6 +114,8 @@ class Machine {
   cudaError_t EventSynchronize(cudaEvent_t event, Lock& lock);
   cudaError_t Malloc(void** data, size_t bytes);
   cudaError_t Free(void* data, Lock& lock);
+  cudaError_t MapMemory(void* data, uint64_t handle);
+  cudaError_t UnmapMemory(void* data, size_t bytes, Lock& lock);
   cudaError_t HostRegister(void* data, size_t bytes);
   cudaError_t HostUnregister(void* data, Lock& lock);
   cudaError_t StartCopy(const Copy& copy, cudaStream_t stream);

@@ -140,6 +140,18 @@ cudaError_t Machine::Free(void* data, Lock& lock) {
   return memory_.Free(data) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+cudaError_t Machine::MapMemory(void* data, uint64_t handle) {
+  const size_t bytes = memory_.Map(data, handle);
+  if (bytes == 0) return cudaErrorInvalidValue;
+  history_.Forget(RangeOf(data, bytes));
+  return cudaSuccess;
+}
+
+cudaError_t Machine::UnmapMemory(void* data, size_t bytes, Lock& lock) {
+  ReleaseOnHost(RangeOf(data, bytes), "cuMemUnmap", lock);
+  return memory_.Unmap(RangeOf(data, bytes)) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 cudaError_t Machine::HostRegister(void* data, size_t bytes) {
   if (memory_.NumPinnedBytes() + bytes > options_.pinned_bytes) return cudaErrorMemoryAllocation;
   if (!memory_.Pin(data, bytes)) return cudaErrorHostMemoryAlreadyRegistered;

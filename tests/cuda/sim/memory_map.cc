@@ -23,7 +23,38 @@ void* MemoryMap::Alloc(size_t bytes, int device) {
 }
 
 void MemoryMap::Adopt(void* data, size_t bytes, int device) {
-  allocations_[reinterpret_cast<uintptr_t>(data)] = Allocation{bytes, device, true};
+  allocations_[reinterpret_cast<uintptr_t>(data)] = Allocation{bytes, device, true, false};
+}
+
+uint64_t MemoryMap::Create(size_t bytes, int device) {
+  if (bytes > FreeBytes(device)) return 0;
+  created_[next_created_] = Created{bytes, device};
+  return next_created_++;
+}
+
+size_t MemoryMap::Map(void* data, uint64_t handle) {
+  const auto found = created_.find(handle);
+  if (found == created_.end()) return 0;
+  const auto [bytes, device] = found->second;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const auto before = Holder(begin - 1);
+  if (before != allocations_.end() && before->second.mapped &&
+      before->first + before->second.bytes == begin) {
+    allocations_[before->first].bytes += bytes;
+  } else {
+    allocations_[begin] = Allocation{bytes, device, true, true};
+  }
+  return bytes;
+}
+
+bool MemoryMap::Unmap(Range range) {
+  const auto found = Holder(range.begin);
+  if (found == allocations_.end() || !found->second.mapped) return false;
+  if (found->first + found->second.bytes != range.end) return false;
+  const uintptr_t begin = found->first;
+  allocations_[begin].bytes = range.begin - begin;
+  if (range.begin == begin) allocations_.erase(begin);
+  return true;
 }
 
 bool MemoryMap::Free(void* data) {
@@ -55,7 +86,11 @@ bool MemoryMap::IsLive(Range range) const {
 size_t MemoryMap::FreeBytes(int device) const {
   size_t used = 0;
   for (const auto& [begin, allocation] : allocations_) {
-    if (allocation.live && allocation.device == device) used += allocation.bytes;
+    const bool counts = allocation.live && !allocation.mapped;
+    if (counts && allocation.device == device) used += allocation.bytes;
+  }
+  for (const auto& [handle, created] : created_) {
+    if (created.device == device) used += created.bytes;
   }
   return device_bytes_ - std::min(device_bytes_, used);
 }

@@ -16,6 +16,7 @@ struct Allocation {
   size_t bytes = 0;
   int device = 0;
   bool live = true;
+  bool mapped = false;  // counted by the handles behind it
 };
 
 // Freed addresses are not used again while the map lives, so that a late use is seen as one.
@@ -26,6 +27,14 @@ class MemoryMap {
 
   // Null if `device` has less than `bytes` left.
   void* Alloc(size_t bytes, int device);
+  // Memory without addresses, for Map; 0 if `device` has less than `bytes` left.
+  uint64_t Create(size_t bytes, int device);
+  bool Release(uint64_t handle) { return created_.erase(handle) > 0; }
+  // Its memory lies at `data` from now on; its bytes, or 0 if there is no such handle.
+  size_t Map(void* data, uint64_t handle);
+  // False unless one mapped allocation ends where the range does.
+  bool Unmap(Range range);
+  size_t NumCreated() const { return created_.size(); }
   // False if no live allocation starts there.
   bool Free(void* data);
   // Memory of the test's own stands for device memory from now on.
@@ -53,6 +62,12 @@ class MemoryMap {
 
   const size_t device_bytes_;
   Allocations allocations_;
+  struct Created {
+    size_t bytes;
+    int device;
+  };
+  std::map<uint64_t, Created> created_;
+  uint64_t next_created_ = 1;
   std::vector<std::unique_ptr<char[]>> blocks_;
   std::map<uintptr_t, uintptr_t> pinned_;  // begin -> end
 };
