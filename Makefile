@@ -1,6 +1,9 @@
 # make demo    set up and run the demo: a Llama trained on real text under a memory cap
 # make test    set up and run all tests
+# make quick   set up and run a part of the tests that takes a minute: gradients, wrap, plans
+# make oldest  make quick with the oldest torch that is tested, on Python 3.12, in a .venv of its own
 # make check   set up and run formatters, linters, types and import directions
+# make gpu-check-bundle   fetch and build what a machine with a GPU may lack (docs/gpu_check.md)
 # make clean   remove builds and caches (make distclean: .venv too)
 
 PYTHON3 ?= python3
@@ -16,7 +19,7 @@ CXX_FILES := $(shell find csrc tests benchmarks \
   -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py cuda_build.py
 
-.PHONY: demo test check clean distclean setup format
+.PHONY: demo test quick oldest check clean distclean setup format gpu-check-bundle
 
 setup: $(STAMP)
 
@@ -38,6 +41,20 @@ TEST_PROCESSES ?= 2
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
+QUICK_TESTS := tests/test_wrap.py tests/test_verify.py tests/layout tests/planner/programme \
+  tests/planner/test_cli.py tests/runtime/test_gradients.py tests/runtime/test_loss_calls.py
+
+quick: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow" \
+	  $(QUICK_TESTS)
+
+PYTHON312 ?= python3.12
+
+# What a GPU machine of 2026 has. This torch is its CUDA build, which runs without a GPU.
+oldest:
+	$(MAKE) quick VENV=.venv-oldest PYTHON3="$(PYTHON312)" \
+	  TORCH="torch==2.11.0 transformers==5.17.0 numpy==2.5.2"
+
 check: $(STAMP)
 	$(BIN)/ruff format --check $(PYTHON_DIRS)
 	$(BIN)/ruff check $(PYTHON_DIRS)
@@ -50,6 +67,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix $(PYTHON_DIRS)
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+gpu-check-bundle:
+	benchmarks/gpu_check/bundle.sh
+
 clean:
 	rm -rf build dist *.egg-info memo_train/_*.so planner/memo_planner/_*.so .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
@@ -57,4 +77,4 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-oldest

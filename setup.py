@@ -2,8 +2,8 @@
 ``memo_planner``) and the two packages.
 
 Everything declarative is in pyproject.toml; here is only what needs code: the C++ sources, the
-second package root (``planner/``) and the allocator hook's source, which is shipped as data
-because it is compiled on the user's machine against the user's torch.
+second package root (``planner/``) and the allocator hooks' sources, which are shipped as data
+because they are compiled on the user's machine against the user's torch.
 
 The environment variable MEMO_BUILD_CUDA says whether ``_cuda`` and ``_kernels`` are built: ``auto``
 (where there is a CUDA toolkit, the default), ``0`` or ``1``.
@@ -30,19 +30,20 @@ from cuda_build import (
 )
 
 KERNELS_NAME = "memo_train._kernels"
-HOOK_SOURCE = Path("csrc/torch/cpu_allocator_hook.cc")
+HOOK_SOURCES = tuple(sorted(Path("csrc/torch").glob("*_hook.cc")))
 
 
-class BuildPyWithHookSource(build_py):
-    """Copy the hook's source into the wheel beside the module that compiles it."""
+class BuildPyWithHookSources(build_py):
+    """Copy the hooks' sources into the wheel beside the module that compiles them."""
 
     def run(self) -> None:
-        """Build the packages, then add the file."""
+        """Build the packages, then add the files."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "memo_train" / "device"
             target.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(HOOK_SOURCE, target / HOOK_SOURCE.name)
+            for source in HOOK_SOURCES:
+                shutil.copy2(source, target / source.name)
 
 
 class BuildExtWithKernels(build_ext):
@@ -69,7 +70,9 @@ class BuildExtWithKernels(build_ext):
 
 def cuda_extensions(toolkit: CudaToolkit) -> list[Extension]:
     """The CUDA device, and the kernels."""
-    device = sources("bindings/cuda.cc", "cuda/*.cc", *SHARED_SOURCES, "torch/cuda_*.cc")
+    device = sources(
+        "bindings/cuda.cc", "cuda/*.cc", *SHARED_SOURCES, "torch/cuda_allocator_entry.cc"
+    )
     built = [
         extension("memo_train._cuda", device),
         extension(KERNELS_NAME, sources("bindings/kernels.cc", "cuda/cuda_calls.cc")),
@@ -145,5 +148,5 @@ setup(
         packer_extension(),
         *([] if TOOLKIT is None else cuda_extensions(TOOLKIT)),
     ],
-    cmdclass={"build_py": BuildPyWithHookSource, "build_ext": BuildExtWithKernels},
+    cmdclass={"build_py": BuildPyWithHookSources, "build_ext": BuildExtWithKernels},
 )

@@ -1,6 +1,6 @@
 """Hugging Face checkpointing whose block inputs wait in host memory: the strongest simple peer.
 
-It uses the same arena, host pool and asynchronous copies as memo_train. A block's input leaves
+It uses the same device, host pool and asynchronous copies as memo_train. A block's input leaves
 while the block computes and comes back while the block after it runs its backward. At most one
 copy to the host is in flight, so at most one input waits on the device for its copy; the last
 block's input stays, since its backward comes first.
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from memo_train.device import CopyEvent, CpuDevice
+from memo_train.device import CopyEvent, Device
+
+_INPUT_DIMS = 3
+"""[batch, tokens, hidden]"""
 
 
 class HostInput:
     """One block input on its way to the host and back."""
 
-    def __init__(self, device: CpuDevice, source: Tensor) -> None:
+    def __init__(self, device: Device, source: Tensor) -> None:
         self._device = device
         self._source: Tensor | None = source.detach()
         self._returned: Tensor | None = None
@@ -37,7 +40,9 @@ class HostInput:
         """Start the copy back, once."""
         if self._returned is None:
             self.leave()
-            self._returned = torch.empty(self._shape, dtype=self._dtype)
+            self._returned = torch.empty(
+                self._shape, dtype=self._dtype, device=self._device.torch_device
+            )
             address = self._returned.data_ptr()
             self._copy = self._device.copy_to_device(address, self._host, self._num_bytes)
 
@@ -64,7 +69,7 @@ class HostInput:
 class OffloadedCheckpoints:
     """Checkpoints every block of a model and keeps all inputs but the last block's on the host."""
 
-    def __init__(self, device: CpuDevice, blocks: nn.ModuleList) -> None:
+    def __init__(self, device: Device, blocks: nn.ModuleList) -> None:
         self._device = device
         self._inputs: dict[int, HostInput] = {}
         self._kept: Tensor | None = None
@@ -88,8 +93,13 @@ class OffloadedCheckpoints:
 
         return run
 
-    def _pack(self, index: int, saved: Tensor) -> int:
-        """Start the copy of block index's input; the one before must have left by now."""
+    def _pack(self, index: int, saved: Tensor) -> int | Tensor:
+        """Start the copy of block index's input; the one before must have left by now.
+
+        What checkpointing saves besides (an empty stand-in, say) stays as it is.
+        """
+        if saved.dim() != _INPUT_DIMS:
+            return saved
         if index > 0:
             self._inputs[index - 1].leave()
         if index == self._last:
@@ -98,8 +108,10 @@ class OffloadedCheckpoints:
             self._inputs[index] = HostInput(self._device, saved)
         return index
 
-    def _unpack(self, index: int) -> Tensor:
+    def _unpack(self, index: int | Tensor) -> Tensor:
         """Block index's input, asked for as its backward begins; starts the next one's way back."""
+        if isinstance(index, Tensor):
+            return index
         if index == self._last:
             returned, self._kept = self._kept, None
         else:

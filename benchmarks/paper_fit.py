@@ -44,6 +44,7 @@ class Fit:
             attention=self.attention,
             tile_overhead_s=0.0,
             source=f"fitted on {self.cells}",
+            machine="a800-80g-x8",
         )
 
     @property

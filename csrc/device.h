@@ -4,9 +4,10 @@
 //
 //   * Work runs on streams. Work of one stream runs in the order in which it was given. Nothing is
 //     promised about the order of two streams except through events.
-//   * kCompute is the stream of the tensor library's kernels. On a GPU it runs behind the calling
+//   * Compute is the stream of the tensor library's kernels. On a GPU it runs behind the calling
 //     thread. On the CPU it *is* the calling thread: an event recorded on it is done at once, and
-//     making it wait blocks the caller.
+//     making it wait blocks the caller. Which stream that is now the caller says at each call: a
+//     device that asked would run foreign code, and under locks.
 //   * A copy may run at any time between CopyAsync and the moment an event recorded after it is
 //     waited for. Until then neither side may be freed, the source not written, the destination
 //     neither read nor written.
@@ -17,6 +18,7 @@
 #define MEMO_DEVICE_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 
 namespace memo {
@@ -57,8 +59,11 @@ class Event {
 };
 using EventPtr = std::shared_ptr<const Event>;
 
-using StreamId = int;
-constexpr StreamId kCompute = 0;
+using StreamId = int;  // of a copy stream, from 1
+
+// Handle of the stream that is compute at the time of the call. 0 is a GPU's default stream, and
+// all there is on the CPU.
+using ComputeStream = uintptr_t;
 
 class Device {
  public:
@@ -83,12 +88,15 @@ class Device {
   // one live device allocation. Throws InvalidArgument if it does not, or if rows overlap.
   virtual void CopyAsync(StreamId stream, const CopySpec& copy) = 0;
 
-  // An event for everything given to `stream` so far.
+  // An event for everything given to `stream` so far; the same for compute.
   virtual EventPtr Record(StreamId stream) = 0;
+  virtual EventPtr RecordCompute(ComputeStream compute) = 0;
 
-  // Work given to `stream` from now on starts after `event`. Blocks the caller only where the
-  // stream is the caller (kCompute on the CPU); such a block is counted as a stall.
+  // Work given to `stream` from now on starts after `event`. Never blocks the caller.
   virtual void StreamWait(StreamId stream, const EventPtr& event) = 0;
+  // The same for compute. Blocks the caller where compute is the caller. Counted as a stall if
+  // `event` is not done.
+  virtual void ComputeWait(ComputeStream compute, const EventPtr& event) = 0;
 
   // Blocks the calling thread until `event` is done. Never counted as a stall.
   virtual void HostWait(const EventPtr& event) = 0;

@@ -48,7 +48,7 @@ def rms_norm_weight_gradient(
     dtype: str,
     data: Sequence[int],
     shape: tuple[int, int],
-    chunk_rows: int,
+    band_rows: int,
     stream: int | None,
     /,
 ) -> None: ...

@@ -1,39 +1,29 @@
 """Plans the steps of a wrapped model, and puts its caps on the device.
 
-The model is measured once for each precision; from that profile every batch and length is planned.
-Of lengths that nobody asked for ahead, all of a bucket (an eighth of an octave) go by the plan of
-its longest.
+From the profiles of `memo_train.profiling` every batch and length is planned. Of lengths that
+nobody asked for ahead, all of a bucket (an eighth of an octave) go by the plan of its longest until
+their own is found in the background.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Policy, Profile
-from memo_planner.programme import predict
-from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock
+from memo_planner.background import BackgroundCall
+from memo_planner.programme import predict, quick_plan
+from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock, plan_with_copies
 from memo_train.device import Device
-from memo_train.errors import UnsupportedModel
 from memo_train.layout import Shape, StepLayouts
-from memo_train.runtime import (
-    ModelParts,
-    StepPolicy,
-    WrappedModel,
-    precision,
-    runnable,
-    without_user_hooks,
-)
-from memo_train.trace import (
-    LONGEST_PROFILED_TOKENS,
-    KeptProfile,
-    for_two_sequences,
-    measure_profile,
-)
+from memo_train.profiling import Profiles, StepKind
+from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
 
 
 class Caps:
@@ -56,6 +46,7 @@ class Caps:
             tensors = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
             here = [tensor for tensor in tensors if tensor.device == where]
             older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
+            # 0 is no cap that may be set; under 1 byte the first request says what is short.
             self._device.set_device_cap(max(device_bytes - older, 1))
             self._is_set[0] = True
         if host_bytes is not None:
@@ -84,14 +75,10 @@ class Caps:
 
 
 _EVAL_TILE_TOKENS = 1024
+# So a bucket's longest sequence is at most an eighth longer than one in it.
 _BUCKETS_OF_OCTAVE = 8
-_POSITION_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len")
-_TOO_LONG = (UnsupportedModel, torch.OutOfMemoryError)
-"""What a profile's run ends in beyond a model's longest sequence, and where memory is short."""
-
-
-_LEAST_PROFILED_TOKENS = 16
-"""Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
+_MOST_SOUGHT = 8
+"""Plans sought in the background at a time; a shape that comes again asks again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +101,40 @@ class PlannedStep:
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A plan, and whether what pre saved is parked on the host under it."""
+    """A plan, what copies may use under it, and whether it is the best for its very length."""
 
     plan: Plan
-    park_pre: bool
+    copies: CopyBudget
+    is_exact: bool
+
+    @property
+    def may_be_improved(self) -> bool:
+        """Whether a plan for the very length, in tiles of the same size, could be faster."""
+        blocks = self.plan.policy.blocks
+        return not self.is_exact and any(b.recompute_tiles or b.swaps for b in blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ProfileKind:
-    """Of which steps: with pre's tensors parked, with a mask, of one sequence or of several."""
+class _Sought:
+    """The own plan of a shape, under way.
 
-    park_pre: bool
-    masked: bool
-    alone: bool
+    parked: the profile for a plan that parks what pre saved, if none without that fits.
+    """
+
+    shape: Shape
+    call: BackgroundCall[tuple[Plan, CopyBudget]]
+    parked: Profile | None
 
 
 class StepPlanner:
-    """Gives the runtime its policy at the start of each step; profiles and plans when needed.
+    """Gives the runtime its policy at the start of each step, from profiles made at `wrap`.
 
     Where no plan fits, one is made with pre's saved tensors parked on the host while attention's
     backward runs: two more copies for less memory at the step's peak.
+
+    A length that nobody asked for ahead goes by a plan that is made quickly, for the longest of its
+    bucket. Its own is sought in the background, in tiles of the same size: so when it comes changes
+    what is kept and swapped, and not one bit of what is computed.
     """
 
     def __init__(
@@ -143,10 +144,11 @@ class StepPlanner:
         self.caps = caps
         self.layouts = layouts
         self._choices = choices
-        self._profiles: dict[Hashable, Profile] = {}
+        self._profiles = Profiles(wrapped, caps.lifted)
         self._planned: dict[Hashable, PlannedStep] = {}
+        self._improvable: set[Hashable] = set()
+        self._sought: dict[Hashable, _Sought] = {}
         self._buckets: dict[Hashable, _Found | None] = {}
-        self._most_tokens = LONGEST_PROFILED_TOKENS
         self.last: PlannedStep | None = None
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
@@ -166,47 +168,57 @@ class StepPlanner:
         return precision(self.wrapped.device.torch_device.type)
 
     def measure(self, *, limited: bool) -> None:
-        """Profile the model now, so that no step has to wait for it.
-
-        limited: whether memory may be so short that steps park what pre saves on the host.
-        A model that cannot be run so is profiled in its first step, which says why if it must.
-        """
-        with suppress(*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError):
-            for park_pre in (False, True) if limited else (False,):
-                for alone in (True, False):
-                    kind = _ProfileKind(park_pre=park_pre, masked=self._masked(1), alone=alone)
-                    self._profile(1, kind)
+        """Profile the model now, so that no step has to wait for it; as `Profiles.measure`."""
+        self._profiles.measure(limited=limited)
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
 
-        exactly: whether it is made for this very length; else it may be that of its bucket.
+        exactly: whether it is made for this very length; else it may be that of its bucket, until
+        a later call finds that its own was found in the background.
         Raises: PlanInfeasible.
         """
         shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
         key = self._key(shape, self._masked(tokens))
+        self._take_found()
         if key not in self._planned:
-            found = None if exactly else self._plan_of_bucket(shape)
-            found = found or self._make_plan(batch, tokens)
-            self.adopt(shape, found.plan, park_pre=found.park_pre)
+            found = self._make_plan(shape) if exactly else self._quick_plan(shape)
+            self._adopt(key, shape, found.plan, found.copies)
+            if found.may_be_improved:
+                self._improvable.add(key)
+        if key in self._improvable and len(self._sought) < _MOST_SOUGHT:
+            self._improvable.remove(key)
+            self._seek(key, shape)
         self.last = self._planned[key]
         return self.last
+
+    def wait(self) -> None:
+        """Wait for the plans that are sought in the background; later steps go by them."""
+        while self._sought:
+            self._take_found(wait=True)
+
+    def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
+        """Run steps of `shape` by `plan` from now on."""
+        key = self._key(shape, self._masked(shape.tokens))
+        self._sought.pop(key, None)
+        self._improvable.discard(key)
+        self.last = self._adopt(key, shape, plan, copy_budget(plan, park_pre=park_pre))
+        return self.last
+
+    def _adopt(self, key: Hashable, shape: Shape, plan: Plan, copies: CopyBudget) -> PlannedStep:
+        step = StepPolicy(
+            policy=plan.policy,
+            loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
+            copies=copies,
+            whole_bytes=_whole_bytes(plan),
+        )
+        self.wrapped.device.reserve_host(_host_bytes(plan, park_pre=copies.park_pre))
+        self._planned[key] = PlannedStep(shape=shape, plan=plan, step=step)
+        return self._planned[key]
 
     def _key(self, *what: Hashable) -> tuple[Hashable, ...]:
         """Plans hold for the model as it is: its dtypes, attention function, what is trained."""
         return (*what, self.wrapped.fingerprint.state(trains=torch.is_grad_enabled()))
-
-    def adopt(self, shape: Shape, plan: Plan, *, park_pre: bool) -> PlannedStep:
-        """Run steps of `shape` by `plan` from now on."""
-        step = StepPolicy(
-            policy=plan.policy,
-            loss_tile_tokens=self.wrapped.parts.loss_tile_tokens(plan.policy.tile_tokens),
-            copies=copy_budget(plan, park_pre=park_pre),
-            whole_bytes=_whole_bytes(plan),
-        )
-        self.last = PlannedStep(shape=shape, plan=plan, step=step)
-        self._planned[self._key(shape, self._masked(shape.tokens))] = self.last
-        return self.last
 
     def _masked(self, tokens: int) -> bool:
         """Whether a step makes a mask: its call brings one, or a window is shorter than it."""
@@ -214,93 +226,96 @@ class StepPlanner:
         windows = (getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size"))
         return self.wrapped.masked or any(type(w) is int and tokens >= w for w in windows)
 
-    def _plan_of_bucket(self, shape: Shape) -> _Found | None:
-        """The plan of the bucket's longest sequence, for this one; None if that does not fit."""
+    def _seek(self, key: Hashable, shape: Shape) -> None:
+        """Look for the shape's own plan, which parks what pre saved only if it does so now."""
+        parks = self._planned[key].step.copies.park_pre
+        parked = self._profile(shape, park_pre=True) if parks else None
+        call = self._call(key, self._profile(shape, park_pre=False), park_pre=False)
+        self._sought[key] = _Sought(shape=shape, call=call, parked=parked)
+
+    def _call(
+        self, key: Hashable, profile: Profile, *, park_pre: bool
+    ) -> BackgroundCall[tuple[Plan, CopyBudget]]:
+        policy = self._planned[key].plan.policy
+        return BackgroundCall(
+            plan_with_copies,
+            profile,
+            policy.tokens,
+            self._choices.limits,
+            tile_tokens=policy.tile_tokens,
+            park_pre=park_pre,
+        )
+
+    def _take_found(self, *, wait: bool = False) -> None:
+        """Let later steps go by plans that have been found since; `wait` for those under way."""
+        for key, sought in list(self._sought.items()):
+            if not (wait or sought.call.done()):
+                continue
+            del self._sought[key]
+            try:
+                plan, copies = sought.call.result()
+            except PlanInfeasible:
+                if sought.parked is not None:
+                    call = self._call(key, sought.parked, park_pre=True)
+                    self._sought[key] = replace(sought, call=call, parked=None)
+            except Exception as error:
+                shape = sought.shape
+                warnings.warn(
+                    f"steps of {shape.batch} x {shape.tokens:,} tokens go on by the plan of longer "
+                    f"ones: to plan them failed with {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
+            else:
+                self._adopt(key, sought.shape, plan, copies)
+
+    def _quick_plan(self, shape: Shape) -> _Found:
+        """The plan of the bucket's longest sequence, or if that does not fit one of its own."""
         longest = _bucket_tokens(shape.tokens)
-        if self._choices.alpha is not None or longest == shape.tokens:
-            return None
+        # An alpha set by hand needs no solver, and a shorter plan's alpha would be another.
+        if self._choices.alpha is not None:
+            return self._make_plan(shape)
         key = self._key(replace(shape, tokens=longest), self._masked(shape.tokens))
         if key not in self._buckets:
             try:
-                self._buckets[key] = self._make_plan(shape.batch, longest)
+                self._buckets[key] = self._make_plan(replace(shape, tokens=longest), quickly=True)
             except PlanInfeasible:
                 self._buckets[key] = None
         found = self._buckets[key]
-        return None if found is None else _for_shorter(found, shape.tokens)
+        if found is None:
+            return self._make_plan(shape, quickly=True)
+        # Of all lengths of the bucket, so that none pins anew.
+        host_bytes = _host_bytes(found.plan, park_pre=found.copies.park_pre)
+        self.wrapped.device.reserve_host(host_bytes)
+        return found if longest == shape.tokens else _for_shorter(found, shape.tokens)
 
-    def _make_plan(self, batch: int, tokens: int) -> _Found:
+    def _make_plan(self, shape: Shape, *, quickly: bool = False) -> _Found:
         """Raises: PlanInfeasible."""
         try:
-            return self._plan_parked(batch, tokens, park_pre=False)
+            return self._plan_parked(shape, quickly=quickly, park_pre=False)
         except PlanInfeasible:
-            return self._plan_parked(batch, tokens, park_pre=True)
+            return self._plan_parked(shape, quickly=quickly, park_pre=True)
 
-    def _plan_parked(self, batch: int, tokens: int, *, park_pre: bool) -> _Found:
-        kind = _ProfileKind(park_pre=park_pre, masked=self._masked(tokens), alone=batch == 1)
-        profile = self._profile(tokens, kind)
-        plan = plan_on_clock(
-            profile.for_batch(batch),
-            tokens,
-            self._choices.limits,
-            alpha=self._choices.alpha,
-            tile_tokens=self._choices.tile_tokens,
-            park_pre=park_pre,
+    def _plan_parked(self, shape: Shape, *, quickly: bool, park_pre: bool) -> _Found:
+        profile, choices = self._profile(shape, park_pre=park_pre), self._choices
+        make = quick_plan if quickly else partial(plan_on_clock, park_pre=park_pre)
+        plan = make(
+            profile,
+            shape.tokens,
+            choices.limits,
+            alpha=choices.alpha,
+            tile_tokens=choices.tile_tokens,
         )
-        return _Found(plan=plan, park_pre=park_pre)
+        copies = copy_budget(plan, park_pre=park_pre)
+        return _Found(plan=plan, copies=copies, is_exact=not quickly)
 
-    def _profile(self, tokens: int, kind: _ProfileKind) -> Profile:
-        """The profile for steps of `tokens` and of any other length.
-
-        Where the model or the memory is too small for a long profile, it is made of shorter runs.
-        """
-        longest = self._longest_profiled(tokens)
-        while True:
-            try:
-                return self._profile_at(longest, kind)
-            except _TOO_LONG as error:
-                in_memory = isinstance(error, torch.OutOfMemoryError)
-                shorter = longest // 2 if in_memory else min(tokens, longest)
-                if shorter == longest or shorter < _LEAST_PROFILED_TOKENS:
-                    raise
-                longest = shorter
-                if in_memory:
-                    self._most_tokens = shorter
-
-    def _longest_profiled(self, tokens: int) -> int:
-        """Tokens of a profile. A step beyond the model's table shows that it needs none."""
-        config = getattr(self.wrapped.parts.causal_lm, "config", None)
-        tables = [getattr(config, name, None) for name in _POSITION_TABLES]
-        table = min([n for n in tables if type(n) is int], default=LONGEST_PROFILED_TOKENS)
-        return min(self._most_tokens, max(table, tokens, 1))
-
-    def _profile_at(self, longest: int, kind: _ProfileKind) -> Profile:
-        """The profile from runs of at most `longest` tokens, made on this machine now or before."""
-        key = self._key(self.precision, longest, kind)
-        if key not in self._profiles:
-            kept = KeptProfile.of(self.wrapped, key)
-            profile = kept.load(self.wrapped)
-            if profile is None:
-                # Its length is not the step's, so whether it fits the cap says nothing of the step.
-                with self.caps.lifted():
-                    profile = self._measure(longest, kind)
-                kept.save(profile)
-            self._profiles[key] = profile
-        return self._profiles[key]
-
-    def _measure(self, longest: int, kind: _ProfileKind) -> Profile:
-        if self.wrapped.fingerprint.is_sharded:
-            raise UnsupportedModel(
-                "the model was not profiled for such a step before fully_shard took its "
-                "parameters, and cannot be after; run one before fully_shard"
-            )
-        one = None if kind.alone else self._profile_at(longest, replace(kind, alone=True))
-        causal_lm = self.wrapped.parts.causal_lm
-        with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
-            if one is not None:
-                return for_two_sequences(self.wrapped, one, longest)
-            return measure_profile(
-                self.wrapped, 1, longest, park_pre=kind.park_pre, padded=kind.masked
-            )
+    def _profile(self, shape: Shape, *, park_pre: bool) -> Profile:
+        kind = StepKind(
+            precision=shape.precision,
+            park_pre=park_pre,
+            masked=self._masked(shape.tokens),
+            alone=shape.batch == 1,
+        )
+        return self._profiles.of(kind, shape.tokens).for_batch(shape.batch)
 
     def _without_backward(self, tokens: int) -> StepPolicy:
         """Nothing is saved, or nothing but x and o; only the tile size matters."""
@@ -320,6 +335,7 @@ class StepPlanner:
 
 def _bucket_tokens(tokens: int) -> int:
     """The longest length of the bucket in which `tokens` is, in steps of an eighth of an octave."""
+    # The octave ends at the least power of two that holds `tokens`.
     step = max(1, (1 << (tokens - 1).bit_length()) // (2 * _BUCKETS_OF_OCTAVE))
     return step * math.ceil(tokens / step)
 
@@ -335,7 +351,14 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
         policy=policy,
         prediction=predict(plan.profile, policy, binds),
     )
-    return replace(found, plan=shorter)
+    copies = copy_budget(shorter, park_pre=found.copies.park_pre)
+    return _Found(plan=shorter, copies=copies, is_exact=False)
+
+
+def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
+    """Most bytes on the host at once: what was swapped, and what pre of a block parks beside it."""
+    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if park_pre else 0
+    return plan.prediction.host_peak_bytes + math.ceil(parked)
 
 
 def _whole_bytes(plan: Plan) -> int:
@@ -346,4 +369,5 @@ def _whole_bytes(plan: Plan) -> int:
         profile.o_bytes_per_token,
         profile.qkv_bytes_per_token / 3,
     )
+    # The device refuses 0.
     return max(1, int(min(classes) * plan.policy.tokens))

@@ -9,6 +9,7 @@ from memo_planner.policy import TilePlace
 from memo_train.device import devices_in_use
 from memo_train.runtime import WrappedModel
 
+# Weak: counting a model must not keep it alive.
 _counted: weakref.WeakSet[WrappedModel] = weakref.WeakSet()
 
 

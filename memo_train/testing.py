@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+# What sums over a model leave of an exact zero in float64.
 _ROUNDING_OF_ZERO = 100 * torch.finfo(torch.float64).eps
 
 
@@ -40,6 +41,7 @@ class Tolerance:
 
 
 TOLERANCES: Mapping[torch.dtype, Tolerance] = {
+    # loss_rounding is one rounding: 2**-23 and 2**-7.
     torch.float32: Tolerance(error_over_plain=2.0, loss_rounding=1.2e-7, training_loss=1e-5),
     torch.bfloat16: Tolerance(error_over_plain=2.0, loss_rounding=7.8e-3, training_loss=2e-2),
 }
@@ -151,9 +153,15 @@ class _Float64(TorchFunctionMode):
         kwargs = {name: _widened(value) for name, value in (kwargs or {}).items()}
         if func is torch.Tensor.to:
             return func(*(_widened(value) for value in args), **kwargs)
-        if func is torch.Tensor.float and args[0].requires_grad:
+        if func is torch.Tensor.float and _is_widened(args[0]):
             return args[0].double()
         return func(*args, **kwargs)
+
+
+def _is_widened(tensor: torch.Tensor) -> bool:
+    # Integers (position ids) meet tables that `.to(float32)` has widened, in a matrix product
+    # that takes no two dtypes.
+    return tensor.requires_grad or not tensor.is_floating_point()
 
 
 def _widened(value: Any) -> Any:

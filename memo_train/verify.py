@@ -152,6 +152,7 @@ def _step(model: nn.Module, batch: Mapping[str, Any], device: Device) -> StepFig
         loss=float(loss.detach()),
         seconds=seconds,
         stall_s=after.stall_s - before.stall_s,
+        # Without what others have in use, but with the model, which was there before.
         device_peak_bytes=resident + after.device_peak_bytes - before.device_used_bytes,
         host_peak_bytes=after.host_peak_bytes,
     )

@@ -75,7 +75,9 @@ def wrap(
     wrapped.install(planner.step_policy)
     try:
         _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
+        # Last: a profile's runs may need more than the plan's steps.
         caps.set(*caps_bytes, parts)
+    # An interrupt, too, leaves the model as it was.
     except BaseException:
         wrapped.restore()
         caps.restore()
@@ -128,8 +130,10 @@ def _check_options(alpha: float | None, tile_tokens: int | None, seq_len: int | 
 
 
 def _limits(device: Device, device_bytes: int | None, host_bytes: int | None) -> Limits:
+    # The cap counts what the allocator takes, the plan what tensors need.
+    capped = device_bytes and max(1, device_bytes - device.rounding_bytes)
     return Limits(
-        device_bytes=device_bytes or device.default_limit_bytes,
+        device_bytes=capped or device.default_limit_bytes,
         host_bytes=host_bytes or memory_share_bytes() // 2,
     )
 
@@ -162,4 +166,5 @@ def _plan_ahead(planner: StepPlanner, seq_len: int | None, *, fits_at_all: bool)
         planner.plan(1, seq_len)
     elif fits_at_all:
         planner.plan(1, 1)
+        # Nobody asked for that step, so `plan` must not show it.
         planner.last = None

@@ -29,6 +29,7 @@ using memo::Pointer;
 using memo::StepLayout;
 using memo::Transfer;
 using memo::TransferEvent;
+constexpr memo::ComputeStream kCaller = 0;  // on the CPU
 using Released = py::call_guard<py::gil_scoped_release>;
 
 template <typename Function>
@@ -122,6 +123,7 @@ void BindMemory(py::module_& m) {
           Released())
       .def(
           "free", [](HostPool& self, uintptr_t data) { self.Free(Pointer(data)); }, Released())
+      .def("reserve", &HostPool::Reserve, Released())
       .def("set_cap", &HostPool::SetCap, py::arg("cap_bytes"))
       .def("set_poison", &HostPool::SetPoison, py::arg("on"))
       .def("counters", &HostPool::Counters)
@@ -147,7 +149,7 @@ void BindDevice(py::module_& m) {
       .def("keep_forever", [](py::object self) { self.release(); });
   py::class_<TransferEvent>(m, "Event")
       .def("done", &TransferEvent::Done)
-      .def("wait", &TransferEvent::Wait, Released());
+      .def("wait", [](const TransferEvent& self) { self.Wait(kCaller); }, Released());
   py::class_<Transfer>(m, "Transfer")
       .def(py::init([](std::shared_ptr<CpuDevice> device) {
              return std::make_unique<Transfer>(std::move(device));
@@ -161,12 +163,12 @@ void BindDevice(py::module_& m) {
           Released())
       .def("to_host",
            [](Transfer& self, uintptr_t target, uintptr_t source, const py::tuple& shape) {
-             return TransferEvent(self.device(), self.ToHost(Rows(target, source, shape)));
+             return TransferEvent(self.device(), self.ToHost(Rows(target, source, shape), kCaller));
            })
-      .def("to_device",
-           [](Transfer& self, uintptr_t target, uintptr_t source, const py::tuple& shape) {
-             return TransferEvent(self.device(), self.ToDevice(Rows(target, source, shape)));
-           });
+      .def("to_device", [](Transfer& self, uintptr_t target, uintptr_t source,
+                           const py::tuple& shape) {
+        return TransferEvent(self.device(), self.ToDevice(Rows(target, source, shape), kCaller));
+      });
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // memo_train._cuda: the CUDA device as Python sees it. Addresses and streams are integers.
 // No logic here: what a binding does is in the headers of csrc, what an argument
 // means in memo_train/device.
-#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -32,8 +31,8 @@ using memo::Pointer;
 using memo::StepLayout;
 using memo::Transfer;
 using memo::TransferEvent;
-// Calls ask Python for the current stream while they hold a mutex: nobody may wait for that mutex
-// with the interpreter lock in hand.
+// Nothing here calls back into Python: the stream that kernels go to is an argument. Under a mutex
+// of the core Python could collect garbage, and what is freed there may need that mutex.
 using Released = py::call_guard<py::gil_scoped_release>;
 using Shape = std::array<size_t, 4>;
 
@@ -61,8 +60,7 @@ void BindCounters(py::module_& m) {
 
 void BindDevice(py::module_& m) {
   py::class_<CudaDevice, std::shared_ptr<CudaDevice>>(m, "CudaDevice", py::module_local())
-      .def(py::init<int, CudaDevice::CurrentStream>(), py::arg("ordinal"),
-           py::arg("current_stream"))
+      .def(py::init<int>(), py::arg("ordinal"))
       .def("check_usable", &CudaDevice::CheckUsable)
       .def(
           "alloc_device",
@@ -72,12 +70,13 @@ void BindDevice(py::module_& m) {
           "free_device", [](CudaDevice& self, uintptr_t data) { self.FreeDevice(Pointer(data)); },
           Released())
       .def("owns", [](const CudaDevice& self, uintptr_t data) { return self.Owns(Pointer(data)); })
+      .def("reserve_host", &CudaDevice::ReserveHost, Released())
       .def(
           "set_host_cap",
           [](CudaDevice& self, std::optional<size_t> bytes) { self.host_pool().SetCap(bytes); },
           Released())
       .def("synchronize", &CudaDevice::Synchronize, Released())
-      .def("synchronize_compute", &CudaDevice::SynchronizeCompute, Released())
+      .def("synchronize_compute", &CudaDevice::SynchronizeCompute, py::arg("compute"), Released())
       .def("now", &CudaDevice::Now)
       .def("counters", &CudaDevice::Counters)
       .def("reset_peak", &CudaDevice::ResetPeak)
@@ -92,7 +91,7 @@ void BindDevice(py::module_& m) {
 void BindTransfer(py::module_& m) {
   py::class_<TransferEvent>(m, "Event", py::module_local())
       .def("done", &TransferEvent::Done)
-      .def("wait", &TransferEvent::Wait, Released());
+      .def("wait", &TransferEvent::Wait, py::arg("compute"), Released());
   py::class_<Transfer>(m, "Transfer", py::module_local())
       .def(py::init([](std::shared_ptr<CudaDevice> device) {
              return std::make_unique<Transfer>(std::move(device));
@@ -106,14 +105,17 @@ void BindTransfer(py::module_& m) {
           Released())
       .def(
           "to_host",
-          [](Transfer& self, uintptr_t target, uintptr_t source, const Shape& shape) {
-            return TransferEvent(self.device(), self.ToHost(Rows(target, source, shape)));
+          [](Transfer& self, uintptr_t target, uintptr_t source, const Shape& shape,
+             uintptr_t compute) {
+            return TransferEvent(self.device(), self.ToHost(Rows(target, source, shape), compute));
           },
           Released())
       .def(
           "to_device",
-          [](Transfer& self, uintptr_t target, uintptr_t source, const Shape& shape) {
-            return TransferEvent(self.device(), self.ToDevice(Rows(target, source, shape)));
+          [](Transfer& self, uintptr_t target, uintptr_t source, const Shape& shape,
+             uintptr_t compute) {
+            return TransferEvent(self.device(),
+                                 self.ToDevice(Rows(target, source, shape), compute));
           },
           Released());
 }

@@ -92,14 +92,14 @@ void RmsNormBackward(const std::string& dtype, std::array<uintptr_t, 5> data,
 }
 
 void RmsNormWeightGradient(const std::string& dtype, std::array<uintptr_t, 5> data,
-                           std::array<size_t, 2> shape, size_t chunk_rows, Stream stream) {
+                           std::array<size_t, 2> shape, size_t band_rows, Stream stream) {
   WithType(dtype, [&](auto number) {
     using T = decltype(number);
     const memo::RmsNormWeightSums<T> sums = {At<T>(data[0]),     At<T>(data[1]), At<float>(data[2]),
                                              At<float>(data[3]), shape[0],       shape[1],
-                                             chunk_rows};
+                                             band_rows};
     memo::RunItems(sums, Handle(stream));
-    memo::RunItems(memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), sums.NumChunks(),
+    memo::RunItems(memo::RmsNormWeightGradient<T>{sums.sums, At<T>(data[4]), sums.NumBands(),
                                                   shape[1] * memo::Pack<T>::kElements},
                    Handle(stream));
   });

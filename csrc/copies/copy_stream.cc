@@ -45,6 +45,7 @@ class CopyStream::Adversary {
   // Seconds to hold the next piece of work back: at once, a moment, or long enough that only a
   // wait sets it free.
   double HoldSeconds() {
+    // One in eight at once, three a moment, four long.
     const size_t kind = Below(8);
     if (kind == 0) return 0;
     const double most = kind <= 3 ? kMomentSeconds : kLongSeconds;

@@ -59,23 +59,23 @@ void Transfer::RetireHost(void* data) {
   FreeRetired();
 }
 
-EventPtr Transfer::ToHost(const CopySpec& copy) {
+EventPtr Transfer::ToHost(const CopySpec& copy, ComputeStream compute) {
   device_->CheckUsable();
   copy.Check();
   std::lock_guard<std::mutex> lock(mutex_);
   HostRange& range = FindRange(copy.target, copy.TargetExtentBytes());
   // Not after range.written: that is the same stream, which keeps its order itself.
-  After(to_host_, range.read);
+  After(to_host_, compute, range.read);
   device_->CopyAsync(to_host_, copy);
   return range.written = device_->Record(to_host_);
 }
 
-EventPtr Transfer::ToDevice(const CopySpec& copy) {
+EventPtr Transfer::ToDevice(const CopySpec& copy, ComputeStream compute) {
   device_->CheckUsable();
   copy.Check();
   std::lock_guard<std::mutex> lock(mutex_);
   HostRange& range = FindRange(copy.source, copy.SourceExtentBytes());
-  After(to_device_, range.written);
+  After(to_device_, compute, range.written);
   device_->CopyAsync(to_device_, copy);
   return range.read = device_->Record(to_device_);
 }
@@ -116,8 +116,8 @@ Transfer::HostRange& Transfer::FindRange(const void* data, size_t bytes) {
   return found->second;
 }
 
-void Transfer::After(StreamId stream, const EventPtr& other_direction) {
-  device_->StreamWait(stream, device_->Record(kCompute));
+void Transfer::After(StreamId stream, ComputeStream compute, const EventPtr& other_direction) {
+  device_->StreamWait(stream, device_->RecordCompute(compute));
   if (other_direction != nullptr) device_->StreamWait(stream, other_direction);
 }
 

@@ -14,13 +14,13 @@ namespace memo {
 
 // Two copy streams, one for each direction, over any device. Guarantees, besides the device's:
 //
-//   * A copy starts after the work that kCompute was given before it.
+//   * A copy starts after the work that compute was given before it.
 //   * On one host range the two directions keep the order of the calls: a copy to the device sees
 //     what earlier copies to the host wrote, and a copy to the host does not overwrite what an
 //     earlier copy to the device still reads.
 //
 // Host ranges are tracked whole, as AllocHost gave them: allocate what is copied together.
-// On one *device* range the order of the two directions, and of copies and kCompute's later work,
+// On one *device* range the order of the two directions, and of copies and compute's later work,
 // is the caller's: wait for the returned event. Any thread may call any method.
 class Transfer {
  public:
@@ -34,10 +34,11 @@ class Transfer {
   // it are done, and counts as used until then. Throws InvalidArgument for an unknown address.
   void RetireHost(void* data);
 
-  // Start a copy and return its event. Throw InvalidArgument, with nothing started, if the host
-  // side does not lie in one live host range or the device side not in one live allocation.
-  EventPtr ToHost(const CopySpec& copy);
-  EventPtr ToDevice(const CopySpec& copy);
+  // Start a copy after what `compute` was given so far, and return its event. Throw
+  // InvalidArgument, with nothing started, if the host side does not lie in one live host range or
+  // the device side not in one live allocation.
+  EventPtr ToHost(const CopySpec& copy, ComputeStream compute);
+  EventPtr ToDevice(const CopySpec& copy, ComputeStream compute);
 
   const std::shared_ptr<Device>& device() const { return device_; }
 
@@ -54,7 +55,7 @@ class Transfer {
   void FreeRetired();
   void WaitForOldestRetired();
   HostRange& FindRange(const void* data, size_t bytes);
-  void After(StreamId stream, const EventPtr& other_direction);
+  void After(StreamId stream, ComputeStream compute, const EventPtr& other_direction);
 
   const std::shared_ptr<Device> device_;
   const StreamId to_host_;
@@ -70,8 +71,8 @@ class TransferEvent {
   TransferEvent(std::shared_ptr<Device> device, EventPtr event)
       : device_(std::move(device)), event_(std::move(event)) {}
   bool Done() const { return event_->Done(); }
-  // kCompute waits.
-  void Wait() const { device_->StreamWait(kCompute, event_); }
+  // `compute` waits.
+  void Wait(ComputeStream compute) const { device_->ComputeWait(compute, event_); }
 
  private:
   std::shared_ptr<Device> device_;

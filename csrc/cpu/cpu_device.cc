@@ -54,18 +54,18 @@ void CpuDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
   found.work.AddCopy(copy);
 }
 
-EventPtr CpuDevice::Record(StreamId stream) {
-  if (stream == kCompute) return std::make_shared<PastEvent>();
-  return FindStream(stream).work.Record();
-}
+EventPtr CpuDevice::Record(StreamId stream) { return FindStream(stream).work.Record(); }
+
+EventPtr CpuDevice::RecordCompute(ComputeStream) { return std::make_shared<PastEvent>(); }
 
 void CpuDevice::StreamWait(StreamId stream, const EventPtr& event) {
   if (event->Done()) return;
   CheckUsable();
-  if (stream != kCompute) {
-    FindStream(stream).work.AddWait(event);
-    return;
-  }
+  FindStream(stream).work.AddWait(event);
+}
+
+void CpuDevice::ComputeWait(ComputeStream, const EventPtr& event) {
+  if (event->Done()) return;
   const double start_s = Now();
   HostWait(event);
   stalls_.Add(Now() - start_s);
@@ -74,7 +74,7 @@ void CpuDevice::StreamWait(StreamId stream, const EventPtr& event) {
 void CpuDevice::HostWait(const EventPtr& event) {
   if (event->Done()) return;
   CheckUsable();
-  CopyStream::WaitFor(*event);  // one of a stream: those of kCompute are done from the start
+  CopyStream::WaitFor(*event);  // one of a stream: those of compute are done from the start
 }
 
 void CpuDevice::Synchronize() {

@@ -25,7 +25,7 @@ struct DeviceCounters {
   HostPoolCounters host;
   LinkCounters to_host;
   LinkCounters to_device;
-  StopWatch::Reading stalls;  // kCompute blocked in StreamWait
+  StopWatch::Reading stalls;  // compute blocked in ComputeWait
 };
 
 // A real device, not a simulation: device memory is an arena, a copy is a memcpy on another thread.
@@ -47,7 +47,9 @@ class CpuDevice : public Device {
   StreamId CreateStream(Direction direction) override;
   void CopyAsync(StreamId stream, const CopySpec& copy) override;
   EventPtr Record(StreamId stream) override;
+  EventPtr RecordCompute(ComputeStream compute) override;
   void StreamWait(StreamId stream, const EventPtr& event) override;
+  void ComputeWait(ComputeStream compute, const EventPtr& event) override;
   void HostWait(const EventPtr& event) override;
   double Now() const override { return NowSeconds(); }
 

@@ -11,6 +11,7 @@ namespace memo {
 namespace {
 
 constexpr size_t kLargestBytes = PTRDIFF_MAX / 2;  // can be rounded and added up
+// The granularity in which drivers map device memory.
 constexpr size_t kPageBytes = size_t{2} << 20;
 constexpr size_t kGrowthShare = 4;  // a new chunk has at least this part of its stream's bytes
 

@@ -158,7 +158,7 @@ class CudaAllocators {
   // That of the GPU whose memory `data` is. Throws InvalidArgument if it is none's.
   CudaAllocator& Owning(const void* data);
 
-  // Why the last request was refused that could not throw; empty if none was.
+  // What went wrong last where nobody could be told; empty if nothing has.
   std::string LastError() const;
   void KeepError(const char* text);
 

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <new>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/bytes.h"
 #include "base/check.h"
@@ -21,6 +23,8 @@ const CudaEvent& Cuda(const EventPtr& event) {
   return *found;
 }
 
+cudaStream_t Handle(ComputeStream compute) { return reinterpret_cast<cudaStream_t>(compute); }
+
 bool HasDriver() {
   int version = 0;
   return cudaDriverGetVersion(&version) == cudaSuccess && version != 0;
@@ -30,6 +34,27 @@ int Attribute(const CudaCalls& calls, cudaDeviceAttr attribute) {
   int value = 0;
   calls.Check(cudaDeviceGetAttribute(&value, attribute, calls.ordinal()), "cudaDeviceGetAttribute");
   return value;
+}
+
+// Has the system give memory to pages that it has only mapped. It clears them first, which one
+// thread does at a fraction of the memory's speed, and pinning would do on one thread.
+void TouchPages(char* data, size_t bytes) {
+  constexpr size_t kBytesOfAThread = size_t{64} << 20;
+  constexpr size_t kMostThreads = 16;
+  const size_t page_bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const auto touch = [=](size_t begin, size_t end) {
+    for (size_t at = begin; at < end; at += page_bytes) static_cast<volatile char*>(data)[at] = 0;
+  };
+  const size_t cores = std::max<size_t>(1, std::thread::hardware_concurrency());
+  const size_t num_threads =
+      std::clamp<size_t>(bytes / kBytesOfAThread, 1, std::min(cores, kMostThreads));
+  const size_t share = RoundUp(bytes / num_threads + 1, page_bytes);
+  std::vector<std::thread> others;
+  for (size_t begin = share; begin < bytes; begin += share) {
+    others.emplace_back(touch, begin, std::min(bytes, begin + share));
+  }
+  touch(0, std::min(bytes, share));
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace
@@ -50,6 +75,10 @@ class CudaDevice::Pages : public PagePinner {
     // device goes on with the original.
     if (madvise(data, bytes, MADV_DONTFORK) != 0) return false;
     PreferNode(data, bytes);
+    // Fewer entries in the tables of processor and device. Only speed hangs on it: kernels without
+    // huge pages refuse.
+    static_cast<void>(madvise(data, bytes, MADV_HUGEPAGE));
+    TouchPages(static_cast<char*>(data), bytes);
     const cudaError_t code = cudaHostRegister(data, bytes, cudaHostRegisterPortable);
     if (code == cudaErrorMemoryAllocation) {
       static_cast<void>(cudaGetLastError());
@@ -72,6 +101,7 @@ class CudaDevice::Pages : public PagePinner {
     if (numa_node_ < 0 || numa_node_ >= kMaskBits) return;
     const unsigned long mask = 1UL << numa_node_;
     // Only speed hangs on it, and containers may forbid the call: a refusal is no error.
+    // The kernel takes the last of the bits that it is told of off again, hence one more.
     syscall(SYS_mbind, data, bytes, MPOL_PREFERRED, &mask, kMaskBits + 1, 0);
   }
 
@@ -91,8 +121,7 @@ int CudaDevice::Count() {
   return count;
 }
 
-CudaDevice::CudaDevice(int ordinal, CurrentStream current_stream)
-    : current_stream_(std::move(current_stream)) {
+CudaDevice::CudaDevice(int ordinal) {
   const int count = Count();
   MEMO_REQUIRE(InvalidArgument, 0 <= ordinal && ordinal < count)
       << "there is no CUDA device " << ordinal << ": this process sees " << count
@@ -173,6 +202,11 @@ void* CudaDevice::AllocHost(size_t bytes) {
   return host_pool_->Alloc(bytes);
 }
 
+void CudaDevice::ReserveHost(size_t bytes) {
+  CheckUsable();
+  host_pool_->Reserve(bytes);
+}
+
 void CudaDevice::FreeHost(void* data) {
   CheckUsable();
   host_pool_->Free(data);
@@ -232,21 +266,34 @@ void CudaDevice::CopyRows(const CopySpec& copy, const Stream& stream) const {
 
 EventPtr CudaDevice::Record(StreamId stream) {
   CheckUsable();
-  const cudaStream_t handle = Handle(stream);
+  const Stream found = FindStream(stream);
   const CudaGuard guard(calls_.get());
-  return events_->Record(handle);
+  return events_->Record(found.handle);
+}
+
+EventPtr CudaDevice::RecordCompute(ComputeStream compute) {
+  CheckUsable();
+  const CudaGuard guard(calls_.get());
+  return events_->Record(Handle(compute));
 }
 
 void CudaDevice::StreamWait(StreamId stream, const EventPtr& event) {
   CheckUsable();
   const CudaEvent& waited = Cuda(event);
   if (waited.Done()) return;
-  const cudaStream_t handle = Handle(stream);
+  const Stream found = FindStream(stream);
   const CudaGuard guard(calls_.get());
-  if (stream != kCompute) return waited.Block(handle);
-  CudaEventRef begin = timed_events_->Record(handle);
-  waited.Block(handle);
-  stalled_.Add(std::move(begin), timed_events_->Record(handle));
+  waited.Block(found.handle);
+}
+
+void CudaDevice::ComputeWait(ComputeStream compute, const EventPtr& event) {
+  CheckUsable();
+  const CudaEvent& waited = Cuda(event);
+  if (waited.Done()) return;
+  const CudaGuard guard(calls_.get());
+  CudaEventRef begin = timed_events_->Record(Handle(compute));
+  waited.Block(Handle(compute));
+  stalled_.Add(std::move(begin), timed_events_->Record(Handle(compute)));
   std::lock_guard<std::mutex> lock(mutex_);
   ++stalls_;
 }
@@ -269,11 +316,10 @@ void CudaDevice::Synchronize() {
   }
 }
 
-void CudaDevice::SynchronizeCompute() {
+void CudaDevice::SynchronizeCompute(ComputeStream compute) {
   CheckUsable();
-  const cudaStream_t handle = Handle(kCompute);
   const CudaGuard guard(calls_.get());
-  calls_->Check(cudaStreamSynchronize(handle), "cudaStreamSynchronize");
+  calls_->Check(cudaStreamSynchronize(Handle(compute)), "cudaStreamSynchronize");
 }
 
 int CudaDevice::numa_node() const { return pages_->numa_node(); }
@@ -330,11 +376,6 @@ CudaDevice::Stream CudaDevice::FindStream(StreamId stream) const {
       << "stream " << stream << " is not a copy stream of CUDA device " << ordinal()
       << ", which has 1.." << last;
   return streams_[static_cast<size_t>(stream) - 1];
-}
-
-cudaStream_t CudaDevice::Handle(StreamId stream) const {
-  if (stream != kCompute) return FindStream(stream).handle;
-  return reinterpret_cast<cudaStream_t>(current_stream_());
 }
 
 }  // namespace memo

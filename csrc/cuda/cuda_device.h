@@ -1,4 +1,4 @@
-// A CUDA device: non-blocking copy streams, pooled events, pinned host memory in exact sizes.
+// A CUDA device: non-blocking copy streams, pooled events, pinned host memory.
 #ifndef MEMO_CUDA_CUDA_DEVICE_H_
 #define MEMO_CUDA_CUDA_DEVICE_H_
 
@@ -6,7 +6,6 @@
 
 #include <array>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -34,27 +33,23 @@ struct CudaCounters {
   HostPoolCounters host;
   LinkCounters to_host;  // busy_s: of copies that are over, by the device's own clock
   LinkCounters to_device;
-  uint64_t stalls = 0;  // kCompute was told to wait for an event that was not done
+  uint64_t stalls = 0;  // compute was told to wait for an event that was not done
   double stall_s = 0;   // it stood still for, in waits that are over, by the device's own clock
 };
 
-// One GPU as device.h describes it. kCompute is the tensor library's current stream.
+// One GPU as device.h describes it. Compute is the tensor library's current stream.
 //
 // There may be several devices in one process; every call makes its own current for as long as it
 // runs. CUDA's error codes become CudaError, but a refusal of memory DeviceMemoryExceeded or
 // HostMemoryExceeded. A failure that a destructor meets is thrown by the next CheckUsable.
 class CudaDevice : public Device {
  public:
-  // Gives the handle of the stream that kernels go to now (0 is CUDA's default stream). Called
-  // whenever kCompute is used, by the thread that uses it, so that changing streams is noticed.
-  using CurrentStream = std::function<uintptr_t()>;
-
   // How many devices the process sees: 0 where there is no driver. Throws CudaError when a driver
   // is there and does not work.
   static int Count();
 
   // Throws InvalidArgument if there is no device `ordinal`.
-  CudaDevice(int ordinal, CurrentStream current_stream);
+  explicit CudaDevice(int ordinal);
   // Waits for the copy streams. Everything the device handed out is invalid afterwards.
   ~CudaDevice() override;
   CudaDevice(const CudaDevice&) = delete;
@@ -66,18 +61,22 @@ class CudaDevice : public Device {
   void FreeDevice(void* data) override;
   void* AllocHost(size_t bytes) override;
   void FreeHost(void* data) override;
+  // HostPool::Reserve: pins now what later calls of AllocHost need.
+  void ReserveHost(size_t bytes);
   StreamId CreateStream(Direction direction) override;
   // The device side may be anybody's memory on this device; its first and last byte are looked at.
   void CopyAsync(StreamId stream, const CopySpec& copy) override;
   EventPtr Record(StreamId stream) override;
+  EventPtr RecordCompute(ComputeStream compute) override;
   void StreamWait(StreamId stream, const EventPtr& event) override;
+  void ComputeWait(ComputeStream compute, const EventPtr& event) override;
   void HostWait(const EventPtr& event) override;
   double Now() const override { return NowSeconds(); }
 
   // Blocks until every copy stream is idle.
   void Synchronize();
-  // Blocks until kCompute is.
-  void SynchronizeCompute();
+  // Blocks until compute is.
+  void SynchronizeCompute(ComputeStream compute);
 
   // The device's memory, whoever uses it.
   size_t MemoryBytes() const;
@@ -105,11 +104,9 @@ class CudaDevice : public Device {
 
   void Refuse(size_t bytes) const;
   Stream FindStream(StreamId stream) const;
-  cudaStream_t Handle(StreamId stream) const;
   void CopyRows(const CopySpec& copy, const Stream& stream) const;
   void Destroy();
 
-  const CurrentStream current_stream_;
   // Behind pointers, so that a fork can let them go without a call to CUDA. In this order, because
   // each uses those before it when it is destroyed.
   std::unique_ptr<CudaCalls> calls_;

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) ItemKernel(const Args args) {
   }
 }
 
-// A lane and the one `distance` away both get the sum of both: RunRowsOnHost adds in this order.
+// A lane and the one `distance` away both get the sum of both: AddOverLanes adds in this order.
 template <int kSums>
 __device__ void AddOverWarp(LaneSums<kSums>& sums) {
   for (unsigned distance = kLanes / 2; distance > 0; distance /= 2) {

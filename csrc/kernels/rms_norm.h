@@ -37,11 +37,6 @@ struct RmsNormBackward {
 };
 
 template <typename T>
-MEMO_HOST_DEVICE float NumbersOfRow(size_t row_packs) {
-  return static_cast<float>(row_packs * Pack<T>::kElements);
-}
-
-template <typename T>
 MEMO_HOST_DEVICE LaneSums<1> SumLane(const RmsNorm<T>& args, size_t row, unsigned lane) {
   using P = Pack<T>;
   float squares = 0.0f;
@@ -59,7 +54,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNorm<T>& args, size_t row, unsigned lane,
                                  const LaneSums<1>& sums) {
   using P = Pack<T>;
-  const float mean = sums.values[0] / NumbersOfRow<T>(args.row_packs);
+  const float mean = sums.values[0] / static_cast<float>(args.row_packs * P::kElements);
   const float scale = 1.0f / sqrtf(mean + args.epsilon);
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     P pack = LoadPack<P>(args.x, row * args.row_packs + i);
@@ -94,7 +89,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, unsigned lane,
                                  const LaneSums<2>& sums) {
   using P = Pack<T>;
-  const float numbers = NumbersOfRow<T>(args.row_packs);
+  const float numbers = static_cast<float>(args.row_packs * P::kElements);
   const float scale = 1.0f / sqrtf(sums.values[0] / numbers + args.epsilon);
   const float along = scale * scale * (sums.values[1] / numbers);
   if (lane == 0) args.scales[row] = scale;
@@ -112,7 +107,7 @@ MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, uns
 
 // The gradient of weight: sums over rows in two passes, always in the same order.
 
-// First pass: every chunk of `chunk_rows` rows gives one row of fp32 sums; the last may be shorter.
+// First pass: every band of `band_rows` rows gives one row of fp32 sums; the last may be shorter.
 template <typename T>
 struct RmsNormWeightSums {
   const T* dy;
@@ -121,14 +116,14 @@ struct RmsNormWeightSums {
   float* sums;
   size_t rows;
   size_t row_packs;
-  size_t chunk_rows;
+  size_t band_rows;
 
-  MEMO_HOST_DEVICE size_t NumChunks() const { return (rows + chunk_rows - 1) / chunk_rows; }
+  MEMO_HOST_DEVICE size_t NumBands() const { return (rows + band_rows - 1) / band_rows; }
 };
 
 template <typename T>
 MEMO_HOST_DEVICE size_t NumItems(const RmsNormWeightSums<T>& args) {
-  return args.NumChunks() * args.row_packs;
+  return args.NumBands() * args.row_packs;
 }
 
 template <typename T>
@@ -136,8 +131,8 @@ MEMO_HOST_DEVICE void RunItem(const RmsNormWeightSums<T>& args, size_t item) {
   using P = Pack<T>;
   using Sums = Pack<float>;
   const size_t column = item % args.row_packs;
-  const size_t first = item / args.row_packs * args.chunk_rows;
-  const size_t end = first + args.chunk_rows < args.rows ? first + args.chunk_rows : args.rows;
+  const size_t first = item / args.row_packs * args.band_rows;
+  const size_t end = first + args.band_rows < args.rows ? first + args.band_rows : args.rows;
   Sums sums[P::kElements / Sums::kElements] = {};
   MEMO_UNROLL_4
   for (size_t row = first; row < end; ++row) {
@@ -153,12 +148,12 @@ MEMO_HOST_DEVICE void RunItem(const RmsNormWeightSums<T>& args, size_t item) {
   for (size_t i = 0; i < kPacks; ++i) StorePack(args.sums, item * kPacks + i, sums[i]);
 }
 
-// Second pass: the chunks' sums are added up and rounded, four columns an item.
+// Second pass: the bands' sums are added up and rounded, four columns an item.
 template <typename T>
 struct RmsNormWeightGradient {
   const float* sums;
   T* d_weight;
-  size_t chunks;
+  size_t bands;
   size_t columns;
 };
 
@@ -172,8 +167,8 @@ MEMO_HOST_DEVICE void RunItem(const RmsNormWeightGradient<T>& args, size_t item)
   using Sums = Pack<float>;
   Sums total = {};
   MEMO_UNROLL_4
-  for (size_t chunk = 0; chunk < args.chunks; ++chunk) {
-    const Sums sums = LoadPack<Sums>(args.sums, chunk * NumItems(args) + item);
+  for (size_t band = 0; band < args.bands; ++band) {
+    const Sums sums = LoadPack<Sums>(args.sums, band * NumItems(args) + item);
     for (size_t e = 0; e < Sums::kElements; ++e) total.values[e] += sums.values[e];
   }
   Pack<T, Sums::kElements> rounded;

@@ -24,12 +24,6 @@ void RunItemsOnDevice(const Args& args, cudaStream_t stream);
 template <typename Args>
 void RunRowsOnDevice(const Args& args, cudaStream_t stream);
 
-template <typename Args>
-void RunItemsOnHost(const Args& args) {
-  const size_t num_items = NumItems(args);
-  for (size_t item = 0; item < num_items; ++item) RunItem(args, item);
-}
-
 template <int kSums>
 void AddOverLanes(LaneSums<kSums> (&sums)[kLanes]) {
   for (unsigned distance = kLanes / 2; distance > 0; distance /= 2) {
@@ -39,32 +33,22 @@ void AddOverLanes(LaneSums<kSums> (&sums)[kLanes]) {
   }
 }
 
+// On `stream`, or on this thread without one.
 template <typename Args>
-void RunRowsOnHost(const Args& args) {
+void RunItems(const Args& args, std::optional<cudaStream_t> stream) {
+  if (stream) return RunItemsOnDevice(args, *stream);
+  const size_t num_items = NumItems(args);
+  for (size_t item = 0; item < num_items; ++item) RunItem(args, item);
+}
+
+template <typename Args>
+void RunRows(const Args& args, std::optional<cudaStream_t> stream) {
+  if (stream) return RunRowsOnDevice(args, *stream);
   for (size_t row = 0; row < args.rows; ++row) {
     LaneSums<Args::kSums> sums[kLanes];
     for (unsigned lane = 0; lane < kLanes; ++lane) sums[lane] = SumLane(args, row, lane);
     AddOverLanes(sums);
     for (unsigned lane = 0; lane < kLanes; ++lane) FinishLane(args, row, lane, sums[0]);
-  }
-}
-
-// On `stream`, or on this thread without one.
-template <typename Args>
-void RunItems(const Args& args, std::optional<cudaStream_t> stream) {
-  if (stream) {
-    RunItemsOnDevice(args, *stream);
-  } else {
-    RunItemsOnHost(args);
-  }
-}
-
-template <typename Args>
-void RunRows(const Args& args, std::optional<cudaStream_t> stream) {
-  if (stream) {
-    RunRowsOnDevice(args, *stream);
-  } else {
-    RunRowsOnHost(args);
   }
 }
 

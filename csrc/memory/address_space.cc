@@ -13,6 +13,7 @@ AddressSpace::AddressSpace(size_t limit_bytes) : limit_bytes_(limit_bytes) {
 }
 
 std::optional<size_t> AddressSpace::TakeBySize(size_t bytes) {
+  // A planned range is not worth a refusal.
   if (bytes > LargestHole()) GiveUpStep();
   if (bytes > LargestHole()) return std::nullopt;
   const bool is_large = large_bytes_ && bytes >= *large_bytes_;
@@ -79,6 +80,7 @@ bool AddressSpace::IsLive(size_t offset, size_t bytes) const {
 
 bool AddressSpace::BeginStep(std::shared_ptr<const StepLayout> layout,
                              Replay::ServedThreads served) {
+  // Of a step that nobody has ended, such as one whose backward failed.
   if (replay_) DissolveRange();
   done_.reset();
   // Not 0 bytes, even for a layout of nothing: there may be no hole at all to take them from.

@@ -13,16 +13,6 @@
 
 namespace memo {
 
-// What a range of addresses holds. Bytes are after rounding to the alignment.
-struct AddressCounters {
-  size_t used_bytes = 0;        // in live allocations now
-  size_t peak_bytes = 0;        // largest used_bytes since ResetPeak
-  size_t high_water_bytes = 0;  // most bytes outside the largest hole since ResetPeak
-  size_t live_allocations = 0;
-  uint64_t allocations = 0;  // ever made
-  size_t planned_bytes = 0;  // the range that a step's layout occupies now
-};
-
 // The offsets [0, limit), for whoever has memory behind them and holds a lock around every call.
 //
 // While a step with a layout runs, its requests get their planned addresses (see Replay) in a range
@@ -31,6 +21,16 @@ struct AddressCounters {
 class AddressSpace {
  public:
   static constexpr size_t kAlignment = 64;
+
+  // What the range holds. Bytes are after rounding to the alignment.
+  struct Counters {
+    size_t used_bytes = 0;        // in live allocations now
+    size_t peak_bytes = 0;        // largest used_bytes since ResetPeak
+    size_t high_water_bytes = 0;  // most bytes outside the largest hole since ResetPeak
+    size_t live_allocations = 0;
+    uint64_t allocations = 0;  // ever made
+    size_t planned_bytes = 0;  // the range that a step's layout occupies now
+  };
 
   // `limit_bytes` is a multiple of the alignment, as are the bytes of all requests.
   explicit AddressSpace(size_t limit_bytes);
@@ -74,7 +74,7 @@ class AddressSpace {
   size_t LargestHole() const { return hole_sizes_.empty() ? 0 : *hole_sizes_.rbegin(); }
   // End of the highest live allocation or planned range.
   size_t EndOfLive() const;
-  const AddressCounters& counters() const { return counters_; }
+  const Counters& counters() const { return counters_; }
   void ResetPeak();
 
   // Serves the next step by `layout`, in a range taken for it, until EndStep. False, and nothing is
@@ -115,7 +115,7 @@ class AddressSpace {
   std::optional<size_t> large_bytes_;
   std::optional<Replay> replay_;      // its range is in no hole and not in live_
   std::optional<ReplayCounts> done_;  // of a step whose range was dissolved
-  AddressCounters counters_;
+  Counters counters_;
 };
 
 }  // namespace memo

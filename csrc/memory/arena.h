@@ -17,7 +17,7 @@
 namespace memo {
 
 // What an arena holds; offsets count from its start.
-struct ArenaCounters : AddressCounters {
+struct ArenaCounters : AddressSpace::Counters {
   size_t largest_hole_bytes = 0;    // the largest request that would be served now
   std::optional<size_t> cap_bytes;  // as set; nullopt: no cap
   size_t reserved_bytes = 0;

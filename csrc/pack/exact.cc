@@ -11,6 +11,7 @@ namespace {
 
 using Verdict = ExactSearch::Verdict;
 
+// Floors and sizes may be added to it.
 constexpr int64_t kNone = std::numeric_limits<int64_t>::max() / 4;
 constexpr int32_t kBlocked = std::numeric_limits<int32_t>::max() / 2;
 // Each level takes some 600 bytes of stack, of which a thread has 8 MiB.
@@ -265,7 +266,7 @@ Search::Search(const Problem& problem, const Conflicts& conflicts, int64_t capac
 
 Verdict Search::Run(const Strategy& strategy, int64_t max_nodes,
                     const std::function<bool()>& stop) {
-  weight_ = Weights(problem_, strategy.preference, strategy.noise, strategy.seed);
+  weight_ = Strategy::Weights(problem_, strategy.preference, strategy.noise, strategy.seed);
   pick_ = strategy.pick;
   state_.Undo(0);
   max_nodes_ = nodes_ + max_nodes;
@@ -296,6 +297,7 @@ Verdict Search::Solve(const Region& region) {
     }
   }
   --depth_;
+  // What was not searched through refutes nothing.
   if (gave_up_ && verdict == Verdict::kImpossible) verdict = Verdict::kGaveUp;
   if (verdict != Verdict::kFound) state_.Undo(mark);
   return verdict;
@@ -471,6 +473,7 @@ Verdict Search::SolveWithout(const Region& region, int32_t placed) {
     parts.back().end = active_.size();
     parts.back().last = reach;
   }
+  // The smallest first: where one fails, the others need not be tried.
   std::stable_sort(parts.begin(), parts.end(), [](const Region& a, const Region& b) {
     return a.end - a.begin < b.end - b.begin;
   });

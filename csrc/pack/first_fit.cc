@@ -105,15 +105,15 @@ void Take(Ranges& taken, int64_t start, int64_t stop) {
 void FitInOrders(const Problem& problem, const Conflicts& conflicts, const Obstacles& obstacles,
                  const Fits& fits, const std::function<bool()>& stop, Offsets& best) {
   Order orders[std::size(kPreferences)];
-  int64_t lowest = best.empty() ? std::numeric_limits<int64_t>::max() : Peak(problem, best);
+  int64_t lowest = best.empty() ? std::numeric_limits<int64_t>::max() : problem.Peak(best);
   for (int64_t fit = 0; fit < fits.most && lowest > fits.target; ++fit) {
     if (!best.empty() && stop()) return;
     const size_t k = OrderOfFit(fit);
     Order& order = orders[k];
-    if (order.empty()) order = Descending(Weights(problem, kPreferences[k]));
+    if (order.empty()) order = Descending(Strategy::Weights(problem, kPreferences[k]));
     Offsets found = FirstFit(problem, conflicts, order, obstacles);
     PromoteHighest(problem, found, fits.target, order);
-    const int64_t peak = Peak(problem, found);
+    const int64_t peak = problem.Peak(found);
     if (peak < lowest) best = std::move(found), lowest = peak;
   }
 }

@@ -176,7 +176,7 @@ Offsets LongestOnSkyline(const Problem& problem) {
 
 Packer::Packer(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
                const std::vector<int64_t>& size)
-    : problem_(Reduce(lower, upper, size)), lower_bound_(LowerBound(problem_)) {}
+    : problem_(Problem::OfLifetimes(lower, upper, size)), lower_bound_(problem_.LowerBound()) {}
 
 bool Packer::Over() const { return stopped_ || std::chrono::steady_clock::now() >= deadline_; }
 
@@ -191,7 +191,7 @@ void Packer::Run(const Limits& limits) {
   std::vector<Part> parts = Split(problem_);
   // The part that decides the peak goes first, so that the others need not go below it.
   std::vector<std::pair<int64_t, size_t>> by_load;
-  for (size_t k = 0; k < parts.size(); ++k) by_load.emplace_back(-LowerBound(parts[k].problem), k);
+  for (size_t k = 0; k < parts.size(); ++k) by_load.emplace_back(-parts[k].problem.LowerBound(), k);
   std::sort(by_load.begin(), by_load.end());
   for (const auto& [load, k] : by_load) PackPart(parts[k]);
 }
@@ -199,7 +199,7 @@ void Packer::Run(const Limits& limits) {
 std::vector<Packer::Part> Packer::Split(const Problem& problem) {
   std::vector<Part> parts;
   int32_t base = 0, reach = 0;
-  for (const int32_t index : ByFirstSection(problem)) {
+  for (const int32_t index : problem.ByFirstSection()) {
     const Buffer& buffer = problem.buffers[index];
     if (parts.empty() || buffer.first >= reach) {
       parts.emplace_back();
@@ -217,13 +217,13 @@ std::vector<Packer::Part> Packer::Split(const Problem& problem) {
 void Packer::PackPart(const Part& part) {
   Offsets best;
   const auto too_high = [&] {
-    return best.empty() || (Peak(part.problem, best) > target_ && !Over());
+    return best.empty() || (part.problem.Peak(best) > target_ && !Over());
   };
   if (part.problem.buffers.size() > kMostFitAtOnce) PackWindows(part.problem, best);
   if (too_high()) PackMerged(part.problem, best);
   if (too_high()) PackWhole(part.problem, best);
   for (size_t i = 0; i < best.size(); ++i) offsets_[part.index[i]] = best[i];
-  const int64_t peak = std::max(peak_.load(), Peak(part.problem, best));
+  const int64_t peak = std::max(peak_.load(), part.problem.Peak(best));
   peak_ = peak;
   target_ = std::max(target_, peak);
 }
@@ -234,7 +234,7 @@ void Packer::PackWindows(const Problem& problem, Offsets& best) {
   WindowPacker packer(problem);
   const auto over = [&] { return Over(); };
   packer.Pack(target_, kAttemptsBeforeSweep, over, best);
-  if (best.empty() || Peak(problem, best) > target_) Sweep(problem, best);
+  if (best.empty() || problem.Peak(best) > target_) Sweep(problem, best);
   const bool is_last = problem.buffers.size() > kMostSearchedBuffers;
   packer.Pack(target_, is_last ? std::numeric_limits<int64_t>::max() : kAttemptsBeforeSearch, over,
               best);
@@ -244,6 +244,7 @@ void Packer::PackWindows(const Problem& problem, Offsets& best) {
 // forward makes what its backward frees. Not tried if there are not far fewer.
 void Packer::PackMerged(const Problem& problem, Offsets& best) {
   const Merged merged(problem);
+  // Unless they are far fewer, the fits of the whole find the same.
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   if (Conflicts::Count(merged.problem) > kMostListedConflicts) return;
   constexpr FitBudget kGlance{18, 20'000'000};
@@ -269,14 +270,14 @@ void Packer::Fit(const Problem& problem, const Conflicts& conflicts, const FitBu
 }
 
 bool Packer::Keep(const Problem& problem, Offsets&& found, Offsets& best) {
-  if (!best.empty() && Peak(problem, found) >= Peak(problem, best)) return false;
+  if (!best.empty() && problem.Peak(found) >= problem.Peak(best)) return false;
   best = std::move(found);
   return true;
 }
 
 void Packer::Sweep(const Problem& problem, Offsets& best) {
   Keep(problem, BestFitInTime(problem), best);
-  if (Peak(problem, best) > target_ && !Over()) Keep(problem, LongestOnSkyline(problem), best);
+  if (problem.Peak(best) > target_ && !Over()) Keep(problem, LongestOnSkyline(problem), best);
 }
 
 // Searches at the lowest capacity that is not refuted and, as long as only the lowest peak will
@@ -284,17 +285,19 @@ void Packer::Sweep(const Problem& problem, Offsets& best) {
 void Packer::PackExactly(const Problem& problem, const Conflicts& conflicts, Offsets& best) {
   if (problem.buffers.size() > kMostSearchedBuffers) return;
   std::optional<Attempt> low, middle;
+  // Kept for as long as the capacity stays: an attempt knows the states that failed.
   const auto prepare = [&](std::optional<Attempt>& attempt, int64_t capacity) -> Attempt& {
     if (!attempt || attempt->capacity != capacity) {
       attempt.emplace(Attempt{capacity, ExactSearch(problem, conflicts, capacity)});
     }
     return *attempt;
   };
-  for (int64_t round = 0; Peak(problem, best) > target_ && !Over(); ++round) {
-    const int64_t half_way = target_ + (Peak(problem, best) - target_) / 2;
+  for (int64_t round = 0; problem.Peak(best) > target_ && !Over(); ++round) {
+    const int64_t half_way = target_ + (problem.Peak(best) - target_) / 2;
     if (!limits_.capacity && round % 2 == 1 && half_way > target_) {
       Search(problem, prepare(middle, half_way), round / 2, best);
     } else if (Search(problem, prepare(low, target_), round, best)) {
+      // Refuted; sizes are whole units, so the next capacity is one more.
       lower_bound_ = std::max(lower_bound_.load(), ++target_);
     }
   }

@@ -17,8 +17,8 @@ std::vector<int32_t> ByTime(const std::vector<int64_t>& time) {
 
 }  // namespace
 
-Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
-               const std::vector<int64_t>& size) {
+Problem Problem::OfLifetimes(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+                             const std::vector<int64_t>& size) {
   const std::vector<int32_t> starts = ByTime(lower), stops = ByTime(upper);
   Problem problem;
   problem.buffers.resize(size.size());
@@ -40,12 +40,11 @@ Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& up
   return problem;
 }
 
-std::vector<int32_t> ByFirstSection(const Problem& problem) {
-  std::vector<int32_t> order(problem.buffers.size());
+std::vector<int32_t> Problem::ByFirstSection() const {
+  std::vector<int32_t> order(buffers.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return problem.buffers[a].first < problem.buffers[b].first;
-  });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return buffers[a].first < buffers[b].first; });
   return order;
 }
 
@@ -77,27 +76,27 @@ Offsets Merged::Unmerged(const Offsets& stacks) const {
   return offsets;
 }
 
-std::vector<int64_t> Load(const Problem& problem) {
-  std::vector<int64_t> load(problem.num_sections + 1, 0);
-  for (const Buffer& buffer : problem.buffers) {
+std::vector<int64_t> Problem::Load() const {
+  std::vector<int64_t> load(num_sections + 1, 0);
+  for (const Buffer& buffer : buffers) {
     load[buffer.first] += buffer.size;
     load[buffer.last] -= buffer.size;
   }
   std::partial_sum(load.begin(), load.end(), load.begin());
   load.pop_back();
-  for (size_t s = 0; s < problem.base.size(); ++s) load[s] += problem.base[s];
+  for (size_t s = 0; s < base.size(); ++s) load[s] += base[s];
   return load;
 }
 
-int64_t LowerBound(const Problem& problem) {
-  const std::vector<int64_t> load = Load(problem);
+int64_t Problem::LowerBound() const {
+  const std::vector<int64_t> load = Load();
   return load.empty() ? 0 : *std::max_element(load.begin(), load.end());
 }
 
-int64_t Peak(const Problem& problem, const Offsets& offsets) {
+int64_t Problem::Peak(const Offsets& offsets) const {
   int64_t peak = 0;
   for (size_t i = 0; i < offsets.size(); ++i) {
-    peak = std::max(peak, offsets[i] + problem.buffers[i].size);
+    peak = std::max(peak, offsets[i] + buffers[i].size);
   }
   return peak;
 }
@@ -105,7 +104,7 @@ int64_t Peak(const Problem& problem, const Offsets& offsets) {
 Conflicts::Conflicts(const Problem& problem, bool with_whole)
     : start_(problem.buffers.size() + 1, 0) {
   const std::vector<Buffer>& buffers = problem.buffers;
-  const std::vector<int32_t> order = ByFirstSection(problem);
+  const std::vector<int32_t> order = problem.ByFirstSection();
   const auto for_each_pair = [&](auto visit) {
     std::vector<int32_t> alive;
     for (const int32_t i : order) {

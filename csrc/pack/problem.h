@@ -18,7 +18,15 @@ struct Buffer {
   int64_t size;
 };
 
+// Offset of every buffer, in the order of Problem::buffers.
+using Offsets = std::vector<int64_t>;
+
 struct Problem {
+  // Sections from half-open lifetimes; sizes are taken as they are. All three have equal length,
+  // lower < upper and size > 0.
+  static Problem OfLifetimes(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
+                             const std::vector<int64_t>& size);
+
   std::vector<Buffer> buffers;
   int32_t num_sections = 0;
   // Per section, units that are taken by what is not among the buffers; none if empty.
@@ -28,18 +36,15 @@ struct Problem {
   bool IsWhole(const Buffer& buffer) const {
     return buffer.first == 0 && buffer.last == num_sections;
   }
+  // Numbers of the buffers in order of their first sections.
+  std::vector<int32_t> ByFirstSection() const;
+  // Units alive in each section.
+  std::vector<int64_t> Load() const;
+  // Most units alive in any section: no placement is lower.
+  int64_t LowerBound() const;
+  // The highest end of any placed buffer.
+  int64_t Peak(const Offsets& offsets) const;
 };
-
-// Offset of every buffer, in the order of Problem::buffers.
-using Offsets = std::vector<int64_t>;
-
-// Sections from half-open lifetimes; sizes are taken as they are. All three have equal length,
-// lower < upper and size > 0.
-Problem Reduce(const std::vector<int64_t>& lower, const std::vector<int64_t>& upper,
-               const std::vector<int64_t>& size);
-
-// Numbers of the buffers in order of their first sections.
-std::vector<int32_t> ByFirstSection(const Problem& problem);
 
 // A problem whose buffers stand for stacks: one for all that share a lifetime. Its best peak may be
 // higher than the original's.
@@ -53,15 +58,6 @@ struct Merged {
   // The original buffers' offsets from the stacks'.
   Offsets Unmerged(const Offsets& stacks) const;
 };
-
-// Units alive in each section.
-std::vector<int64_t> Load(const Problem& problem);
-
-// Most units alive in any section: no placement is lower.
-int64_t LowerBound(const Problem& problem);
-
-// The highest end of any placed buffer.
-int64_t Peak(const Problem& problem, const Offsets& offsets);
 
 // Who conflicts with whom, as one flat list. Built only where the list stays within a limit.
 class Conflicts {

@@ -12,7 +12,7 @@ using Preference = Strategy::Preference;
 
 // Most units alive in any section of each buffer, as a share of the most in all.
 std::vector<double> Contention(const Problem& problem) {
-  const std::vector<int64_t> live = Load(problem);
+  const std::vector<int64_t> live = problem.Load();
   const double most = static_cast<double>(*std::max_element(live.begin(), live.end()));
   std::vector<double> contention;
   for (const Buffer& buffer : problem.buffers) {
@@ -64,8 +64,8 @@ Strategy Strategy::OfRound(int64_t round, uint64_t seed) {
           seed + static_cast<uint64_t>(round)};
 }
 
-std::vector<double> Weights(const Problem& problem, Preference preference, double noise,
-                            uint64_t seed) {
+std::vector<double> Strategy::Weights(const Problem& problem, Preference preference, double noise,
+                                      uint64_t seed) {
   constexpr double kContentionFirst = 1e6;  // what it is added to is at most 1 and half the noise
   constexpr double kContentionSteps = 50;
   std::vector<double> contention =

@@ -34,15 +34,15 @@ struct Strategy {
   static constexpr int64_t kCount = 18;
   static Strategy OfRound(int64_t round, uint64_t seed);
 
+  // A weight for every buffer: the greater, the earlier it is tried.
+  static std::vector<double> Weights(const Problem& problem, Preference preference,
+                                     double noise = 0, uint64_t seed = 0);
+
   Pick pick;
   Preference preference;
   double noise;  // share by which chance changes the weights
   uint64_t seed;
 };
-
-// A weight for every buffer: the greater, the earlier it is tried.
-std::vector<double> Weights(const Problem& problem, Strategy::Preference preference,
-                            double noise = 0, uint64_t seed = 0);
 
 }  // namespace memo::pack
 

@@ -22,6 +22,7 @@ constexpr int64_t kFits = 36;  // of a window
 constexpr int kRoundsOfJoining = 8;
 // Windows that may join the core in a round.
 constexpr int kMostFailures = 8;
+// A list of this many takes 32 MB, and is made anew in every round.
 constexpr int64_t kMostConflictsInCore = 4'000'000;
 // Where most buffers live in several windows, these save nothing. For each buffer: conflicts
 // between such (some 1,000 in a step of 192 blocks), and looks of a round at what lives beside a
@@ -42,6 +43,7 @@ bool Together(const Buffer& a, const Buffer& b) { return a.first < b.last && b.f
 
 // Beginnings and ends in a window: from 64 to 1024, and never twice the same.
 int64_t WindowLength(int64_t attempt) {
+  // Its multiples, modulo 1, always fall into the widest gap that is left.
   constexpr double kGoldenRatio = 0.6180339887498949;
   const double turn = attempt == 0 ? 0.5 : 0.37 + kGoldenRatio * static_cast<double>(attempt - 1);
   return static_cast<int64_t>(64 * std::pow(16, turn - std::floor(turn)));
@@ -88,7 +90,7 @@ Upper UpperOf(const Problem& problem) {
   Upper upper;
   upper.problem.num_sections = problem.num_sections;
   upper.offsets.resize(problem.buffers.size());
-  for (const int32_t i : ByFirstSection(problem)) {
+  for (const int32_t i : problem.ByFirstSection()) {
     const Buffer& buffer = problem.buffers[i];
     if (problem.IsWhole(buffer)) {
       upper.offsets[i] = upper.ground;
@@ -106,7 +108,7 @@ void Search(const Problem& problem, int64_t target, int64_t& strategy,
             const std::function<bool()>& stop, Offsets& best) {
   Upper upper = UpperOf(problem);
   const int64_t size = static_cast<int64_t>(upper.index.size());
-  if (size > kMostSearchedTogether || LowerBound(problem) > target) return;
+  if (size > kMostSearchedTogether || problem.LowerBound() > target) return;
   const Conflicts conflicts(upper.problem);
   ExactSearch search(upper.problem, conflicts, target - upper.ground);
   // A search that does not go astray takes hardly more nodes than there are buffers.
@@ -126,6 +128,7 @@ void Search(const Problem& problem, int64_t target, int64_t& strategy,
 void SearchMerged(const Problem& problem, int64_t target, int64_t& strategy,
                   const std::function<bool()>& stop, Offsets& best) {
   const Merged merged(problem);
+  // Unless they are far fewer, this is the search that comes next anyway.
   if (10 * merged.problem.buffers.size() > 9 * problem.buffers.size()) return;
   Offsets stacks;
   Search(merged.problem, target, strategy, stop, stacks);
@@ -140,8 +143,8 @@ Offsets PackTogether(const Problem& problem, int64_t target, int64_t& strategy,
   Offsets best;
   FitInOrders(problem, Conflicts(problem, false), Obstacles::None(problem), {target, kFitsTogether},
               stop, best);
-  if (Peak(problem, best) > target) SearchMerged(problem, target, strategy, stop, best);
-  if (Peak(problem, best) > target) Search(problem, target, strategy, stop, best);
+  if (problem.Peak(best) > target) SearchMerged(problem, target, strategy, stop, best);
+  if (problem.Peak(best) > target) Search(problem, target, strategy, stop, best);
   return best;
 }
 
@@ -198,8 +201,8 @@ class WindowPacker::Spans {
 
 WindowPacker::WindowPacker(const Problem& problem)
     : problem_(problem),
-      load_(Load(problem)),
-      by_first_(ByFirstSection(problem)),
+      load_(problem.Load()),
+      by_first_(problem.ByFirstSection()),
       by_last_(ByLastSection(problem)),
       window_of_(problem.num_sections) {}
 
@@ -207,7 +210,7 @@ WindowPacker::~WindowPacker() = default;
 
 void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::function<bool()>& stop,
                         Offsets& best) {
-  int64_t lowest = best.empty() ? kNoLimit : Peak(problem_, best);
+  int64_t lowest = best.empty() ? kNoLimit : problem_.Peak(best);
   for (int64_t k = 0; k < most_attempts && lowest > target && !stop(); ++k, ++attempt_) {
     Cut(WindowLength(attempt_));
     if (SavesNothing()) return;
@@ -217,7 +220,7 @@ void WindowPacker::Pack(int64_t target, int64_t most_attempts, const std::functi
     const bool joins = attempt_ == 0;
     for (int round = 0, again = true; again && lowest > aim && !(round > 0 && stop()); ++round) {
       const bool grown = Round({aim, lowest}, joins ? 0 : kMostFailures, stop);
-      if (!offsets_.empty()) best = offsets_, lowest = Peak(problem_, best);
+      if (!offsets_.empty()) best = offsets_, lowest = problem_.Peak(best);
       again = joins ? looks_left_ >= 0 && round + 1 < kRoundsOfJoining && JoinFailed() : grown;
     }
   }
@@ -357,7 +360,7 @@ WindowPacker::Task WindowPacker::CoreTask() const {
     upper.push_back(std::min(buffer(i).last, end));
     size.push_back(buffer(i).size);
   }
-  task.problem = Reduce(lower, upper, size);
+  task.problem = Problem::OfLifetimes(lower, upper, size);
   return task;
 }
 
@@ -373,7 +376,7 @@ int64_t WindowPacker::PackWindow(size_t w, int64_t aim, const std::function<bool
 
 int64_t WindowPacker::PlaceAll(const Task& task, const Offsets& offsets) {
   for (size_t k = 0; k < offsets.size(); ++k) Place(task.index[k], offsets[k]);
-  return Peak(task.problem, offsets);
+  return task.problem.Peak(offsets);
 }
 
 WindowPacker::Task WindowPacker::TaskOf(size_t w) {
@@ -398,7 +401,7 @@ WindowPacker::Task WindowPacker::TaskOf(size_t w) {
     task.problem.buffers.push_back({first, last, buffer(i).size});
     task.obstacles.of_each.push_back(Beside(w, i, partial));
   }
-  std::vector<int64_t> base = Load(task.problem);
+  std::vector<int64_t> base = task.problem.Load();
   for (size_t s = 0; s < base.size(); ++s) base[s] = load_[window.first + s] - base[s];
   task.problem.base = std::move(base);
   return task;

@@ -19,6 +19,7 @@ def device_of(tensors: Iterable[torch.Tensor]) -> Device:
         UnsupportedDevice: they lie on several devices, or on one that is neither CPU nor CUDA.
         CudaUnavailable: on a GPU, and memo-train was built without CUDA.
     """
+    # By name: torch's devices have no order.
     places = sorted({str(tensor.device) for tensor in tensors})
     if len(places) > 1:
         raise UnsupportedDevice(
@@ -41,4 +42,5 @@ def devices_in_use() -> tuple[Device, ...]:
     """The devices that this process has used; the CPU's if there is none yet."""
     cpu = cpu_device_if_made()
     made = (*(() if cpu is None else (cpu,)), *cuda_devices_made())
+    # So that `stats` before the first `wrap` reads zeros.
     return made or (get_cpu_device(),)

@@ -3,20 +3,13 @@
     device = get_cpu_device()              # from now on torch's CPU tensors lie in its arena
     device.set_device_cap(2 << 30)
 
-What puts torch's tensors there is a hook: one C++ file against torch's own headers, whose binary
-interface changes between releases. So it is compiled on first use (about two seconds) into a
-per-user cache and loaded from there ever after.
+What puts torch's tensors there is a hook (`_hook.py`).
 """
 
 import ctypes
-import hashlib
 import os
-import shutil
-import subprocess
-import tempfile
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,11 +17,11 @@ import torch
 from memo_train import _core
 from memo_train.device._counters import CpuCounters, read_counters
 from memo_train.device._device import Device, bytes_per_s, cap_bytes, memory_share_bytes, positive
+from memo_train.device._hook import build_hook
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
 from memo_train.device.errors import ForkedProcess, HookUnavailable, InvalidDeviceArgument
 
-SOURCE_NAME = "cpu_allocator_hook.cc"
-_COMPILERS = ("c++", "g++", "clang++")
+_HOOK_NAME = "cpu_allocator_hook"
 # Address space is free: fragmentation without a cap must not exhaust it, nor a step that is only
 # traced, whose memory is never touched. Where the system gives less, the arena takes what it gets.
 _RESERVE_BYTES = 64 << 40
@@ -49,7 +42,7 @@ def install_hook(context: int, alloc: int, free: int) -> None:
     Raises:
         HookUnavailable: the hook cannot be compiled or loaded, or torch does not accept it.
     """
-    library = ctypes.CDLL(str(build_hook()))
+    library = ctypes.CDLL(str(build_hook(_HOOK_NAME)))
     install = library.memo_install_cpu_allocator
     install.argtypes = [ctypes.c_size_t] * 3
     install.restype = ctypes.c_int
@@ -58,101 +51,6 @@ def install_hook(context: int, alloc: int, free: int) -> None:
             "another allocator with a higher priority serves torch's CPU tensors; "
             "create the CPU device before the library that installs it"
         )
-
-
-def build_hook() -> Path:
-    """Compile the hook unless the cache has it; the path of the shared library.
-
-    Safe against other processes that do the same at the same time.
-
-    Raises:
-        HookUnavailable: no compiler, it failed, or the cache cannot be written.
-    """
-    compiler = _find_compiler()
-    source = _find_source()
-    flags = _flags()
-    target = _cache_dir() / f"cpu_allocator_hook-{_key(compiler, source, flags)}.so"
-    if not target.exists():
-        _compile([*compiler, *flags], source, target)
-    return target
-
-
-def _find_compiler() -> list[str]:
-    """The compiler as a command, the environment variable CXX first: it may have arguments."""
-    wanted = os.environ.get("CXX", "").split()
-    commands = [wanted] if wanted else [[name] for name in _COMPILERS]
-    for command in commands:
-        if shutil.which(command[0]) is not None:
-            return command
-    names = ", ".join(command[0] for command in commands)
-    raise HookUnavailable(
-        f"no C++ compiler found (looked for {names}); one is needed once per torch version: "
-        "install g++ or clang++, or name yours in the environment variable CXX"
-    )
-
-
-def _find_source() -> Path:
-    here = Path(__file__).resolve().parent
-    # Beside this file in an installed wheel, in csrc/ in a checkout.
-    candidates = (here / SOURCE_NAME, here.parents[1] / "csrc" / "torch" / SOURCE_NAME)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise HookUnavailable(f"the installation is incomplete: {candidates[0]} is missing")
-
-
-def _flags() -> list[str]:
-    root = Path(torch.__file__).resolve().parent
-    return [
-        "-std=c++17",
-        "-O2",
-        "-fPIC",
-        "-shared",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
-        f"-isystem{root / 'include'}",
-        f"-L{root / 'lib'}",
-    ]
-
-
-def _key(compiler: list[str], source: Path, flags: list[str]) -> str:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
-    digest = hashlib.sha256(version + source.read_bytes())
-    for part in (torch.__version__, *compiler, *flags):
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
-
-
-def _cache_dir() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(root) / "memo-train"
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise HookUnavailable(
-            f"the cache directory {path} cannot be made ({error.strerror}); "
-            "name a writable one in the environment variable XDG_CACHE_HOME"
-        ) from error
-    return path
-
-
-def _compile(command: list[str], source: Path, target: Path) -> None:
-    try:
-        scratch = tempfile.TemporaryDirectory(dir=target.parent)
-    except OSError as error:
-        raise HookUnavailable(
-            f"the cache directory {target.parent} cannot be written ({error.strerror}); "
-            "name a writable one in the environment variable XDG_CACHE_HOME"
-        ) from error
-    with scratch as directory:
-        built = Path(directory) / target.name
-        run = [*command, str(source), "-o", str(built), "-lc10"]
-        done = subprocess.run(run, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise HookUnavailable(
-                f"{' '.join(run)} failed with exit code {done.returncode}:\n{done.stderr.strip()}"
-            )
-        # One rename: another process sees the whole library or none.
-        built.replace(target)
 
 
 class CpuDevice(Device):
@@ -281,6 +179,7 @@ class CpuDevice(Device):
     def make_layout(self, addresses: StepAddresses) -> StepLayout:
         """`addresses` as the arena takes them. Raises: InvalidDeviceArgument."""
         requests, marks = addresses.pairs(_core.StepLayout.OUTSIDE)
+        # Views of the same memory as records, so that nothing is copied.
         return _core.StepLayout(
             requests.view(_REQUEST)[:, 0], marks.view(_MARK)[:, 0], self.smallest_planned_bytes
         )
@@ -354,11 +253,13 @@ def _make_process_device() -> CpuDevice:
     install_hook(*arena.hook_entry())
     # Tensors may be freed after the interpreter is gone: the arena must never go away.
     device.core.keep_forever()
+    # A fork while another thread allocates would leave the child a lock that nobody opens.
     os.register_at_fork(
         before=arena.lock_for_fork,
         after_in_parent=arena.unlock_after_fork,
         after_in_child=arena.unlock_after_fork,
     )
+    # torch may accept the hook and yet allocate elsewhere: one tensor shows.
     if not device.owns(torch.empty(1).data_ptr()):
         raise HookUnavailable(f"torch {torch.__version__} does not allocate from the hook")
     return device

@@ -13,7 +13,7 @@ tensors' memory is torch's or memo-train's (`memo_train.device._cuda_memory`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,6 +35,58 @@ if TYPE_CHECKING:
 
 
 __all__ = ["CudaDevice", "cuda_devices_made", "get_cuda_device", "load_cuda"]
+
+
+# Of what is reserved beside a plan's bytes: every range is rounded up to whole pages, and those of
+# the step before are given back a little later than the plan thinks.
+_ROUNDED_SHARE = 32
+_ROUNDED_BYTES = 64 << 20
+
+
+class _CopyEvent:
+    """A point in the copies; the stream that waits for it is looked up when it is told to."""
+
+    def __init__(self, event: _cuda.Event, current_stream: Callable[[], int]) -> None:
+        self._event, self._current_stream = event, current_stream
+
+    def done(self) -> bool:
+        """Whether the copy has finished; never blocks."""
+        return self._event.done()
+
+    def wait(self) -> None:
+        """Let the current stream go on only when the copy has finished."""
+        self._event.wait(self._current_stream())
+
+
+class _Transfer:
+    """csrc/copies/transfer.h for kernels that go to whatever stream is current at the call.
+
+    That stream is looked up here, before the core takes a lock: Python may collect garbage whenever
+    it runs, and a swapped tensor among it gives its host range back under the same lock.
+    """
+
+    def __init__(self, transfer: _cuda.Transfer, current_stream: Callable[[], int]) -> None:
+        self._transfer, self._current_stream = transfer, current_stream
+
+    def alloc_host(self, nbytes: int, /) -> int:
+        """Address of a new host range."""
+        return self._transfer.alloc_host(nbytes)
+
+    def retire_host(self, address: int, /) -> None:
+        """Give back a host range when its copies are done."""
+        self._transfer.retire_host(address)
+
+    def to_host(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> _CopyEvent:
+        """Start a copy to the host."""
+        event = self._transfer.to_host(target, source, shape, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
+
+    def to_device(
+        self, target: int, source: int, shape: tuple[int, int, int, int], /
+    ) -> _CopyEvent:
+        """Start a copy to the device."""
+        event = self._transfer.to_device(target, source, shape, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
 
 
 class CudaDevice(Device):
@@ -73,9 +125,10 @@ class CudaDevice(Device):
                 "driver (nvidia-smi) and at CUDA_VISIBLE_DEVICES, or use the CPU device"
             )
         current_stream = current_stream or _torch_stream(ordinal)
-        self.core: _cuda.CudaDevice = module.CudaDevice(ordinal, current_stream)
+        self.core: _cuda.CudaDevice = module.CudaDevice(ordinal)
         self.torch_device = torch.device("cuda", ordinal)
-        self._transfer: _cuda.Transfer = module.Transfer(self.core)
+        self._transfer: _Transfer = _Transfer(module.Transfer(self.core), current_stream)
+        self._current_stream = current_stream
         self._torch_memory = memory or TorchMemory(ordinal, self.core.memory_bytes)
         self._memo_memory = memory or MemoMemory(ordinal, current_stream)
 
@@ -86,6 +139,11 @@ class CudaDevice(Device):
         return (torch.default_generator, torch.cuda.default_generators[self.core.ordinal])
 
     @property
+    def runs_behind(self) -> bool:
+        """A GPU's do: short ones take as long as it takes to ask for them."""
+        return True
+
+    @property
     def _memory(self) -> TensorMemory:
         """Decided at every use: torch may get memo-train's allocator later than this device."""
         return self._memo_memory if allocator_installed() else self._torch_memory
@@ -94,6 +152,11 @@ class CudaDevice(Device):
     def default_limit_bytes(self) -> int:
         """Nine tenths of the GPU's memory: the CUDA context and libraries need some of it."""
         return self.core.memory_bytes * 9 // 10
+
+    @property
+    def rounding_bytes(self) -> int:
+        """Of whoever serves the tensors: caps count the pieces that memory comes in."""
+        return self._memory.rounding_bytes
 
     @property
     def why_no_layouts(self) -> str:
@@ -121,19 +184,13 @@ class CudaDevice(Device):
     def set_large_bytes(self, nbytes: int | None) -> None:
         """Nothing to do: the allocators of a GPU place requests by rules of their own."""
 
-    def reserve_host(self, sizes: Iterable[int]) -> None:
-        """Pin ranges of these sizes now, all at once, so that a step need not and cannot fail to.
+    def reserve_host(self, nbytes: int) -> None:
+        """Pin what ranges of `nbytes` together need, now, so that a step need not pin anything.
 
         Raises:
-            HostMemoryExceeded: they do not fit under the cap or into the machine.
+            HostMemoryExceeded: the machine refuses to pin that much.
         """
-        ranges: list[int] = []
-        try:
-            for nbytes in sizes:
-                ranges.append(self.host_alloc(nbytes))
-        finally:
-            for host in ranges:
-                self.host_free(host)
+        self.core.reserve_host(nbytes + nbytes // _ROUNDED_SHARE + _ROUNDED_BYTES if nbytes else 0)
 
     def host_free(self, address: int) -> None:
         """Give back what `host_alloc` returned; it counts as used until its copies are done.
@@ -166,7 +223,7 @@ class CudaDevice(Device):
 
     def now(self) -> float:
         """When the kernels given so far are done, in seconds: blocks until then."""
-        self.core.synchronize_compute()
+        self.core.synchronize_compute(self._current_stream())
         return self.core.now()
 
     def owns(self, ptr: int) -> bool:
@@ -255,6 +312,7 @@ def get_cuda_device(ordinal: int | None = None) -> CudaDevice:
             # CUDA may be gone before the interpreter is: the device must never be destroyed.
             _devices[ordinal].core.keep_forever()
         device = _devices[ordinal]
+    # Raises in a fork, and what a destructor met and could not raise.
     device.core.check_usable()
     return device
 

@@ -5,8 +5,7 @@
     print(cuda_memory(0).reserved_bytes)
 
 Which one serves a process is decided before its first CUDA tensor. memo-train's is there only if
-the extension was built with CUDA. torch does not look at whether a pluggable allocator had memory:
-where it has not, kernels get a null pointer, and `cuda_refusal` says why.
+the extension was built with CUDA. Beyond the cap both raise torch.OutOfMemoryError.
 """
 
 from __future__ import annotations
@@ -22,8 +21,9 @@ import numpy as np
 import torch
 
 from memo_train.device._device import cap_bytes
+from memo_train.device._hook import build_hook
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
-from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses
+from memo_train.device.errors import CudaUnavailable, NoPlannedAddresses, UncountedMemory
 
 _EVENT = np.dtype([("kind", "<u8"), ("source", "<u8"), ("offset", "<u8"), ("bytes", "<u8")])
 
@@ -82,15 +82,24 @@ def install_cuda_allocator() -> None:
 
     Raises:
         CudaUnavailable: built without CUDA.
+        HookUnavailable: the hook cannot be compiled or loaded.
         RuntimeError: torch has allocated CUDA memory already; or it was built without CUDA.
     """
     from torch.cuda import memory
 
     path = load_cuda().__file__
     assert path is not None
-    allocator: Any = memory.CUDAPluggableAllocator(path, "memo_cuda_alloc", "memo_cuda_free")
+    entry = ctypes.CDLL(path)
+    hook_path = str(build_hook("cuda_allocator_hook"))
+    ctypes.CDLL(hook_path).memo_set_cuda_backend(
+        ctypes.cast(entry.memo_cuda_alloc, ctypes.c_void_p),
+        ctypes.cast(entry.memo_cuda_free, ctypes.c_void_p),
+    )
+    allocator: Any = memory.CUDAPluggableAllocator(
+        hook_path, "memo_torch_cuda_alloc", "memo_torch_cuda_free"
+    )
     # torch tells a pluggable allocator of `record_stream` only where it is given this function.
-    record_stream = ctypes.cast(ctypes.CDLL(path).memo_cuda_record_stream, ctypes.c_void_p)
+    record_stream = ctypes.cast(entry.memo_cuda_record_stream, ctypes.c_void_p)
     allocator.allocator().set_record_stream_fn(record_stream.value)
     memory.change_current_allocator(allocator)
     global _installed
@@ -131,8 +140,8 @@ def release_cuda_memory(ordinal: int) -> None:
     load_cuda().allocator_release_idle(ordinal)
 
 
-def cuda_refusal() -> str:
-    """Why torch was last refused device memory; empty if it never was."""
+def cuda_failure() -> str:
+    """What went wrong last in a free or in `record_stream`, which cannot raise; or empty."""
     return str(load_cuda().allocator_last_error())
 
 
@@ -149,9 +158,10 @@ class MemoryReading:
 
 
 class TensorMemory(ABC):
-    """The allocator of one GPU's tensors. why_no_layouts: as in `Device`."""
+    """The allocator of one GPU's tensors. why_no_layouts, rounding_bytes: as in `Device`."""
 
     why_no_layouts = ""
+    rounding_bytes = 0
 
     @abstractmethod
     def read(self) -> MemoryReading:
@@ -203,11 +213,17 @@ class TorchMemory(TensorMemory):
         "install_cuda_allocator() before the first CUDA tensor of the process"
     )
 
+    # A segment of each pool is never full: 2 MiB of small tensors, 20 MiB of those up to 10 MiB.
+    # Larger ones are rounded up to 2 MiB each, which is the profile's to allow for.
+    # Source: c10/cuda/CUDACachingAllocator.cpp, kSmallBuffer and kLargeBuffer.
+    rounding_bytes = (2 << 20) + (20 << 20)
+
     def __init__(self, ordinal: int, total_bytes: int) -> None:
         self._ordinal, self._total_bytes = ordinal, total_bytes
 
     def read(self) -> MemoryReading:
-        """As torch counts. Source: torch.cuda.memory_stats."""
+        """As torch counts. Source: torch.cuda.memory_stats. Raises: UncountedMemory."""
+        self._check_counted()
         stats = torch.cuda.memory_stats(self._ordinal)
         fraction = torch.cuda.memory.get_per_process_memory_fraction(self._ordinal)
         return MemoryReading(
@@ -220,13 +236,24 @@ class TorchMemory(TensorMemory):
         )
 
     def reset_peak(self) -> None:
-        """torch's own, for everybody in the process."""
+        """torch's own, for everybody in the process. Raises: UncountedMemory."""
+        self._check_counted()
         torch.cuda.reset_peak_memory_stats(self._ordinal)
 
     def set_cap(self, nbytes: int | None) -> None:
-        """As a part of the GPU's memory; more than all of it is no cap."""
+        """As a part of the GPU's memory; more than all of it is no cap. Raises: UncountedMemory."""
+        self._check_counted()
         fraction = 1.0 if nbytes is None else min(nbytes / self._total_bytes, 1.0)
         torch.cuda.set_per_process_memory_fraction(fraction, self._ordinal)
+
+    def _check_counted(self) -> None:
+        # Of a pluggable allocator torch counts nothing and limits nothing: its functions raise.
+        if torch.cuda.get_allocator_backend() == "pluggable":
+            raise UncountedMemory(
+                f"the tensors of CUDA device {self._ordinal} come from a pluggable allocator that "
+                "is not memo-train's, and torch counts nothing for it: leave torch's own allocator "
+                "in place, or call memo_train.device._cuda_memory.install_cuda_allocator() instead"
+            )
 
     def start_recording(self) -> None:
         """Record events from now on. Raises: NoPlannedAddresses."""
@@ -255,7 +282,7 @@ class TorchMemory(TensorMemory):
 class MemoMemory(TensorMemory):
     """memo-train's allocator (`cuda_allocator`): planned addresses, and a cap on what it reserved.
 
-    torch does not look at a refusal: kernels then get a null pointer, and `cuda_refusal` says why.
+    Beyond the cap torch raises torch.OutOfMemoryError.
     """
 
     def __init__(self, ordinal: int, current_stream: Callable[[], int]) -> None:

@@ -43,6 +43,7 @@ def positive(name: str, value: SupportsIndex, way_out: str = "") -> int:
         number = operator.index(value)
     except TypeError:
         number = 0
+    # True is a whole number to Python, and never meant as a size.
     if isinstance(value, bool) or not 0 < number < _ABOVE:
         raise InvalidDeviceArgument(
             f"{name} must be a positive whole number below 2**63, got {value!r}{way_out}"
@@ -182,9 +183,22 @@ class Device(ABC):
         """The random-number generators that computation on this device draws from."""
 
     @property
+    def runs_behind(self) -> bool:
+        """Whether operations run behind the thread that asks for them, as a GPU's do."""
+        return False
+
+    @property
     @abstractmethod
     def default_limit_bytes(self) -> int:
         """Device memory that a process may plan with if nobody says otherwise."""
+
+    @property
+    def rounding_bytes(self) -> int:
+        """What a cap may count beyond the tensors' bytes, whatever they are; plans do not count it.
+
+        What is lost between tensors is another matter: the lines of a profile allow for that.
+        """
+        return 0
 
     @property
     @abstractmethod
@@ -225,6 +239,13 @@ class Device(ABC):
             InvalidDeviceArgument: `nbytes` is not positive.
         """
         return self._transfer.alloc_host(positive("nbytes", nbytes))
+
+    def reserve_host(self, nbytes: int) -> None:  # noqa: B027  # most devices have nothing to do
+        """Prepare now what host ranges of `nbytes` together will need in steps to come.
+
+        Raises:
+            HostMemoryExceeded: the machine refuses that much.
+        """
 
     @abstractmethod
     def host_free(self, address: int) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "HostMemoryExceeded",
     "InvalidDeviceArgument",
     "NoPlannedAddresses",
+    "UncountedMemory",
     "UnsupportedDevice",
 ]
 
@@ -56,6 +57,10 @@ class HookUnavailable(DeviceError):
 
 class UnsupportedDevice(DeviceError):
     """Tensors lie where memo-train cannot copy from: on several devices, or on another kind."""
+
+
+class UncountedMemory(DeviceError):
+    """Tensors of a GPU come from an allocator that nobody counts for: no step can be planned."""
 
 
 class NoPlannedAddresses(DeviceError):

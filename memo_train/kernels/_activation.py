@@ -47,6 +47,7 @@ def _name(approximate: str) -> str:
 
 @gelu.register_fake
 def _(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    # As `array` makes x: contiguous, whatever order it came in.
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from memo_train.device import CudaUnavailable, InvalidDeviceArgument
 
+# The widest load and store of a GPU's thread; csrc/kernels/packs.h has the same.
 PACK_BYTES = 16
 DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -67,6 +68,7 @@ def run(name: str, where: torch.Tensor, *args: Any) -> None:
     """Call a function of `memo_train._kernels`, on the current stream of a GPU or on the host."""
     function = getattr(_load(), name)
     if where.device.type == "cuda":
+        # A kernel goes to the current device's stream, which may be another GPU's.
         with torch.cuda.device(where.device):
             function(*args, torch.cuda.current_stream().cuda_stream)
     else:
@@ -118,6 +120,7 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
             f"a tile's rows must be contiguous and multiples of {PACK_BYTES} bytes, got strides "
             f"{target.stride()} and {source.stride()} of {size}-byte elements, width {width}"
         )
+    # All but the addresses, which stay in bytes.
     row, *steps = (place // PACK_BYTES for place in places[:5])
     addresses = (target.data_ptr(), source.data_ptr())
     run("copy_rows", target, *addresses, (batch, tokens, row), tuple(steps))

@@ -10,8 +10,8 @@ from memo_train.device import InvalidDeviceArgument
 from memo_train.kernels._launch import DTYPES, array, arrays, check_alike, packs, run
 
 # Fixed, and not by the size of a GPU: the order of the sums depends on the shape alone.
-_MOST_CHUNKS = 128
-_LEAST_CHUNK_ROWS = 64
+_MOST_BANDS = 128
+_LEAST_BAND_ROWS = 64
 
 
 @torch.library.custom_op("memo_train::rms_norm", mutates_args=())
@@ -53,13 +53,13 @@ def _weight_gradient(
 ) -> torch.Tensor:
     rows, row_packs = _row_shape(x, weight)
     (dy, x), scales = arrays(dy, x), array(scales)
-    chunk_rows = max(_LEAST_CHUNK_ROWS, -(-rows // _MOST_CHUNKS))
-    num_chunks = -(-rows // chunk_rows)
-    sums = x.new_empty((num_chunks, x.shape[-1]), dtype=torch.float32)
+    band_rows = max(_LEAST_BAND_ROWS, -(-rows // _MOST_BANDS))
+    num_bands = -(-rows // band_rows)
+    sums = x.new_empty((num_bands, x.shape[-1]), dtype=torch.float32)
     d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
     addresses = tuple(t.data_ptr() for t in (dy, x, scales, sums, d_weight))
     dtype = DTYPES[x.dtype]
-    run("rms_norm_weight_gradient", x, dtype, addresses, (rows, row_packs), chunk_rows)
+    run("rms_norm_weight_gradient", x, dtype, addresses, (rows, row_packs), band_rows)
     return d_weight
 
 
@@ -108,6 +108,7 @@ def _differentiate(
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
     x, weight = ctx.saved_tensors
     dx, scales = _backward(dy, x, weight, ctx.epsilon)
+    # Two more passes over dy and x, which a frozen weight does without.
     d_weight = _weight_gradient(dy, x, scales, weight) if ctx.needs_input_grad[1] else None
     return dx, d_weight, None
 

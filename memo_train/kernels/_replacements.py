@@ -26,9 +26,11 @@ from memo_train.kernels._rotary import rope
 Forward = Callable[..., Any]
 Dtypes = frozenset[torch.dtype]
 
+# What modules raise for an input that they cannot take.
 NOT_RUNNABLE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 # Small numbers show another epsilon, large ones another activation.
 _SCALES = (0.1, 1.0, 100.0)
+# Of bf16 and fp16 four roundings (2**-7 and 2**-10).
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 _TOKENS, _HEADS, _HEAD_DIM = 3, 4, 32
 
@@ -60,6 +62,7 @@ def rotation_differs(
     angles = torch.cat([_random((1, _TOKENS, _HEAD_DIM // 2), like, 1.0)] * 2, dim=-1)
     heads = [
         _random((2, _HEADS, _TOKENS, _HEAD_DIM), like, 1.0),
+        # k with fewer heads than q, as grouped-query attention has it.
         _random((2, 2, _TOKENS, _HEAD_DIM), like, 1.0),
     ]
     return _differs(own, ours, [(*heads[:num_rotated], angles.cos(), angles.sin())], like)
@@ -94,6 +97,7 @@ def _relative(own: Tensor, ours: Tensor) -> float:
     if own.shape != ours.shape or not torch.equal(finite, ours.isfinite()):
         return float("inf")
     own, ours = own.where(finite, torch.zeros_like(own)), ours.where(finite, torch.zeros_like(ours))
+    # No division by zero where all is zero.
     return float((own - ours).abs().max() / own.abs().max().clamp_min(1e-30))
 
 
@@ -190,6 +194,7 @@ def with_name(function: Forward, name: str, make: Callable[[Forward], Forward]) 
         if cells == function.__closure__:
             return None
     elif name in function.__code__.co_names and callable(names.get(name)):
+        # A copy of the globals: other models of the same file keep the function that was there.
         names = {**names, name: make(names[name])}
     else:
         return None
@@ -252,6 +257,7 @@ def candidates(module: nn.Module) -> list[Candidate]:
     width = getattr(getattr(module, "gate_proj", None), "in_features", None)
     if isinstance(width, int) and hasattr(module, "up_proj") and hasattr(module, "down_proj"):
         return [_of_module("swiglu", module, gated_forward, width)]
+    # A class with parameters of its own computes more than GELU.
     if "GELU" in name and not any(True for _ in module.parameters()):
         ways = {"gelu": "none", "gelu_tanh": "tanh"}
         return [

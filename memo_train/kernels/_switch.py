@@ -59,6 +59,7 @@ def use(model: nn.Module, kernels: Literal["auto"] | bool = "auto") -> UsedKerne
     if kernels not in ("auto", True, False):
         raise InvalidInput(f'kernels must be "auto", True or False, got {kernels!r}')
     _check_not_wrapped(model)
+    # First, so that a second call judges the modules' own forwards.
     _give_back(model)
     done = UsedKernels(used={}, left={})
     if kernels is False:
@@ -74,6 +75,7 @@ def use(model: nn.Module, kernels: Literal["auto"] | bool = "auto") -> UsedKerne
             if why is None:
                 _replace(module, candidate, dtypes)
                 done.used[name] = candidate.operation
+                # Another candidate (the other GELU) may have been refused before.
                 done.left.pop(name, None)
                 break
             done.left[name] = why

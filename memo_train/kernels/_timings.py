@@ -76,6 +76,7 @@ def save_timings(path: Path, measured: tuple[Timing, ...]) -> None:
     others = tuple(t for t in load_timings(path) if t.device not in devices)
     entries = [asdict(timing) for timing in (*others, *measured)]
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it and renamed: a reader never sees half a file.
     written = path.with_suffix(f".{os.getpid()}")
     written.write_text(json.dumps({"format": FORMAT, "version": VERSION, "timings": entries}))
     written.replace(path)

@@ -21,6 +21,7 @@ from memo_train.kernels._launch import DTYPES
 from memo_train.kernels._peers import OPERATIONS, Peers, Sizes
 from memo_train.kernels._timings import Timing, device_name, save_timings, timings_path
 
+# The first runs load kernels and fill the allocator's cache.
 _WARM_UP = 3
 
 
@@ -66,6 +67,7 @@ def _time_step(
     num_differentiated: int,
     device: torch.device,
 ) -> float:
+    # Else the clock would start on work that is still queued.
     _wait(device)
     start = time.perf_counter()
     y = way(*inputs)

@@ -75,6 +75,7 @@ class PlanLayout:
         document = read_document(path)
         expected = {"format": FORMAT, "version": VERSION, "plan_hash": plan_hash}
         for key, value in expected.items():
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         found, given = _hash(document), document.get("hash")
@@ -83,6 +84,7 @@ class PlanLayout:
         try:
             layout = cls._of(document)
             if layout.solved is not None and not device.why_no_layouts:
+                # Thrown away: it only checks sizes and offsets against this device's alignment.
                 device.make_layout(layout.solved)
         except MemoError as error:
             raise PlanFileError(f"{path}: {error}") from error

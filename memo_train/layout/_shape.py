@@ -127,6 +127,7 @@ class ShapeSteps:
         """Put a layout in force that has been found since; `wait` for one that is under way."""
         if self._solving is None or not (wait or self._solving.done()):
             return
+        # Taken off first: a solve that fails is not asked again at every step.
         solving, self._solving = self._solving, None
         try:
             self.serve(solving.result())

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from memo_planner.errors import MemoError
-from memo_planner.layout import faults, lay_out_step
+from memo_planner.background import BackgroundCall
+from memo_planner.layout import Placement, checked_step_layout
 from memo_planner.trace import Column, Requests
 from memo_train.device import OUTSIDE, EventKind, Events, StepAddresses
 from memo_train.trace import Place, requests_at
@@ -44,6 +42,7 @@ def recorded_step(events: Events, places: tuple[Place, ...], smallest_bytes: int
     """
     kinds = events["kind"]
     made = events[kinds == EventKind.ALLOC]
+    # The first event is compute's mark, so its source is compute.
     is_ours = (made["source"] == events["source"][0]) & (made["bytes"] >= smallest_bytes)
     everything = requests_at(events, places)
     num_old = len(everything) - len(made)
@@ -64,6 +63,7 @@ def recorded_step(events: Events, places: tuple[Place, ...], smallest_bytes: int
 def _select(requests: Requests, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Requests:
     """Some of the requests, on a clock that counts their own events only."""
     times = np.concatenate([requests.malloc_times[mask], requests.free_times[mask]])
+    # Ranks of the times: `Requests` counts its own events from 1, without gaps.
     clock = np.argsort(np.argsort(times, kind="stable"), kind="stable") + 1
     num_selected = len(times) // 2
     return Requests(
@@ -80,7 +80,8 @@ def _select(requests: Requests, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
     )
 
 
-SOLVE_SECONDS = 5.0
+_MOST_SECONDS = 20.0
+"""For a layout. Most take a tenth of one; behind computation they pass without any progress."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,9 +104,35 @@ def solve_step(recorded: RecordedStep, alignment_bytes: int) -> SolvedStep:
 
     alignment_bytes: as `Device.alignment_bytes`.
     """
-    found = lay_out_step(recorded.requests, alignment_bytes=alignment_bytes, seconds=SOLVE_SECONDS)
-    wrong = faults(found)
-    assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
+    return _solved(recorded, checked_step_layout(**_problem(recorded, alignment_bytes)))
+
+
+class BackgroundSolve:
+    """`solve_step` in the background."""
+
+    def __init__(self, recorded: RecordedStep, alignment_bytes: int) -> None:
+        self._recorded = recorded
+        problem = _problem(recorded, alignment_bytes)
+        self._call = BackgroundCall(checked_step_layout, **problem)
+
+    def done(self) -> bool:
+        """Whether `result` returns at once."""
+        return self._call.done()
+
+    def result(self) -> SolvedStep:
+        """The layout, waited for. Raises: MemoError, whatever `solve_step` raised."""
+        return _solved(self._recorded, self._call.result())
+
+
+def _problem(recorded: RecordedStep, alignment_bytes: int) -> dict[str, Any]:
+    return {
+        "requests": recorded.requests,
+        "alignment_bytes": alignment_bytes,
+        "seconds": _MOST_SECONDS,
+    }
+
+
+def _solved(recorded: RecordedStep, found: Placement) -> SolvedStep:
     offset_bytes = np.full(len(recorded.size_bytes), OUTSIDE, np.int64)
     offset_bytes[recorded.is_planned] = found.offset_bytes
     return SolvedStep(
@@ -117,42 +144,3 @@ def solve_step(recorded: RecordedStep, alignment_bytes: int) -> SolvedStep:
         lower_bound_bytes=found.lower_bound_bytes,
         seconds=found.seconds,
     )
-
-
-_one_at_a_time = threading.Lock()
-_NICENESS = 10
-"""Of 19. At the very last the thread might hold Python's lock and never get to let it go."""
-
-
-class BackgroundSolve:
-    """`solve_step` on a thread of its own, which the process waits for at its end.
-
-    Threads solve one after another, and where the system has priorities (Linux) behind compute.
-    """
-
-    def __init__(self, recorded: RecordedStep, alignment_bytes: int) -> None:
-        self._solved: SolvedStep | None = None
-        self._failed: MemoError | None = None
-        self._thread = threading.Thread(target=self._run, args=(recorded, alignment_bytes))
-        self._thread.start()
-
-    def done(self) -> bool:
-        """Whether `result` returns at once."""
-        return not self._thread.is_alive()
-
-    def result(self) -> SolvedStep:
-        """The layout, waited for. Raises: MemoError, whatever `solve_step` raised."""
-        self._thread.join()
-        if self._failed is not None:
-            raise self._failed
-        assert self._solved is not None, "the layout's thread ended without a layout"
-        return self._solved
-
-    def _run(self, recorded: RecordedStep, alignment_bytes: int) -> None:
-        if sys.platform == "linux":  # elsewhere a priority is a whole process's
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        try:
-            with _one_at_a_time:
-                self._solved = solve_step(recorded, alignment_bytes)
-        except MemoError as error:
-            self._failed = error

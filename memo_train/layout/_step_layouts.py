@@ -1,6 +1,7 @@
 """The steps of one model on their way from recorded to planned.
 
-A model's first step is served by size and recorded, of every other shape the second. Its layout is
+A model's first step is served by size and recorded, of every other shape the second, and each that
+is carried out in another way than the one before it of its shape. Its layout is
 solved in the background; from then on request k of such a step gets address k. A step is what lies
 between the model's forward and the end of its backward. A device records or serves one at a
 time.
@@ -19,6 +20,7 @@ from memo_train.layout._solved import SolvedStep, recorded_step
 from memo_train.runtime import StepMemory, precision
 from memo_train.trace import PlaceMarks, PlaceRecorder
 
+# Reentrant: the begin of a step ends the one under way.
 _lock = threading.RLock()
 _now: StepUnderWay | None = None
 
@@ -53,11 +55,13 @@ class StepUnderWay:
     def __call__(self, stage: str, block: int, tile: int) -> None:
         """The step comes to a stage; its end is that of the backward pass of which it hears."""
         with _lock:
+            # Another model's step has begun since, and the device serves that one.
             if _now is not self:
                 return
             if not self._in_backward and stage.endswith("backward"):
                 self._in_backward = True
                 self._marks.begin("backward")
+                # Called when autograd's queue is empty: only then is backward over.
                 torch.autograd.Variable._execution_engine.queue_callback(self._complete)
             self._marks(stage, block, tile)
 
@@ -122,9 +126,10 @@ class StepLayouts(StepMemory):
         steps = self._shapes.get((shape, how))
         if steps is None:
             # The first shape is likely to be the only one; of others most may never come again.
-            is_first = not self._shapes
-            steps = ShapeSteps(shape=shape, device=self._device, wants_recording=is_first)
+            likely = not self._shapes or any(shape == known for known, _ in self._shapes)
+            steps = ShapeSteps(shape=shape, device=self._device, wants_recording=likely)
             self._shapes[shape, how] = steps
+        # The second step of its shape: it does come again.
         elif steps.is_new:
             steps.wants_recording = True
         steps.take_solved()

@@ -141,6 +141,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+        # Not persistent, as in Hugging Face's Llama: its weights must load.
         self.register_buffer("inv_freq", 1.0 / config.rope_theta**exponents, persistent=False)
 
     def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
@@ -164,6 +165,7 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.apply(_init_weights)
+        # After the initialisation, which would draw the shared matrix twice.
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -199,6 +201,7 @@ class Llama(nn.Module):
         """
         logits = self.lm_head(self.model(input_ids, position_ids))
         if shift_labels is None and labels is not None:
+            # The last position has nothing to predict.
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
         if shift_labels is None:
             return LlamaOutput(None, logits)
@@ -210,6 +213,7 @@ def rotary_tables(positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> tu
 
     Source: Su et al., "RoFormer" (arXiv 2104.09864) §3.4.2, in Llama's half-split order.
     """
+    # In fp32 whatever the model's dtype: bf16 rounds positions above 256.
     angles = positions[..., None].float() * inv_freq.float()
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -222,6 +226,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Tensor:
+    # In fp32, as Hugging Face's loss takes its logits.
     flat, targets = logits.float().flatten(0, 1), targets.flatten()
     if num_items is None:
         return F.cross_entropy(flat, targets, ignore_index=IGNORE_INDEX)
@@ -230,4 +235,5 @@ def _loss(logits: Tensor, targets: Tensor, num_items: Tensor | int | None) -> Te
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
+        # Hugging Face's default `initializer_range`.
         nn.init.normal_(module.weight, std=0.02)

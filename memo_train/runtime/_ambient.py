@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.overrides import _get_current_function_mode_stack
 
 from memo_train.errors import DoubleBackward
 
@@ -56,6 +57,7 @@ class Ambient(NamedTuple):
 
     def put_in_force(self) -> None:
         """Make this the state of the thread."""
+        # No context managers: frames enter and leave their states in no nested order.
         torch._C._set_grad_enabled(self.grad)
         torch.set_autocast_enabled(self.device_type, self.autocast)
         torch.set_autocast_dtype(self.device_type, self.autocast_dtype)
@@ -98,6 +100,26 @@ def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
         return once(ctx, *gradients)
 
     return run
+
+
+def function_modes() -> tuple[Any, ...]:
+    """The `TorchFunctionMode`s in force, which autograd's backward runs without."""
+    modes: Any = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    return tuple(modes)
+
+
+@contextmanager
+def in_function_modes(modes: Sequence[Any]) -> Iterator[None]:
+    """A context in which these are in force, for what runs again in backward."""
+    now = function_modes()
+    missing = [mode for mode in modes if all(mode is not other for other in now)]
+    for mode in missing:
+        torch._C._push_on_torch_function_stack(mode)
+    try:
+        yield
+    finally:
+        for _ in missing:
+            torch._C._pop_torch_function_stack()
 
 
 Generators: TypeAlias = Sequence[torch.Generator]

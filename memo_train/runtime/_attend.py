@@ -1,4 +1,7 @@
-"""The attention of one block: gathered from tiles, run once, differentiated once."""
+"""The attention of one block: gathered from tiles, run once, differentiated once.
+
+What it gets is called q, k and v here; of a mixer it is what that module gets.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from memo_train.runtime._ambient import Ambient
-from memo_train.runtime._cut import Cut
+from memo_train.runtime._cut import Cut, CutForm
 from memo_train.runtime._saved import SavedTensors
 from memo_train.runtime._swap import SwapTarget
 from memo_train.runtime._tile import (
@@ -20,8 +22,6 @@ from memo_train.runtime._tile import (
     tile_of,
 )
 
-QKV_TOKEN_DIM = 2
-
 
 class Gathered:
     """q, k and v of all tokens, each [batch, heads, tokens, head_dim], filled tile by tile.
@@ -30,10 +30,10 @@ class Gathered:
     With one tile the tile's own tensors serve and nothing is copied.
     """
 
-    def __init__(self, tokens: int, ambient: Ambient) -> None:
-        """ambient: the state in which attention will run."""
+    def __init__(self, tokens: int, form: CutForm) -> None:
+        """form: of the cut that attention will run for."""
         self._tokens = tokens
-        self._ambient = ambient
+        self._form = form
         self._whole: tuple[torch.Tensor, ...] | None = None
 
     def put(self, qkv: Sequence[torch.Tensor], span: range) -> None:
@@ -42,12 +42,12 @@ class Gathered:
         Autocast would cast them whole inside attention; this casts while gathering instead.
         """
         if len(span) == self._tokens:
-            self._whole = tuple(t.detach().to(self._ambient.attention_dtype(t.dtype)) for t in qkv)
+            self._whole = tuple(t.detach().to(self._dtype(t)) for t in qkv)
             return
         if self._whole is None:
             self._whole = tuple(self._empty(t) for t in qkv)
         for whole, tile in zip(self._whole, qkv, strict=True):
-            tile_of(whole, span, QKV_TOKEN_DIM).copy_(tile.detach())
+            tile_of(whole, span, self._form.token_dim).copy_(tile.detach())
 
     def take(self) -> tuple[torch.Tensor, ...]:
         """The gathered tensors; the references are given away."""
@@ -56,18 +56,22 @@ class Gathered:
         return whole
 
     def _empty(self, tile: torch.Tensor) -> torch.Tensor:
-        batch, heads, _, head_dim = tile.shape
-        shape = (batch, self._tokens, heads, head_dim)
-        dtype = self._ambient.attention_dtype(tile.dtype)
-        return torch.empty(shape, dtype=dtype, device=tile.device).transpose(1, 2)
+        token_dim = self._form.token_dim
+        batch, *between = tile.shape[:token_dim]
+        shape = (batch, self._tokens, *between, *tile.shape[token_dim + 1 :])
+        empty = torch.empty(shape, dtype=self._dtype(tile), device=tile.device)
+        return empty.movedim(1, token_dim)
+
+    def _dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        form = self._form
+        return form.ambient.attention_dtype(tensor.dtype) if form.lowers else tensor.dtype
 
 
 class AttentionRun:
     """Attention over all tokens, run once; keeps what its backward needs besides q, k, v and o."""
 
     def __init__(self, cut: Cut, options: dict[str, Any]) -> None:
-        self.o_token_dim = cut.o_token_dim
-        self.ambient = cut.ambient
+        self.form = cut.form
         self._call = cut.call
         self._options = options
         self._edge: GradientEdge | None = None
@@ -92,12 +96,13 @@ class AttentionRun:
         What attention saves besides q, k, v and o goes where `swap` says (None keeps it).
         """
         if not record:
-            with self.ambient.restored(grad=False):
+            with self.form.ambient.restored(grad=False):
                 return self._call(*qkv, **self._options)
         leaves = tuple(t.detach().requires_grad_() for t in qkv)
-        with self.ambient.restored(grad=True), self.saved.hooks():
+        with self.form.ambient.restored(grad=True), self.saved.hooks():
+            # Aliases: attention may hold what it is given, and the leaves' memory is let go.
             o = self._call(*map(alias_of, leaves), **self._options)
-        self.saved.settle(dict(zip("qkv", leaves, strict=True)) | {"o": o}, swap=swap)
+        self.saved.settle(_named(leaves) | {"o": o}, swap=swap)
         self._edge = get_gradient_edge(o)
         for leaf in leaves:
             release_data(leaf)
@@ -112,13 +117,19 @@ class AttentionRun:
         parameters: Sequence[torch.Tensor],
     ) -> tuple[tuple[torch.Tensor, ...], Gradients]:
         """((dq, dk, dv), parameter gradients); q, k, v, o as they were in forward."""
-        self.saved.bind(q=qkv[0], k=qkv[1], v=qkv[2], o=o)
+        self.saved.bind(**_named(qkv), o=o)
         edge, leaves = self._edge, self._leaves
         self._edge, self._leaves = None, ()
+        # An attention function may use parameters of its block.
         found = differentiate([edge], [do], (*leaves, *parameters), retain_graph=False)
         self.saved = SavedTensors()
         dqkv = tuple(
+            # An input that attention does not use has no gradient; pre's graph wants zeros.
             torch.zeros_like(leaf) if d is None else d
-            for leaf, d in zip(leaves, found[:3], strict=True)
+            for leaf, d in zip(leaves, found[: len(leaves)], strict=True)
         )
-        return dqkv, found[3:]
+        return dqkv, found[len(leaves) :]
+
+
+def _named(qkv: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"given_{index}": tensor for index, tensor in enumerate(qkv)}

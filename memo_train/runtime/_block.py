@@ -28,10 +28,12 @@ from memo_train.runtime._ambient import (
     Ambient,
     RngStates,
     differentiable_once,
+    function_modes,
+    in_function_modes,
     preserved_rng,
     set_rng,
 )
-from memo_train.runtime._attend import QKV_TOKEN_DIM, AttentionRun, Gathered
+from memo_train.runtime._attend import AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
@@ -72,6 +74,7 @@ class BlockForward:
         arguments = state.arguments(x.shape[1])
         with ExitStack() as stack:
             state.enter(stack)
+            # Also after an error: a suspended frame holds its tile's tensors.
             for run in self._runs:
                 stack.callback(run.close)
             o = self._attend(self._all_pre(x, arguments))
@@ -100,16 +103,18 @@ class BlockForward:
             x_tile = state.leaf(x, tile.span) if tile.is_recorded else tile_of(x, tile.span)
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
-                gathered = Gathered(x.shape[1], cut.ambient)
+                gathered = Gathered(x.shape[1], cut.form)
                 state.attention = AttentionRun(cut, arguments.whole(cut.options))
-            qkv = (cut.q, cut.k, cut.v)
+            qkv = cut.tensors
             gathered.put(qkv, tile.span)
             if tile.is_recorded:
                 tile.graph = run.graph
+                # Apart from what else pre saved, which comes back only behind attention.
                 tile.qkv = [tile.qkv_saved.save(t) for t in qkv]
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
                 state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
+            # The q, k and v of a single tile are those that attention reads (`Gathered`).
             elif len(self._runs) > 1:
                 state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
@@ -136,7 +141,7 @@ class BlockForward:
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
             tile.post_rng = self._rng.take()
-            o_tile = tile_of(o, tile.span, state.attention.o_token_dim)
+            o_tile = tile_of(o, tile.span, state.attention.form.o_token_dim)
             y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
@@ -145,6 +150,7 @@ class BlockForward:
             if len(self._runs) == 1:
                 return y_tile
             if y is None:
+                # Only a tile tells y's dtype: autocast may have made it another.
                 y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
             tile_of(y, tile.span).copy_(y_tile)
         assert y is not None
@@ -171,8 +177,10 @@ def _leave_at_cut(
         if at_cut is AtCut.HOLD or not storage.nbytes() or storage_key(tensor) in untouchable:
             continue
         if at_cut is AtCut.RELEASE:
+            # Not `del`: the suspended frame still names the tensors.
             storage.resize_(0)
         else:
+            # All of the storage: q, k and v may be views of one projection's output.
             whole = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
             elements = storage.nbytes() // tensor.element_size()
             whole.set_(storage, 0, (elements,), (1,)).fill_(math.nan)
@@ -197,6 +205,7 @@ class BlockBackward:
         self._prefetch_previous = prefetch_previous
         self._arguments: TokenArguments = state.arguments(x.shape[1])
         self._sums = GradientSum(state.parameters)
+        # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
         self._dx = torch.empty_like(x) if state.x_needs_grad else None
 
     def run(
@@ -204,26 +213,28 @@ class BlockBackward:
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
         """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
         state, attention = self._state, self._state.attention
+        # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
-        gathered = Gathered(self._x.shape[1], attention.ambient)
+        gathered = Gathered(self._x.shape[1], attention.form)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.saved.prefetch()
-            do = self._all_post(o, dy, attention.o_token_dim, gathered)
+            do = self._all_post(o, dy, attention.form.o_token_dim, gathered)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
             dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
             self._add(gradients)
-            freed_bytes = state.qkv_bytes + o.nbytes
+            freed_bytes, token_dim = state.qkv_bytes + o.nbytes, attention.form.token_dim
+            # Pre's backward, and copies for the block before, run in the memory that these leave.
             del o, do, attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
-            self._all_pre(dqkv)
+            self._all_pre(dqkv, token_dim)
         state.spec.observer("between", NOWHERE, NOWHERE)
         return self._dx, self._sums.take()
 
@@ -234,12 +245,14 @@ class BlockBackward:
         do = torch.empty_like(o)
         tiles = self._state.tiles
         self._prefetch_tile(tiles[-1])
+        # From the last: kept tiles are last, so swapped ones have longest to come back.
         for index, tile in reversed(list(enumerate(tiles))):
             self._state.spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
             o_tile = tile_of(o, tile.span, o_token_dim)
             gathered.put(self._qkv(tile, o, o_tile), tile.span)
             assert tile.graph is not None
+            # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
                 self._check(tile.graph.roots, (tile.graph.x, tile.graph.o))
             gradients = tile.graph.post_backward(tile_of(dy, tile.span), self._state.shadows)
@@ -247,6 +260,7 @@ class BlockBackward:
             self._add(gradients[2:])
             _write(tile_of(do, tile.span, o_token_dim), gradients[1])
             if self._dx is not None:
+                # Written here, added to by pre: no zeroes of all tokens are needed.
                 _write(tile_of(self._dx, tile.span), gradients[0])
             del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
@@ -278,6 +292,7 @@ class BlockBackward:
         state = self._state
         run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
         generators = state.spec.device.generators
+        # Forward's random numbers again, so that dropout drops the same.
         set_rng(generators, tile.pre_rng)
         x_tile = state.leaf(self._x, tile.span)
         saved = tile.pre_saved if state.spec.park_pre else None
@@ -289,9 +304,9 @@ class BlockBackward:
             set_rng(generators, tile.post_rng)
             run.post(o_tile, record=True)
         tile.graph = run.graph
-        return cut.q, cut.k, cut.v
+        return cut.tensors
 
-    def _all_pre(self, dqkv: tuple[torch.Tensor, ...]) -> None:
+    def _all_pre(self, dqkv: tuple[torch.Tensor, ...], token_dim: int) -> None:
         tiles = self._state.tiles
         for index, tile in reversed(list(enumerate(tiles))):
             self._state.spec.observe("pre_backward", index)
@@ -299,7 +314,7 @@ class BlockBackward:
                 tiles[index - 1].pre_saved.prefetch()
             graph, tile.graph = tile.graph, None
             assert graph is not None
-            self._pre(tile, graph, tuple(tile_of(d, tile.span, QKV_TOKEN_DIM) for d in dqkv))
+            self._pre(tile, graph, tuple(tile_of(d, tile.span, token_dim) for d in dqkv))
 
     def _pre(self, tile: TileRecord, graph: TileGraph, dqkv: tuple[torch.Tensor, ...]) -> None:
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
@@ -347,10 +362,12 @@ class BlockPass:
     ) -> None:
         """record: whether a backward may follow; without it nothing is saved."""
         self.rest: tuple[Any, ...] | None = None
+        # Weak: a pass must not keep those before it alive once their graph is gone.
         self.previous: weakref.ref[Any] | None = None
         self._state = BlockState(
             spec=spec,
             parameters=parameters,
+            # Nothing is differentiated without a backward.
             shadows=shadows_of(parameters) if record else tuple(parameters),
             args=args,
             kwargs=kwargs,
@@ -443,6 +460,7 @@ class BlockFunction(torch.autograd.Function):
     @differentiable_once
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
+        # Asked for, because only then autograd looks at their versions.
         _ = ctx.saved_tensors
         dx, gradients = ctx.block_pass.backward(dy)
         return (None, dx, *gradients)
@@ -453,6 +471,7 @@ class _Repeated:
 
     def __init__(self, spec: BlockSpec) -> None:
         self._spec, self._tensors = spec, ModuleTensors(spec.module)
+        self._modes = function_modes()
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -460,7 +479,11 @@ class _Repeated:
         if self._is_first:
             self._is_first = False
             return spec.forward(*args, **kwargs)
-        with self._tensors.installed((), ()), kept_state(spec.module, spec.changes):
+        # Without shadows: this graph is differentiated once, by autograd itself.
+        with ExitStack() as stack:
+            stack.enter_context(self._tensors.installed((), ()))
+            stack.enter_context(kept_state(spec.module, spec.changes))
+            stack.enter_context(in_function_modes(self._modes))
             return spec.forward(*args, **kwargs)
 
 
@@ -477,6 +500,7 @@ def run_checkpointed(
     """
     saved = SavedTensors()
     with saved.hooks():
+        # The reentrant kind takes no keyword arguments and runs a backward inside the backward.
         output = checkpoint(_Repeated(spec), x, *args, use_reentrant=False, **kwargs)
     target = spec.swap_target if spec.policy.x is Place.SWAP else None
     saved.settle({}, storage_keys(foreign), target)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, RngState
 from memo_train.runtime._attend import AttentionRun
 from memo_train.runtime._cut import intercept
-from memo_train.runtime._module_state import StatePlace
+from memo_train.runtime._mixer import Mixer, cut_at
+from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
 from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
 from memo_train.runtime._shadow import ModuleTensors
@@ -43,6 +45,7 @@ class BlockSpec:
     park_pre: whether what pre saved waits on the host while attention's backward runs.
     observer: is told of every stage. index: of the block, for the observer.
     changes: buffers and attributes that forward changes, which its repetition must not.
+    mixer: the module at which the block is cut; None cuts it at its attention call.
     checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
     """
 
@@ -59,11 +62,18 @@ class BlockSpec:
     observer: Observer = ignore
     index: int = NOWHERE
     changes: frozenset[StatePlace] = frozenset()
+    mixer: Mixer | None = None
     checked_shapes: set[tuple[int, ...]] = field(default_factory=set)
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
         self.observer(stage, self.index, tile)
+
+    def cut_at_mixer(self) -> AbstractContextManager[None]:
+        """While active, frames of the block are suspended at its mixer."""
+        assert self.mixer is not None
+        kept = partial(kept_state, self.module, self.changes)
+        return cut_at(self.mixer, self.module, self.device.generators, kept)
 
     @property
     def swap_target(self) -> SwapTarget:
@@ -141,8 +151,11 @@ class BlockState:
     def enter(self, stack: ExitStack) -> None:
         """The surroundings in which the block's own code runs, in forward and in backward."""
         stack.enter_context(intercept())
+        if self.spec.mixer is not None:
+            stack.enter_context(self.spec.cut_at_mixer())
         stack.enter_context(self.ambient.restored())
         if self.record:
+            # As forward found them: by backward others may be in their places.
             if self.tensors is None:
                 self.tensors = ModuleTensors(self.spec.module)
             stack.enter_context(self.tensors.installed(self.parameters, self.shadows))
@@ -174,6 +187,7 @@ class BlockState:
         """
         if self.foreign is None or self.foreign[0] is not arguments or self.spec.changes:
             module = self.spec.module
+            # Frozen parameters have no shadows; either kind is on the device anyway.
             own = (*self.shadows, *module.parameters(), *module.buffers())
             self.foreign = arguments, storage_keys((*arguments.tensors(), *own))
         return self.foreign[1]

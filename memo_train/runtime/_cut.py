@@ -2,7 +2,8 @@
 
 The block is not rewritten: its forward runs in a greenlet, and the attention function that
 `intercept` put in place switches out of it. The driver attends over all tokens and resumes every
-frame with its tile of the attention output. Own models call `attention`.
+frame with its tile of the attention output. Own models call `attention`. A block that mixes its
+tokens by other means is suspended at a module of its own instead (`_mixer`).
 """
 
 from __future__ import annotations
@@ -25,23 +26,33 @@ from memo_train.runtime._ambient import Ambient
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutForm:
+    """How the tensors of a cut lie, and the state in which the block made the call.
+
+    token_dim, o_token_dim: the dimension that counts tokens of what attention gets and gives.
+    lowers: whether autocast would cast all that attention gets, so that it is gathered in its
+    dtype.
+    """
+
+    token_dim: int
+    o_token_dim: int
+    ambient: Ambient
+    lowers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """What a frame waits for: attention over all tokens.
 
-    q, k, v: this tile's [batch, heads, tile tokens, head_dim].
-    call: (q, k, v, options) of all tokens -> attention output.
+    tensors: this tile's q, k, v, each [batch, heads, tile tokens, head_dim]; or what a mixer gets.
+    call: (*tensors, **options) of all tokens -> attention output.
     options: the call's keyword arguments, as the tile's frame gave them.
-    ambient: the state in which the block made the call.
-    o_token_dim: the dimension of the attention output that counts tokens.
     """
 
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
+    tensors: tuple[torch.Tensor, ...]
     call: Callable[..., torch.Tensor]
     options: dict[str, Any]
-    o_token_dim: int
-    ambient: Ambient
+    form: CutForm
 
 
 class SecondCut(NotTokenWise):
@@ -49,12 +60,24 @@ class SecondCut(NotTokenWise):
 
 
 class _FrameGreenlet(greenlet):  # type: ignore[misc]  # greenlet ships no strict types
-    """Marks the greenlets in which an attention call is a cut."""
+    """Marks the greenlets in which an attention call is a cut.
+
+    tile: [batch, tile tokens] of the block's call; others: its arguments but x, up to the cut.
+    """
+
+    tile: torch.Size = torch.Size(())
+    others: Any = ()
 
 
 def in_frame() -> bool:
     """Whether the caller runs inside a frame, so that attention must be cut."""
     return isinstance(getcurrent(), _FrameGreenlet)
+
+
+def call_of_frame() -> tuple[torch.Size, Any]:
+    """Of the block's call in the caller's frame: [batch, tile tokens], all arguments but x."""
+    frame = getcurrent()
+    return frame.tile, frame.others
 
 
 def wait_for_attention(cut: Cut) -> torch.Tensor:
@@ -74,15 +97,18 @@ class Frame:
         """device_type: of the tensors that `forward` computes on."""
         self._device_type = device_type
         self._greenlet = _FrameGreenlet(forward)
+        # Else a greenlet begins with no context variables at all.
         self._greenlet.gr_context = contextvars.copy_context()
         self._ambient: Ambient | None = None
 
     def run_to_cut(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cut:
         """Run until the attention call. Raises: NotTokenWise when there is none."""
+        self._greenlet.tile, self._greenlet.others = args[0].shape[:2], (args[1:], kwargs)
         cut = self._switch(Ambient.current(self._device_type), *args, **kwargs)
+        self._greenlet.others = ()
         if not isinstance(cut, Cut):
             raise NotTokenWise("the block made no attention call that memo-train can see")
-        self._ambient = cut.ambient
+        self._ambient = cut.form.ambient
         return cut
 
     def resume(self, o_tile: torch.Tensor) -> Any:
@@ -101,11 +127,13 @@ class Frame:
         """End a frame that is still suspended; its locals are released."""
         if not self._greenlet.dead:
             outside = Ambient.current(self._device_type)
+            # Runs the frame's context managers, which may change the thread's state.
             self._greenlet.throw(GreenletExit)
             outside.put_in_force()
 
     def _switch(self, inside: Ambient, *args: Any, **kwargs: Any) -> Any:
         outside = Ambient.current(self._device_type)
+        # Blocks rarely change it, and then nothing need be set.
         if inside != outside:
             inside.put_in_force()
         try:
@@ -131,16 +159,54 @@ def attention(
     dtype of q. mask: None or broadcastable to [batch, heads, tokens, tokens]; excludes `causal`.
     Returns [batch, heads, tokens, head_dim]. Outside a wrapped block it is PyTorch's own call.
     """
-    return F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=causal and mask is None,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+    options = {
+        "attn_mask": mask,
+        "dropout_p": dropout_p,
+        "is_causal": causal and mask is None,
+        "scale": scale,
+    }
+    if in_frame():
+        # The whole call is put off: which backend serves it is seen from all tokens.
+        return wait_for_attention(_cut((q, k, v), _grouped_attention, options, o_token_dim=2))
+    return _grouped_attention(q, k, v, **options)
+
+
+def _grouped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """PyTorch's attention; heads of k and v that groups of q share are repeated if they must be."""
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and scores_exist_if_grouped(q, k, v, **options):
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, **options, enable_gqa=grouped)
+
+
+def scores_exist_if_grouped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    attn_mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> bool:
+    """Whether PyTorch would make [tokens, tokens] of scores for heads in groups.
+
+    On a GPU only flash and cuDNN attention know groups, and neither takes fp32: the rest is plain
+    arithmetic, where the memory-efficient kernel serves the same heads one by one. On the CPU the
+    flash kernel takes groups of any dtype. scale: has no part in it.
+    Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+    """
+    if q.device.type != "cuda":
+        return False
+    asked = torch.backends.cuda.SDPAParams(q, k, v, attn_mask, dropout_p, is_causal, True)
+    can = (
+        torch.backends.cuda.can_use_flash_attention,
+        torch.backends.cuda.can_use_cudnn_attention,
     )
+    return not any(takes(asked) for takes in can)
 
 
 @contextmanager
@@ -180,12 +246,14 @@ class _Interception:
                 self._take_out()
 
     def _put_in_place(self) -> None:
+        # Anew each time: others may have put a function of theirs in place since.
         self._plain = F.scaled_dot_product_attention
         F.scaled_dot_product_attention = partial(_torch_call, self._plain)
         transformers = sys.modules.get("transformers.modeling_utils")
         self._registry = transformers.ALL_ATTENTION_FUNCTIONS if transformers else None
         if self._registry is not None:
             get = type(self._registry).get_interface
+            # On this registry alone: other libraries may have more of its class.
             self._registry.get_interface = partial(_get_interface, get, self._registry)
 
     def _take_out(self) -> None:
@@ -207,6 +275,7 @@ def _torch_call(
 ) -> torch.Tensor:
     if not in_frame():
         return plain(query, key, value, *args, **options)
+    # By name, so that `TokenArguments.whole` can put whole tensors in their places.
     options |= dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args, strict=False))
     return wait_for_attention(_cut((query, key, value), plain, options, o_token_dim=2))
 
@@ -247,6 +316,6 @@ def _cut(
     *,
     o_token_dim: int,
 ) -> Cut:
-    q, k, v = qkv
-    ambient = Ambient.current(q.device.type)
-    return Cut(q=q, k=k, v=v, call=call, options=options, o_token_dim=o_token_dim, ambient=ambient)
+    ambient = Ambient.current(qkv[0].device.type)
+    form = CutForm(token_dim=2, o_token_dim=o_token_dim, ambient=ambient)
+    return Cut(tensors=qkv, call=call, options=options, form=form)

@@ -24,6 +24,7 @@ class Fingerprint:
         self._modules = [module for _, module in named]
         self._module_names = [name or "the model" for name, _ in named]
         self._types = [type(module) for module in self._modules]
+        # The dictionaries themselves, so that a step's check walks no module tree.
         self._children = [module._modules for module in self._modules]
         self._child_ids = self._ids_of_children()
         self._slots = [module._parameters for module in self._modules]
@@ -81,6 +82,7 @@ class Fingerprint:
         """
         if self.is_sharded:
             return False
+        # What is trained stands last.
         kinds = len(self._state) if trains else len(self._state) - 1
         return self._read_state()[:kinds] != self._state[:kinds]
 

@@ -37,11 +37,13 @@ def without_user_hooks(model: nn.Module, but_inside: Iterable[nn.Module] = ()) -
         yield
     finally:
         for hooks, items in found:
+            # Hooks that were put on meanwhile stay, or their handles would be of nothing.
             added = [item for item in hooks.items() if item not in items]
             hooks.clear()
             hooks.update([*items, *added])
 
 
 def _is_a_librarys(hook: Any) -> bool:
+    # A partial is of functools; whose hook it is, its function tells.
     function = getattr(hook, "func", hook)
     return str(getattr(function, "__module__", "")).partition(".")[0] in _LIBRARIES

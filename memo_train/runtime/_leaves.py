@@ -19,6 +19,7 @@ def leaves_of(roots: Iterable[Any]) -> Iterator[torch.Tensor]:
         if node is None or node in visited:
             continue
         visited.add(node)
+        # Only the nodes that accumulate into a leaf have one.
         variable = getattr(node, "variable", None)
         if variable is not None:
             yield variable

@@ -37,6 +37,7 @@ from memo_train.runtime._observe import Observer, ignore
 from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
 
+# Proofs hold the loss functions they are of: a new one each step must not pile up.
 _MOST_PROOFS = 64
 _PROBE_TOKENS = 8
 """The decoder's output is all that is wanted; a head of 128K tokens is slow to try on more."""
@@ -147,6 +148,7 @@ class TiledLoss:
         logits = Logits(_maker_of_logits(tail, arguments, decoded, hidden.device.type))
         self.held_bytes = hidden.nbytes
         if loss.requires_grad:
+            # When backward begins, memory is planned without the hidden states.
             loss.register_hook(_closer(logits))  # type: ignore[no-untyped-call]
         return with_loss(passes[0].output, loss, logits)
 
@@ -212,6 +214,7 @@ def _closer(logits: Logits) -> Callable[[torch.Tensor], None]:
 def assumed_loss(parts: ModelParts) -> TiledLoss:
     """The model's loss by tiles, for steps without values, on which nothing can be proved."""
     tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head)
+    # The way of Transformers' causal LMs.
     tiled.assumed = WAYS[0]
     return tiled
 
@@ -238,6 +241,7 @@ def probe_loss(
         with evaluating(parts.causal_lm):
             tiled.learn_decoder(*(seen or tiled.run_decoder(arguments)))
         tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
+    # A `LossIsWhole` without a reason: there was no loss to tile.
     if tiled.why_whole == "":
         tiled.why_whole = "it returns none"
     tiled.quiet = False

@@ -80,6 +80,7 @@ class LossCall:
         if not self.way.shifts:
             return labels if shifted is None else None
         if shifted is None and labels is not None:
+            # As Transformers' own loss shifts them.
             shifted = F.pad(labels, (0, 1), value=self._ignore_index)[..., 1:]
         return shifted
 
@@ -100,12 +101,15 @@ class LossCall:
     def of_tile(self, span: range) -> dict[str, Any]:
         """The arguments of the model's call for one tile."""
         assert self._labels is not None
+        # A loss function may view its labels flat.
         labels = tile_of(self._labels, span).contiguous()
         arguments = self.arguments | {"labels": labels}
         arguments.pop("logits_to_keep", None)
+        # Both: models look at `labels` to see whether a loss is wanted at all.
         if self.way.shifts:
             arguments["shift_labels"] = labels
         if not self.way.by_count and arguments.get("num_items_in_batch") is None:
+            # Else each tile would give a mean over its own labels.
             arguments["num_items_in_batch"] = self._num_items
         return arguments
 
@@ -120,10 +124,12 @@ class LossCall:
             yield from (1.0,) * len(spans)
             return
         assert self._labels is not None
+        # One copy to the host for all tiles.
         counted = self._labels.ne(self._ignore_index).sum(0).tolist()
         total = sum(counted)
         for span in spans:
             count = sum(counted[span.start : span.stop])
+            # As a mean over no labels is.
             yield count / total if total else float("nan")
 
 

@@ -47,6 +47,7 @@ def with_loss(output: Any, loss: torch.Tensor, logits: Logits) -> Any:
     values = {f.name: getattr(lazy, f.name) for f in dataclasses.fields(lazy)}
     values.pop("logits")
     result = kind(**values, logits=None)
+    # An output may be a frozen dataclass.
     object.__setattr__(result, "lazy_logits", logits)
     return result
 

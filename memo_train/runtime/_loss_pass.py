@@ -25,6 +25,7 @@ from memo_train.runtime._tile import tile_of
 Gradients = list[torch.Tensor | None]
 """By the hidden states, then by each parameter."""
 
+# 4 MiB of fp32 beside a bf16 gradient, however large that is.
 _SCALED_AT_ONCE = 1 << 20
 
 
@@ -86,6 +87,7 @@ class LossPass:
                 sums.add(gradients[1:])
                 if dhidden is not None and gradients[0] is not None:
                     tile_of(dhidden, self._spans[index]).copy_(gradients[0])
+                # Before the next tile's logits are made.
                 del gradients
                 yield loss.detach()
 
@@ -122,6 +124,7 @@ class LossPass:
         """Summed in float64, given in the dtype of the losses."""
         total, dtype = None, torch.float32
         for loss in losses:
+            # In float64, so that the number of tiles does not show in the sum.
             total, dtype = loss.double() if total is None else total + loss, loss.dtype
         assert total is not None
         return total.to(dtype)
@@ -155,6 +158,7 @@ class _OnePass(torch.autograd.Function):
         def scaled() -> Gradients:
             return [None if g is None else _multiplied(g, scale) for g in gradients]
 
+        # Multiplied in place, so they serve once.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise _second_backward()
@@ -229,6 +233,7 @@ def _not_again(compute: Callable[[], Gradients]) -> Gradients:
         gradients = compute()
     if not again:
         return gradients
+    # Without an input that requires a gradient there would be no graph to refuse.
     flag = torch.zeros((), requires_grad=True)
     present = iter(_Once.apply(flag, *(g for g in gradients if g is not None)))  # type: ignore[no-untyped-call]
     return [None if g is None else next(present) for g in gradients]

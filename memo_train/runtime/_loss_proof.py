@@ -24,6 +24,7 @@ from memo_train.runtime._loss_pass import LossPass, generators_of
 from memo_train.runtime._loss_tail import Tail, hidden_of, with_hidden
 from memo_train.runtime._observe import ignore
 
+# Three tiles of unlike lengths; sequences in which unlike numbers of labels count.
 _NUM_SEQUENCES = 2
 _NUM_TOKENS = 8
 _TILE_TOKENS = 3
@@ -140,6 +141,7 @@ def find_way(
             if why is None:
                 return way
             reasons.append(why)
+    # The first way is the one of today's models, so its reason says most.
     return LossIsWhole(reasons[0])
 
 
@@ -153,6 +155,7 @@ class _Trial:
         skipped = _NOT_KEPT if isinstance(keep, torch.Tensor) or keep else 0
         shape = (_NUM_SEQUENCES, skipped + _NUM_TOKENS, hidden.shape[2])
         numbers = torch.arange(math.prod(shape), device=hidden.device)
+        # Draws from no generator, and no two numbers are alike.
         made_up = (numbers.double() ** 1.5).sin().to(hidden.dtype)
         self._tail, self._decoded, self._skipped = tail, decoded, skipped
         self._hidden = made_up.view(shape)
@@ -202,6 +205,7 @@ class _Trial:
         assert gradient is not None
         of_loss, of_gradient = self._tolerances
         by_tiles, (value, exact) = float(loss), whole
+        # `not <=` and not `>`: NaN must not pass.
         if not abs(by_tiles - value) <= of_loss * abs(value):
             return f"by tiles it is {by_tiles:.6g}, whole {value:.6g}"
         difference = float((gradient.double() - exact.double()).norm() / exact.double().norm())

@@ -35,6 +35,7 @@ class StandIn(nn.Module):
         return getattr(self.__dict__["_module"], name)
 
 
+# No Exception: a model that catches those around its decoder must not catch this.
 class _DecoderDone(BaseException):
     """Ends the model's forward once its decoder has run; never leaves this module."""
 
@@ -53,6 +54,7 @@ def run_decoder(
 
     def stand_in(module: nn.Module) -> StandIn:
         def call(*args: Any, **kwargs: Any) -> Any:
+            # First, so that the decoder finds the model as it is.
             put_back()
             raise _DecoderDone(module, module(*args, **kwargs))
 

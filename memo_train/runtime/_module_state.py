@@ -16,6 +16,7 @@ from torch import nn
 
 from memo_train.runtime._swap import is_plain, version_of
 
+# `forward`: where the runtime and other libraries put replacements.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward"}
 """Attributes that PyTorch keeps on each module; parameters are not what forward leaves."""
 
@@ -60,6 +61,7 @@ class ModuleState:
 
     def restore(self) -> None:
         """Put everything back as it was."""
+        # A list: entries are deleted on the way.
         for place, slots in list(self._walk()):
             held = self._held.get(place)
             if held is None:
@@ -144,6 +146,7 @@ def _is_changed(held: _Held, value: Any) -> bool:
     if isinstance(value, torch.Tensor):
         return value is not held.value or _is_written(held)
     if isinstance(value, bool | int | float | str):
+        # By value: equal numbers need not be one object. By type: True equals 1.
         return type(value) is not type(held.value) or bool(value != held.value)
     if value is not held.value:
         return True

@@ -17,6 +17,7 @@ from memo_train.errors import CachedGeneration, InvalidInput, MemoError, Unsuppo
 UNSUPPORTED_OUTPUTS = ("output_attentions",)
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
 
+# By families of Transformers; `mems` is XLNet's, `cache_params` Mamba's.
 _CACHE_NAMES = ("past_key_values", "past_key_value", "cache", "cache_params", "mems")
 
 _WHOLE_OUTPUTS = ("output_router_logits",)
@@ -57,6 +58,7 @@ def check_model_call(arguments: dict[str, Any], signature: Signature) -> tuple[i
         if arguments.get(name):
             raise UnsupportedModel(f"{name}=True is not supported on a wrapped model; unwrap first")
     if "use_cache" in signature:
+        # A cache would hold k and v of every block until the step ends.
         arguments["use_cache"] = False
     tokens = arguments.get("input_ids")
     tokens = arguments.get("inputs_embeds") if tokens is None else tokens
@@ -80,6 +82,7 @@ def makes_mask(arguments: dict[str, Any]) -> bool:
     """
     mask, positions = arguments.get("attention_mask"), arguments.get("position_ids")
     if isinstance(mask, torch.Tensor):
+        # Of a mask of ones Transformers makes none.
         return mask.dim() > 2 or not bool(mask.all())
     if mask is not None:
         return True
@@ -124,6 +127,7 @@ def runnable(causal_lm: nn.Module, where: str) -> Iterator[None]:
 
     Raises: UnsupportedModel.
     """
+    # A compiled model would be compiled anew for each length of a probe.
     eager: Any = torch.compiler.set_stance("force_eager")
     try:
         with eager:
@@ -155,7 +159,9 @@ ZERO3_MESSAGE = (
     "not see; train with stage 2 (zero_optimization.stage), or without memo_train.wrap"
 )
 
+# A prime: no window or chunk divides it, and the last of three tiles is shorter.
 _PROBE_TOKENS = 131
+# Numbers a token: a block makes 16 over its hidden size, a loss 3 over its vocabulary.
 _BLOCK_ROWS = 16
 _LOGITS_ROWS = 3
 _LEAST_LOSS_TOKENS = 32
@@ -202,6 +208,7 @@ class ModelParts:
         """A length for short runs that the model's position table allows."""
         config = getattr(self.causal_lm, "config", None)
         longest = getattr(config, "max_position_embeddings", None) or _PROBE_TOKENS
+        # Two at least: token dimensions are learnt from two lengths, one token apart.
         return max(min(longest, _PROBE_TOKENS), 2)
 
     def run(self, input_ids: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
@@ -271,6 +278,7 @@ def _check_placing(causal_lm: nn.Module) -> None:
             f"fully_shard was called on {name} before wrap, which measures whole blocks; call "
             "memo_train.wrap(model, seq_len=...) first, then fully_shard on its blocks and on it"
         )
+    # What ZeRO 3 leaves on a parameter that it has taken away.
     if any(hasattr(parameter, "ds_id") for parameter in causal_lm.parameters()):
         raise UnsupportedModel(ZERO3_MESSAGE)
 
@@ -319,6 +327,7 @@ class _Called:
         rng = torch.random.fork_rng([where] if where.type == "cuda" else [])
         try:
             with torch.no_grad(), without_caches(configs_of(self._causal_lm)), rng:
+                # Not the module itself: users' hooks on it need not run.
                 self._causal_lm.forward(input_ids=ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return  # whoever runs it next says why
@@ -350,6 +359,7 @@ def _check_config(causal_lm: nn.Module) -> None:
 
 
 def _is_transformers(causal_lm: nn.Module) -> bool:
+    # Not imported for this: a model of Transformers has done so.
     modeling: Any = sys.modules.get("transformers.modeling_utils")
     return modeling is not None and isinstance(causal_lm, modeling.PreTrainedModel)
 
@@ -367,6 +377,7 @@ def _largest(stacks: list[tuple[nn.Module, ...]], body: nn.Module) -> tuple[nn.M
             f"no blocks found in {type(body).__name__}: expected a torch.nn.ModuleList of "
             "transformer blocks"
         )
+    # Blocks may have been compiled one by one.
     return tuple(_uncompiled(block) for block in max(stacks, key=_num_parameters))
 
 
@@ -374,6 +385,7 @@ def _stacks(module: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     """The outermost lists of modules, each module once."""
     for child in module.children():
         if isinstance(child, nn.ModuleList) and len(child):
+            # A block that is shared stands in its list many times.
             yield tuple({id(block): block for block in child}.values())
         else:
             yield from _stacks(child)

@@ -7,15 +7,18 @@ input and its own parameters, and it cannot be one autograd function of these. W
 some set to NaN, these must stay finite up to the cut and after it: NaN crosses any arithmetic, also
 a mixing path whose gate is zero. And the tiled run, with the q, k, v of suspended frames poisoned,
 must give what the whole run gives: its output on all probed tokens, its gradients on a few
-(`_probe_gradients`). What fails is checkpointed, if that gives what the plain run gives.
+(`_probe_gradients`). What fails is cut at a module of its own that mixes its tokens
+(`_probe_mixers`), if the same proofs hold; or checkpointed, if that gives what the plain run gives.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +34,7 @@ from memo_train.runtime._cut import Frame, intercept
 from memo_train.runtime._leaves import leaves_of
 from memo_train.runtime._loss import TiledLoss, probe_loss
 from memo_train.runtime._loss_proof import template_of
+from memo_train.runtime._mixer import WITHHELD, Mixer, withheld
 from memo_train.runtime._module_state import StatePlace, kept_model, kept_state
 from memo_train.runtime._parts import ModelParts, needs_whole_blocks
 from memo_train.runtime._probe_calls import (
@@ -41,10 +45,12 @@ from memo_train.runtime._probe_calls import (
 )
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, GradientProbe
 from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
+from memo_train.runtime._probe_mixers import mixers_of
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import (
     TokenDims,
+    holds,
     learn_token_dims,
     split_output,
     tensors_in,
@@ -65,8 +71,9 @@ class BlockVerdict:
     """How a block may be run, and why not by tiles.
 
     rest: what it returns besides y, without tensors; None if it returns y alone. hands_on_tensors:
-    whether there are tensors besides y. at_cut and token_dims hold for tiles only. changes: the
-    buffers and attributes that its forward changes.
+    whether there are tensors besides y. at_cut, token_dims and mixer (where it is cut, if not at
+    its attention call) hold for tiles only. changes: the buffers and attributes that its forward
+    changes. withholds: whether `WITHHELD` stands for tensors besides y.
     """
 
     how: HowToRun
@@ -76,13 +83,19 @@ class BlockVerdict:
     rest: tuple[Any, ...] | None = None
     hands_on_tensors: bool = False
     changes: frozenset[StatePlace] = frozenset()
+    mixer: Mixer | None = None
+    withholds: bool = False
 
     def returning(self, rest: tuple[Any, ...] | None) -> BlockVerdict:
         """The same for a block that was seen to return `rest` besides y."""
+        if self.withholds:
+            return replace(self, rest=withheld(rest))
         if all(item is None or isinstance(item, int | float | str) for item in rest or ()):
             return replace(self, rest=rest)
         return replace(self, hands_on_tensors=True)
 
+
+MORE_TENSORS = "it returns more tensors than its output"
 
 _NUM_TILES = 3
 _X_DIMS = 3
@@ -126,6 +139,7 @@ def _probe_blocks(
             seen = None if run.decoder is None else template_of(run.decoder, run.decoded)
             on_few = run.calls
             del run  # the graphs of all blocks
+        # One token apart: the dimension that differs between the calls counts tokens.
         shorter, longer = (_record_idle(parts, watched, n, device) for n in (tokens - 1, tokens))
         kinds = kinds_of(
             parts.blocks,
@@ -141,8 +155,34 @@ def _probe_blocks(
             if id(parts.blocks[index]) in watched.leave_in_arguments:
                 plain = BlockVerdict(how=HowToRun.PLAIN, because=LEAVES_IN_ARGUMENTS)
                 verdicts[kind] = plain
-    found = [verdicts[k].returning(call.rest) for k, call in zip(kinds, on_few, strict=True)]
+        found = [verdicts[k].returning(call.rest) for k, call in zip(kinds, on_few, strict=True)]
+        if any(verdict.withholds for verdict in found) and _are_used(parts, watched, found, device):
+            found = [_without_withholding(verdict) for verdict in found]
     return tuple(map(_with_router_logits, found) if _wants_router_logits(parts) else found), seen
+
+
+def _are_used(
+    parts: ModelParts, watched: WatchedBlocks, verdicts: list[BlockVerdict], device: Device
+) -> bool:
+    """Whether the model does not run without the tensors that tiled blocks would withhold."""
+    watched.hand_on([verdict.rest if verdict.withholds else None for verdict in verdicts])
+    try:
+        with watched.idling():
+            calls = record_calls(parts, min(_FEW_TOKENS, parts.probe_tokens()), device)
+    except (MemoError, *NOT_RUNNABLE):
+        return True
+    return any(holds(call.arguments, WITHHELD) for call in calls)
+
+
+def _without_withholding(verdict: BlockVerdict) -> BlockVerdict:
+    if not verdict.withholds:
+        return verdict
+    return BlockVerdict(
+        how=HowToRun.CHECKPOINTED,
+        because=MORE_TENSORS,
+        hands_on_tensors=True,
+        changes=verdict.changes,
+    )
 
 
 def _wants_router_logits(parts: ModelParts) -> bool:
@@ -182,15 +222,35 @@ def _probe_block(
     except (MemoError, *NOT_RUNNABLE) as error:
         why = why or f"its gradients cannot be taken twice ({error})"
         return BlockVerdict(how=HowToRun.CHECKPOINTED, because=why)
-    if how is HowToRun.TILED:
+    if how is HowToRun.TILED or why is MORE_TENSORS:
         probe = _TileProbe(block, many, replace(spec, tile_tokens=_tile_tokens(many)))
-        why, at_cut = _why_not_tiled(probe, gradients)
-        if why is None:
-            return BlockVerdict(how=how, at_cut=at_cut, token_dims=dims, changes=gradients.changes)
+        tiled = partial(_tiled_verdict, dims=dims, gradients=gradients)
+        if how is HowToRun.TILED:
+            why, at_cut = _why_not_tiled(probe, gradients)
+            if why is None:
+                return tiled(probe, at_cut)
+        for mixer in [] if gradients.own_loss else probe.mixers():
+            cut_probe = probe.cut_at(mixer)
+            why_not, at_cut = _why_not_tiled(cut_probe, gradients.cut_at(mixer))
+            if why_not is None:
+                return tiled(cut_probe, at_cut)
     even_so = gradients.why_not_checkpointed()
     if even_so is not None:
         return BlockVerdict(how=HowToRun.PLAIN, because=f"{why}; checkpointed, {even_so}")
     return BlockVerdict(how=HowToRun.CHECKPOINTED, because=why, changes=gradients.changes)
+
+
+def _tiled_verdict(
+    probe: _TileProbe, at_cut: AtCut, *, dims: TokenDims, gradients: GradientProbe
+) -> BlockVerdict:
+    return BlockVerdict(
+        how=HowToRun.TILED,
+        at_cut=at_cut,
+        token_dims=dims,
+        changes=gradients.changes,
+        mixer=probe.mixer,
+        withholds=probe.withholds,
+    )
 
 
 def _why_not_tiled(probe: _TileProbe, gradients: GradientProbe) -> tuple[str | None, AtCut]:
@@ -198,6 +258,7 @@ def _why_not_tiled(probe: _TileProbe, gradients: GradientProbe) -> tuple[str | N
     why = gradients.own_loss or probe.why_not_token_wise()
     if why is not None:
         return why, AtCut.HOLD
+    # Poison shows whether anything reads them later; if so, they are held.
     for at_cut, proven in ((AtCut.POISON, AtCut.RELEASE), (AtCut.HOLD, AtCut.HOLD)):
         why = probe.difference(at_cut) or gradients.why_not_tiled(at_cut)
         if why is None:
@@ -218,6 +279,7 @@ def _spec_of(block: nn.Module, dims: TokenDims, device: Device) -> BlockSpec:
         ),
         tile_tokens=1,
         device=device,
+        # No plan has left bytes for copies: each is waited for at once.
         in_flight=CopiesInFlight(0),
         at_cut=AtCut.HOLD,
         token_dims=dims,
@@ -242,13 +304,13 @@ def judge_plain_run(block: nn.Module, call: BlockCall) -> tuple[HowToRun, str | 
         y, rest = split_output(block.forward(seen, *call.args, **call.kwargs))
     if seen._version != version:
         return HowToRun.PLAIN, "it writes to its input"
-    if x.dim() != _X_DIMS:
+    if x.dim() < _X_DIMS or (x.dim() > _X_DIMS and x.shape[1] != call.num_ids):
         return HowToRun.CHECKPOINTED, "its input is not [batch, tokens, hidden]"
     left = list(tensors_in(call.arguments))
     if [id(tensor) for tensor in left] != [id(tensor) for tensor in given]:
         return HowToRun.PLAIN, LEAVES_IN_ARGUMENTS
     if any(isinstance(output, torch.Tensor) for output in rest or ()):
-        return HowToRun.CHECKPOINTED, "it returns more tensors than its output"
+        return HowToRun.CHECKPOINTED, MORE_TENSORS
     if any(id(leaf) not in own for leaf in leaves_of([y.grad_fn])):
         return (
             HowToRun.CHECKPOINTED,
@@ -263,12 +325,41 @@ class _TileProbe:
     def __init__(self, block: nn.Module, call: BlockCall, spec: BlockSpec) -> None:
         self._block, self._call, self._spec = block, call, spec
         self._tokens = call.x.shape[1]
+        self.withholds = False
+
+    @property
+    def mixer(self) -> Mixer | None:
+        """Where it cuts the block, if not at its attention call."""
+        return self._spec.mixer
+
+    def cut_at(self, mixer: Mixer) -> _TileProbe:
+        """The same with the block cut at `mixer`."""
+        return _TileProbe(self._block, self._call, replace(self._spec, mixer=mixer))
+
+    def mixers(self) -> list[Mixer]:
+        """The modules at which the block may be cut, if it is so there."""
+        training, spans = self._block.training, self._spans()[-1]
+        x = _only(self._call.x, spans, 1)
+        try:
+            with torch.no_grad(), kept_state(self._block):
+                self._block.train()
+                return mixers_of(self._block, self._call, x, spans)
+        except (MemoError, *NOT_RUNNABLE):
+            return []
+        finally:
+            self._block.train(training)
 
     def why_not_token_wise(self) -> str | None:
         """Whether NaN in the other tokens reaches some of the first or last, in training mode."""
         training = self._block.training
         try:
-            with torch.no_grad(), kept_state(self._block), intercept():
+            # As steps will run it.
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(kept_state(self._block))
+                stack.enter_context(intercept())
+                if self._spec.mixer is not None:
+                    stack.enter_context(self._spec.cut_at_mixer())
                 self._block.train()
                 untouched = all(self._are_untouched(spans) for spans in self._spans())
         except (MemoError, *NOT_RUNNABLE) as error:
@@ -280,6 +371,7 @@ class _TileProbe:
     def _spans(self) -> list[list[range]]:
         """The tokens that stay finite in each run."""
         tokens, size = self._tokens, self._spec.tile_tokens
+        # With fewer, too little NaN would stand between the spans: one run for each.
         if tokens > 2 * (_FIRST_TOKENS + _LAST_TOKENS):
             return [[range(_FIRST_TOKENS), range(tokens - _LAST_TOKENS, tokens)]]
         return [[range(size)], [range(tokens - size, tokens)]]
@@ -292,6 +384,10 @@ class _TileProbe:
                 y, _ = split_output(self._block.forward(call.x, *call.args, **call.kwargs))
                 block_pass = BlockPass(spec, (), call.args, call.kwargs, record=False)
                 tiled = block_pass.forward(call.x, x_needs_grad=False)
+            rest = block_pass.rest or ()
+            if any(isinstance(item, torch.Tensor) for item in rest):
+                return MORE_TENSORS
+            self.withholds = any(item is WITHHELD for item in rest)
         except (MemoError, *NOT_RUNNABLE) as error:
             return f"it does not run on a part of the tokens ({error})"
         worst = float((tiled - y).abs().max()) / max(float(y.abs().max()), 1e-30)
@@ -305,10 +401,11 @@ class _TileProbe:
             cut = frame.run_to_cut(
                 (_only(self._call.x, spans, 1), *self._call.args), self._call.kwargs
             )
-            qkv = (cut.q, cut.k, cut.v)
-            before = all(_is_finite(t, spans, 2) for t in qkv)
+            qkv, form = cut.tensors, cut.form
+            before = all(_is_finite(t, spans, form.token_dim) for t in qkv)
+            # Zeros: attention itself must not carry NaN over.
             o = cut.call(*(torch.zeros_like(t) for t in qkv), **cut.options)
-            y, _ = split_output(frame.resume(_only(o, spans, cut.o_token_dim)))
+            y, _ = split_output(frame.resume(_only(o, spans, form.o_token_dim)))
         finally:
             frame.close()
         return before and _is_finite(y, spans, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class BlockCall:
     """How the model called a block: x [1, tokens, hidden], and everything else.
 
     rest: its outputs besides y, None if it returns y alone. as_is: why it can only run as it is.
+    num_ids: tokens that the model was given.
     """
 
     x: torch.Tensor
@@ -30,6 +31,7 @@ class BlockCall:
     kwargs: dict[str, Any]
     rest: tuple[Any, ...] | None = None
     as_is: str | None = None
+    num_ids: int = 0
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -66,7 +68,7 @@ def record_run(parts: ModelParts, tokens: int, device: Device) -> RecordedRun:
         def record(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
-            calls[index] = _call_of(module, args, kwargs, output)
+            calls[index] = replace(_call_of(module, args, kwargs, output), num_ids=tokens)
 
         return record
 

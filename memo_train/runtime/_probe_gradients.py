@@ -14,6 +14,7 @@ there, plain autograd on an x that is off by one rounding tells what rounding do
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
 from memo_train.runtime._block import BlockPass, run_checkpointed
 from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._mixer import Mixer
 from memo_train.runtime._module_state import ModuleState, StatePlace, graph_holders, kept_state
 from memo_train.runtime._probe_calls import BlockCall
 from memo_train.runtime._shadow import (
@@ -90,6 +92,12 @@ class GradientProbe:
         self.plain = self._first_plain_run()
         self._spec = replace(spec, changes=self.changes)
 
+    def cut_at(self, mixer: Mixer) -> GradientProbe:
+        """The same with the block cut at `mixer`."""
+        probe = copy.copy(self)
+        probe._spec = replace(self._spec, mixer=mixer)
+        return probe
+
     @property
     def changes(self) -> frozenset[StatePlace]:
         """The buffers and attributes that the block's forward changes."""
@@ -138,6 +146,7 @@ class GradientProbe:
             stack.enter_context(kept_state(self._block))
             stack.enter_context(_in_mode(self._block, self._mode))
             for parameter in tensors:
+                # What a run leaves there is then its own.
                 parameter.grad = None
             try:
                 return run()
@@ -158,6 +167,7 @@ class GradientProbe:
             if looks_for_loss:
                 self._dy = _random_like(y)
                 self._look_for_loss(y, x, shadows, left)
+                # The look for a loss has used up the graph.
                 y = y if y.grad_fn is None else self._run_forward(x.clone())
             return self._differentiated(y, x, shadows, left)
 
@@ -242,6 +252,7 @@ class GradientProbe:
                     return f"{name} has no gradient when run {none} and one when run {some}"
                 continue
             off, size = _distance(found, expected), self._size_of(name, expected)
+            # `not <=` and not `>`: NaN must not pass.
             if not off <= tolerance * size and not off <= self._noise_of(name, tolerance):
                 return f"{_of(name)} differs by {off / max(size, 1e-30):.2g} of it"
         return _state_difference(run.left, plain.left, tolerance)
@@ -456,6 +467,7 @@ class _NoDropout(TorchFunctionMode):
         if func in self._dropouts:
             return args[0] if args else kwargs["input"]
         if func is _ATTENTION:
+            # q, k, v and the mask; dropout's is the fifth.
             args, kwargs = args[:4], kwargs | {"dropout_p": 0.0} | _positional(args)
         return func(*args, **kwargs)
 

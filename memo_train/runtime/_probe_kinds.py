@@ -25,7 +25,9 @@ from memo_train.runtime._tile import split_output, tensors_in
 LEAVES_IN_ARGUMENTS = "it leaves tensors in its arguments, for others to use"
 """Run again in backward, it would find what it left."""
 
+# Below that a value counts by its class alone.
 _DEPTH = 4
+# A longer list counts by its identity, and its block is a kind of its own.
 _MOST_ITEMS = 64
 _Attributes = dict[tuple[str, str], Hashable]
 
@@ -45,6 +47,12 @@ class WatchedBlocks:
         with _replaced(self._blocks, self._watched):
             yield
 
+    def hand_on(self, rest: Sequence[tuple[Any, ...] | None]) -> None:
+        """Let idle blocks return these besides y; None leaves what a block was seen to return."""
+        for block, others in zip(self._blocks, rest, strict=True):
+            if others is not None and id(block) in self._rest:
+                self._rest[id(block)] = others
+
     @contextmanager
     def idling(self) -> Iterator[None]:
         """While active, blocks hand on x, in the form of the output they were seen to give."""
@@ -58,6 +66,7 @@ class WatchedBlocks:
         if not isinstance(x, torch.Tensor):
             return forward(*args(x), **kwargs(x))
         leaf = x.detach().requires_grad_(x.is_floating_point())
+        # A block may write to its input, which a leaf forbids.
         given = args(leaf.clone()), kwargs(leaf)
         before = list(tensors_in(given))
         output = forward(*given[0], **given[1])
@@ -160,11 +169,13 @@ def _attributes(block: nn.Module) -> Iterator[tuple[tuple[str, str], Hashable]]:
             trained = tensor is not None and tensor.requires_grad
             yield (path, name), (_value(tensor, 1), trained)
         for name, value in module.__dict__.items():
+            # Hooks are part of what a block computes.
             if name not in _INTERNAL or name.endswith("_hooks"):
                 yield (path, name), _value(value, _DEPTH)
 
 
 def _name_of(kind: type) -> Hashable:
+    # Classes made inside a function may share a name.
     return f"{kind.__module__}.{kind.__qualname__}", id(kind)
 
 

@@ -15,6 +15,7 @@ import torch
 from memo_train.errors import InPlaceModified
 from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain, version_of
 
+# A page, the least that the host pool hands out.
 MIN_SWAP_BYTES = 4096
 
 
@@ -142,6 +143,7 @@ class SavedTensors:
             key = storage.data_ptr()
             home: str | _Slot | None = names.get(key) or slots.get(key)
             if home is None and key not in foreign and key not in stay:
+                # Counted once, however many saved tensors view it.
                 self.num_bytes += storage.nbytes()
                 if _is_swappable(storage, swap):
                     assert swap is not None

@@ -108,6 +108,7 @@ class GradientSum:
                 continue
             total = self._sums[index]
             if total is None:
+                # A copy: the sum is added to in place, and autograd may hand out one tensor twice.
                 wide = torch.promote_types(gradient.dtype, torch.float32)
                 self._sums[index] = gradient.to(wide, copy=True)
             else:

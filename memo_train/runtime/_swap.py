@@ -44,6 +44,7 @@ class CopiesInFlight:
     def add(self, event: CopyEvent, source: torch.Tensor) -> None:
         """Keep `source` until `event`; waits for older copies beyond the limit."""
         self._copies.append((event, source, source._version))
+        # All of the storage lives on, whatever part of it the tensor shows.
         self._bytes += source.untyped_storage().nbytes()
         self.allow(self._limit_bytes)
         self.release_done()
@@ -122,6 +123,7 @@ class SwappedStorage:
             self._host = 0
 
     def __del__(self) -> None:
+        # Absent where host memory was refused; set where no backward took the storage.
         if getattr(self, "_host", 0):
             self._sent.wait()
             if self._returned is not None:

@@ -73,7 +73,8 @@ class TokenArguments:
     def whole(self, options: dict[str, Any]) -> dict[str, Any]:
         """`options` of the last tile's attention call, its slices replaced by the whole tensors."""
         whole = {id(piece): tensor for piece, tensor in self._pieces}
-        return {name: whole.get(id(value), value) for name, value in options.items()}
+        put_back: dict[str, Any] = replaced_in(options, lambda value: whole.get(id(value), value))
+        return put_back
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor among the arguments."""
@@ -100,7 +101,24 @@ class TokenArguments:
         is_mask = value.dim() >= 2 and value.shape[-1] == value.shape[-2] == self._tokens
         if is_mask:
             return None
+        # Batch first is the rule; tables of positions may have no batch.
         return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
+
+
+def replaced_in(value: Any, replace: Callable[[Any], Any]) -> Any:
+    """`value`, where it is a container a copy of it, with `replace` called on what it holds."""
+    if type(value) in (tuple, list):
+        return type(value)(replaced_in(item, replace) for item in value)
+    if type(value) is dict:
+        return {key: replaced_in(item, replace) for key, item in value.items()}
+    return replace(value)
+
+
+def holds(value: Any, item: object) -> bool:
+    """Whether `item` itself is in `value`, which may be a container."""
+    found: list[Any] = []
+    replaced_in(value, lambda inner: found.append(inner) if inner is item else inner)
+    return bool(found)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -152,6 +170,7 @@ class TileGraph:
     ) -> Gradients:
         """(dx part, *parameter gradients) from the gradients of this tile's q, k and v."""
         edges, self.qkv_edges = self.qkv_edges, ()
+        # Attention may have run in autocast's dtype; pre's graph ends in its own.
         cast = [d.to(dtype) for d, dtype in zip(dqkv, self.qkv_dtypes, strict=True)]
         return differentiate(edges, cast, (self.x, *parameters), retain_graph=False)
 
@@ -204,11 +223,10 @@ class TileRun:
         with torch.set_grad_enabled(record), _hooks(saved if record else None):
             cut = self._frame.run_to_cut((alias_of(x) if record else x, *args), kwargs)
         if record:
-            qkv = (cut.q, cut.k, cut.v)
             self.graph = TileGraph(
                 x=x,
-                qkv_edges=tuple(_edge(t) for t in qkv),
-                qkv_dtypes=tuple(t.dtype for t in qkv),
+                qkv_edges=tuple(_edge(t) for t in cut.tensors),
+                qkv_dtypes=tuple(t.dtype for t in cut.tensors),
             )
         return cut
 
@@ -234,6 +252,7 @@ class TileRun:
 
 def split_output(output: Any) -> tuple[torch.Tensor, tuple[Any, ...] | None]:
     """A block's y, and its further outputs if it returns a tuple or a list."""
+    # Exactly these: the model must get back the type that its block gives.
     if type(output) not in (tuple, list) or not output:
         return output, None
     return output[0], tuple(output[1:])
@@ -262,4 +281,5 @@ def release_data(leaf: torch.Tensor) -> None:
 
     leaf: nobody but the runtime has seen it (see `alias_of`).
     """
+    # One number seen at every index: autograd looks at a leaf's shape only.
     leaf.data = leaf.new_zeros(()).expand(leaf.shape)

@@ -41,6 +41,7 @@ from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenArguments, split_output
 
+# What torch answers outside of any backward.
 _NO_BACKWARD = -1
 _DONE_INSTEAD = {
     HowToRun.CHECKPOINTED: "checkpointed whole",
@@ -94,6 +95,7 @@ class ReplacedForwards:
 
     def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
         """Put `forward` in place; an instance's own one, if it has one, is kept for `restore`."""
+        # Only the first time: later it would be one of ours.
         if id(module) not in self._replaced:
             self._replaced[id(module)] = (module, module.__dict__.get("forward"))
         module.forward = Replacement(module.forward, forward)
@@ -163,6 +165,7 @@ class WrappedModel:
         self._forwards = ReplacedForwards()
         self._model_forward: Callable[..., Any] = parts.causal_lm.forward
         self._decoder_forward: Callable[..., Any] = parts.decoder.forward
+        # Taken before `install` puts others in their places.
         self._block_forwards = tuple(block.forward for block in parts.blocks)
         self._model_signature = Signature(parts.causal_lm.forward)
         self._decoder_signature = Signature(parts.decoder.forward)
@@ -219,6 +222,7 @@ class WrappedModel:
         arguments = self._model_signature.by_name(args, kwargs)
         shape = check_model_call(arguments, self._model_signature)
         if self._loss is not None and shape is not None:
+            # Before the step begins: a proof's memory is in no plan.
             self._loss.prepare(arguments)
         self._begin_step(shape, arguments)
         self._in_model = True
@@ -232,6 +236,7 @@ class WrappedModel:
         last = self.last_pass()
         if last is not None and self._step is not None and not self._loss_is_ahead():
             held_bytes = 0 if self._loss is None else self._loss.held_bytes
+            # The plan's peak has q, k, v and o of all tokens in it, which are not there yet.
             free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
             last.prefetch(max(free_bytes, 0))
         return output
@@ -276,7 +281,9 @@ class WrappedModel:
                 "blocks are checkpointed whole, and the plan does not count what that takes",
                 stacklevel=2,
             )
+        # Only now: steps that profile leave theirs behind.
         self._step, self._last_pass = step, None
+        # A step without a backward may have left copies under way.
         self._in_flight.drain()
         self._begin_memory(shape, step, arguments)
         self.device.set_large_bytes(step.whole_bytes)
@@ -322,6 +329,7 @@ class WrappedModel:
             self.memory.begin(*shape, self.how(step, self.given))
         else:
             self.memory.end()
+        # Recorded lifetimes must not hang on how fast copies happened to be.
         self._in_flight.hold = self.memory.is_recording
 
     def _observe(self, stage: str, block: int, tile: int) -> None:
@@ -343,6 +351,7 @@ class WrappedModel:
         assert self._step is not None
         self._in_flight.allow(self._step.copies.in_flight_bytes[index])
         others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
+        # A gradient of another argument has no way out of the block's one autograd function.
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
         if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
             return run_checkpointed(spec, x, args, kwargs, others)
@@ -366,6 +375,7 @@ class WrappedModel:
         record = torch.is_grad_enabled() and (x.requires_grad or bool(parameters))
         block_pass = BlockPass(spec, parameters, args, kwargs, record=record)
         if record:
+            # Weak: the graph holds the pass, and both must go together.
             block_pass.previous, self._last_pass = self._last_pass, weakref.ref(block_pass)
             y = BlockFunction.apply(  # type: ignore[no-untyped-call]
                 block_pass, x, *parameters
@@ -396,5 +406,6 @@ class WrappedModel:
             observer=self._observe,
             index=index,
             changes=verdict.changes,
+            mixer=verdict.mixer,
             checked_shapes=self._checked_shapes[index],
         )

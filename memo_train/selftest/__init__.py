@@ -7,6 +7,8 @@ the speed of copies; a step's seconds plain and wrapped. The result is one JSON 
 attached to a report of a problem (docs/formats.md).
 
     python -m memo_train.selftest                                  all devices, one after the other
+    python -m memo_train.selftest --quick                          only proofs, nothing is timed
+    python -m memo_train.selftest --allocator memo                 a GPU's tensors in its own memory
     torchrun --nproc-per-node 2 -m memo_train.selftest             each rank its own GPU, or the CPU
 """
 

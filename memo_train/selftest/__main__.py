@@ -1,4 +1,4 @@
-"""python -m memo_train.selftest [--json PATH]: exit code 0 if nothing failed, else 1.
+"""python -m memo_train.selftest [--quick] [--allocator A] [--json PATH]: exit code 0 or 1.
 
 Prints what the self-test found, as people read it.
 """
@@ -8,17 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import memo_train.selftest
 from memo_planner.errors import format_bytes
+from memo_train.device._cuda_memory import install_cuda_allocator
 from memo_train.selftest._ranks import Ranks
 from memo_train.selftest._report import outcomes, run_selftest
 from memo_train.selftest._scenario import FAILED, KINDS, PASSED, kind_of
@@ -26,6 +29,7 @@ from memo_train.selftest._scenario import FAILED, KINDS, PASSED, kind_of
 _STYLES = dict(zip(KINDS, ("green", "bold red", "yellow"), strict=True))
 _LOADS = {"alone": "one way", "both": "both ways", "all_ranks": "both ways, all ranks"}
 _NONE = "-"
+_ALLOCATORS = ("both", "torch", "memo")
 
 
 def print_summary(result: dict[str, Any], path: Path) -> None:
@@ -60,7 +64,9 @@ def _described(machine: dict[str, Any]) -> str:
         f"{machine['system']}, {machine['processors']} processors",
         f"{format_bytes(machine['memory_bytes'])} memory",
         f"torch {machine['torch']}",
-        f"GPUs: {', '.join(cuda['names'])}" if "names" in cuda else f"no GPU used: {cuda['why']}",
+        f"GPUs: {', '.join(cuda['names'])}, tensors in {cuda['allocator']}'s memory"
+        if "names" in cuda
+        else f"no GPU used: {cuda['why']}",
     ]
     return "; ".join(parts)
 
@@ -168,11 +174,45 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", type=Path, default=Path("memo-selftest.json"), metavar="PATH")
-    path: Path = parser.parse_args().json
+    parser.add_argument("--quick", action="store_true", help="only proofs, nothing is timed")
+    parser.add_argument(
+        "--allocator",
+        choices=_ALLOCATORS,
+        default="both",
+        help="whose memory a GPU's tensors have; both: memo-train's in a process of its own, first",
+    )
+    arguments = parser.parse_args()
+    path: Path = arguments.json
     if not path.parent.is_dir():
         parser.error(f"--json {path}: there is no directory {path.parent}; make it first")
     # cuBLAS gives the same bits each time only with a work space of a set size.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    other = 0
+    if torch.cuda.is_available() and "LOCAL_RANK" not in os.environ:
+        other = _prepare_allocator(arguments)
+    elif arguments.allocator == "memo":
+        parser.error("--allocator memo: this process sees no GPU, or is one of several ranks")
+    return max(_test_here(path, quick=arguments.quick), other)
+
+
+def _prepare_allocator(arguments: argparse.Namespace) -> int:
+    """Put memo-train's allocator in place, or run it in another process: that one's exit code.
+
+    Which allocator serves a process is decided before its first CUDA tensor.
+    """
+    if arguments.allocator == "memo":
+        install_cuda_allocator()
+    if arguments.allocator != "both":
+        return 0
+    path: Path = arguments.json
+    command = [sys.executable, "-m", "memo_train.selftest", "--allocator", "memo"]
+    command += ["--json", str(path.with_name(f"{path.stem}-memo{path.suffix}"))]
+    command += ["--quick"] if arguments.quick else []
+    return int(subprocess.run(command, check=False).returncode != 0)
+
+
+def _test_here(path: Path, *, quick: bool) -> int:
+    """Run this process's part, of all ranks if there are several; the exit code."""
     ranks = Ranks.join()
     is_first = ranks.rank == 0
     with Progress(console=Console(stderr=True), transient=True, disable=not is_first) as progress:
@@ -180,6 +220,7 @@ def main() -> int:
         result = run_selftest(
             ranks,
             started=lambda what, share: progress.update(task, description=what, completed=share),
+            quick=quick,
         )
     if is_first:
         path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

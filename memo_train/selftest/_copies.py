@@ -62,6 +62,7 @@ class Round:
     def __exit__(self, *error: object) -> None:
         if self._hosts:
             self.place.finish()
+        # A copy: `free` takes each out.
         for host in tuple(self._hosts):
             self.free(host)
 
@@ -144,6 +145,7 @@ def prefetch(rnd: Round, delay: Delay) -> bool:
     delay()
     left = rnd.numbered(_NUM_PREFETCHED)
     left.whole.mul_(-3)
+    # Its memory goes to the next tensors, which copies write.
     del left
     targets = [rnd.empty() for _ in sources]
     backs = [rnd.fetch(t, host) for t, (host, _) in zip(targets, hosts, strict=True)]
@@ -188,6 +190,7 @@ def _rounds(way: Callable[[Round, Delay], bool], place: Place, late: str) -> Fig
             "copies": lambda: (backlog.to_host(), backlog.to_device()),
         }
         for index in range(_NUM_ROUNDS):
+            # Tiles alternate by index % 2, so each kind comes on each kind of stream.
             with place.here(own_stream=index % 4 > 1), Round(place, index) as rnd:
                 num_late += way(rnd, delays[late])
     figures = {"rounds": _NUM_ROUNDS, "late_rounds": num_late}

@@ -18,6 +18,7 @@ from memo_train.selftest._place import Place
 from memo_train.selftest._scenario import Figures, NotSupported, Scenario, ScenarioFailed
 from memo_train.testing import Step, run_step
 
+# A page, as in the runtime.
 _MIN_SWAP_BYTES = 4096
 
 

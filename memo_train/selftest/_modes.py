@@ -48,6 +48,7 @@ def llama_step(place: Place, size: StepSize = SMALL) -> tuple[nn.Module, dict[st
     config = LlamaConfig(
         vocab_size=_VOCAB_SIZE,
         hidden_size=size.hidden_size,
+        # Near Llama's 8/3, and whole for each size here.
         ffn_size=5 * size.hidden_size // 2,
         num_blocks=size.num_blocks,
         num_heads=size.num_heads,

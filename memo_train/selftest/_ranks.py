@@ -14,6 +14,7 @@ from memo_train.selftest._place import Place
 from memo_train.selftest._scenario import Figures, ScenarioFailed
 from memo_train.trace import measure_link, measure_link_rates
 
+# Ranks wait for one another while one measures its link alone.
 _TIMEOUT = timedelta(minutes=10)
 
 
@@ -67,6 +68,7 @@ def link_rates(place: Place | None, ranks: Ranks) -> Figures:
     try:
         if place is not None:
             measure_link(place.device)
+    # Whatever it is: the other ranks wait in the collective below.
     except Exception as raised:
         error = raised
     every = ranks.all(place is not None and error is None)

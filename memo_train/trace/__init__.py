@@ -2,6 +2,7 @@
 
 from memo_train.trace._cache import (
     KeptProfile,
+    model_key,
 )
 from memo_train.trace._config_model import (
     model_of_config,
@@ -24,10 +25,12 @@ from memo_train.trace._profile import (
     measure_profile,
     model_hash,
 )
+from memo_train.trace._steps import REPEATS
 
 __all__ = [
     "LONGEST_PROFILED_TOKENS",
     "OPTIMIZER_STATES",
+    "REPEATS",
     "CopyBuffers",
     "KeptProfile",
     "Place",
@@ -38,6 +41,7 @@ __all__ = [
     "measure_link_rates",
     "measure_profile",
     "model_hash",
+    "model_key",
     "model_of_config",
     "requests_at",
 ]

@@ -64,17 +64,9 @@ class KeptProfile:
     directory: Path | None
 
     @classmethod
-    def of(cls, wrapped: WrappedModel, asked: tuple[object, ...]) -> KeptProfile:
-        """asked: what else was asked for, besides a profile of `wrapped`."""
-        parts = [
-            *_of_versions(),
-            *_of_machine(wrapped.device),
-            *_of_model(wrapped.parts.causal_lm),
-            *(repr((verdict.how, verdict.at_cut)) for verdict in wrapped.verdicts),
-            *map(repr, asked),
-        ]
-        digest = hashlib.sha256("\n".join(parts).encode(errors="backslashreplace"))
-        return cls(key=digest.hexdigest(), directory=cache_directory())
+    def of(cls, model: str, asked: tuple[object, ...]) -> KeptProfile:
+        """model: its `model_key`. asked: what else the profile depends on."""
+        return cls(key=_digest([model, *map(repr, asked)]), directory=cache_directory())
 
     def load(self, wrapped: WrappedModel) -> Profile | None:
         """The profile with the link as it is now; None if there is none."""
@@ -89,6 +81,7 @@ class KeptProfile:
             profile = decode(Profile, document.get("profile"), "profile")
         except MemoError:
             return None
+        # Counted anew: the key says nothing of buffers.
         state = state_bytes(wrapped.parts.causal_lm)
         return replace(profile, link=measure_link(wrapped.device), state_bytes=state)
 
@@ -112,6 +105,23 @@ class KeptProfile:
     @property
     def _path(self) -> Path | None:
         return None if self.directory is None else self.directory / f"{self.key}.profile.json"
+
+
+def model_key(wrapped: WrappedModel) -> str:
+    """All that a profile of `wrapped` depends on, as text: versions, machine, model and code."""
+    return _digest(
+        [
+            *_of_versions(),
+            *_of_machine(wrapped.device),
+            *_of_model(wrapped.parts.causal_lm),
+            *(repr((v.how, v.at_cut, v.mixer and v.mixer.path)) for v in wrapped.verdicts),
+        ]
+    )
+
+
+def _digest(parts: list[str]) -> str:
+    # A configuration may hold text that is not UTF-8 (a lone surrogate).
+    return hashlib.sha256("\n".join(parts).encode(errors="backslashreplace")).hexdigest()
 
 
 def _of_versions() -> Iterator[str]:
@@ -151,6 +161,7 @@ def _of_model(causal_lm: nn.Module) -> Iterator[str]:
         found = config if to_dict is None else to_dict()
         yield json.dumps(found, sort_keys=True, default=repr)
         yield str(getattr(config, "_attn_implementation", None))
+    # A dictionary and no set: the text must be the same in every process.
     classes: dict[type, None] = {}
     for name, module in causal_lm.named_modules():
         plain = {k: v for k, v in vars(module).items() if _is_plain(v)}
@@ -158,6 +169,7 @@ def _of_model(causal_lm: nn.Module) -> Iterator[str]:
         yield from _of_functions(vars(module))
         classes[type(module)] = None
     for kind in dict.fromkeys(base for each in classes for base in each.__mro__):
+        # Their code goes with the versions of Python and torch.
         if kind is not object and kind is not nn.Module:
             yield kind.__qualname__
             yield from _of_functions(vars(kind))

@@ -292,6 +292,7 @@ def _refused(what: str) -> Iterator[None]:
     except InvalidInput:
         raise
     except Exception as error:
+        # Transformers' messages may quote a whole configuration.
         reason = " ".join(str(error).split())[:300]
         raise InvalidInput(f"{what} ({type(error).__name__}: {reason})") from error
 

@@ -74,6 +74,7 @@ def trace_blocks(model: nn.Module, blocks: tuple[nn.Module, ...]) -> TracedModel
     with ExitStack() as stack:
         stack.enter_context(watch.hooked())
         stack.enter_context(_attention_calls(watch.attention))
+        # Without a graph nothing is saved.
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.saved, lambda t: t))
         stack.enter_context(watch)
@@ -281,6 +282,7 @@ def _torch_call(
     *args: Any,
     **options: Any,
 ) -> torch.Tensor:
+    # It requires a gradient, so that post saves as it does behind a real attention.
     o = query.new_empty((*query.shape[:-1], value.shape[-1])).requires_grad_()
     report(query, key, value, None, o)
     return o

@@ -23,6 +23,8 @@ class Speeds:
     matrix products and attention reach, above 0 and at most 1.
     memory_bytes_per_s: for all other operations, by the bytes that they read and write.
     op_overhead_s: seconds that every operation takes besides.
+    op_issue_s: seconds in which the host asks for an operation: none is shorter. A stage begins
+        when the one before it is over, as under a clock that waits.
     d2h_bytes_per_s, h2d_bytes_per_s: the link's, each way.
 
     Raises: InvalidInput.
@@ -35,12 +37,13 @@ class Speeds:
     d2h_bytes_per_s: float
     h2d_bytes_per_s: float
     op_overhead_s: float = 0.0
+    op_issue_s: float = 0.0
 
     def __post_init__(self) -> None:
         rates = ("flops_per_s", "memory_bytes_per_s", "d2h_bytes_per_s", "h2d_bytes_per_s")
         check_fields(self, rates, least=1.0)
         check_fields(self, ("matmul_efficiency", "attention_efficiency"), least=1e-6, most=1.0)
-        check_fields(self, ("op_overhead_s",))
+        check_fields(self, ("op_overhead_s", "op_issue_s"))
 
 
 A800 = Speeds(
@@ -75,6 +78,11 @@ class FakeDevice(CpuDevice):
         self._host_used = self._host_peak = 0
         self._stalls, self._stall_s = 0, 0.0
 
+    @property
+    def runs_behind(self) -> bool:
+        """Where asking for an operation takes time of its own."""
+        return self.speeds.op_issue_s > 0
+
     def now(self) -> float:
         """Seconds that the steps so far would have taken."""
         return self._now_s
@@ -87,10 +95,10 @@ class FakeDevice(CpuDevice):
             efficiency = speeds.matmul_efficiency
             if cost.is_attention:
                 efficiency = speeds.attention_efficiency
-            self._now_s += cost.flops / (speeds.flops_per_s * efficiency)
+            work_s = cost.flops / (speeds.flops_per_s * efficiency)
         else:
-            self._now_s += cost.touched_bytes / speeds.memory_bytes_per_s
-        self._now_s += speeds.op_overhead_s
+            work_s = cost.touched_bytes / speeds.memory_bytes_per_s
+        self._now_s += max(work_s + speeds.op_overhead_s, speeds.op_issue_s)
 
     def host_alloc(self, nbytes: int) -> int:
         """An address of `nbytes` of host memory, in whole pages, without memory behind it."""

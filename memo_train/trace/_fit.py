@@ -44,6 +44,7 @@ def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool) -> PeakL
     peaks = [step.peak_bytes.get(stage, 0) for step in (half, short, long)]
     lengths = (half.tokens, short.tokens, long.tokens)
     per_token2 = bytes_per_pair(lengths, peaks) if with_pairs else 0.0
+    # Without the square first, so that a line is left.
     at_short, at_long, at_wide = (
         step.peak_bytes.get(stage, 0) - per_token2 * step.tokens**2 for step in (short, long, wide)
     )
@@ -91,16 +92,19 @@ def fit_block_times(recomputed: Shapes, swapped: Shapes) -> BlockTimes:
     overhead_s = _tile_overhead_s(long, wide)
     num_tiles = wide.tokens / wide.tile_tokens
     tilewise_s = _tilewise_s(wide)
+    # The share of the tiles' seconds that is not the overhead of tiling.
     without = max(1.0 - _PASSES * num_tiles * overhead_s / tilewise_s, 0.0) if tilewise_s else 0.0
 
     def per_token(stage: str) -> float:
         return without * wide.seconds.get(stage, 0.0) / wide.tokens
 
     def per_token2(stage: str) -> float:
+        # A difference of two lengths: what a call costs by itself drops out.
         grown_s = max(long.seconds.get(stage, 0.0) - short.seconds.get(stage, 0.0), 0.0)
         return grown_s / (long.tokens**2 - short.tokens**2)
 
     recompute_s_per_token = per_token("pre") + per_token("post")
+    # The stage of a recomputed tile begins with its pre and post.
     post_backward = max(per_token("post_backward") - recompute_s_per_token, 0.0)
     return BlockTimes(
         pre_s_per_token=per_token("pre"),

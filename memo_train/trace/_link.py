@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,13 @@ import torch.distributed as dist
 from memo_planner.profile import Link
 from memo_planner.trace import LinkRates
 from memo_train.device import CopyEvent, CudaDevice, Device
+from memo_train.device.errors import HostMemoryExceeded
 
 _CPU_COPY_BYTES = 2 * 2**20
-_CUDA_COPY_BYTES = 8 * 2**20
-"""Large enough that asking for a copy takes little time beside it."""
+_CUDA_COPY_BYTES = 64 * 2**20
+"""Large enough that asking for a copy takes little time beside it: 1 % at 50 GB/s."""
+_LEAST_COPY_BYTES = 2**20
+"""Where memory holds no more; a smaller copy says nothing of the link."""
 
 _REPEATS = 3
 _LOADED_COPIES = 12
@@ -78,8 +82,8 @@ class CopyBuffers:
 def measure_link(device: Device) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
-    A copy is 2 MiB on the CPU device, 8 MiB on a GPU. Concerns this process alone: other ranks
-    need not call it.
+    A copy is 2 MiB on the CPU device, 64 MiB on a GPU, or what memory holds. Concerns this process
+    alone: other ranks need not call it.
     """
     with _buffers(device) as buffers:
         return Link(
@@ -99,6 +103,7 @@ def measure_link_rates(device: Device) -> LinkRates:
         alone: list[float] = []
         for rank in range(num_ranks):
             _meet()
+            # One rank at a time; the others wait at the next meeting.
             if rank == (dist.get_rank() if num_ranks > 1 else 0):
                 alone = [
                     *_rates(device, buffers, ["d2h"]),
@@ -120,9 +125,23 @@ def measure_link_rates(device: Device) -> LinkRates:
     )
 
 
-def _buffers(device: Device) -> CopyBuffers:
-    on_gpu = isinstance(device, CudaDevice)
-    return CopyBuffers(device, _CUDA_COPY_BYTES if on_gpu else _CPU_COPY_BYTES)
+@contextmanager
+def _buffers(device: Device) -> Iterator[CopyBuffers]:
+    """Buffers of the largest copies that memory holds, of the size the device's link needs."""
+    num_bytes = _CUDA_COPY_BYTES if isinstance(device, CudaDevice) else _CPU_COPY_BYTES
+    with ExitStack() as held:
+        yield _largest(device, num_bytes, held)
+
+
+def _largest(device: Device, num_bytes: int, held: ExitStack) -> CopyBuffers:
+    """Buffers of `num_bytes`, or of a half, a quarter and so on, closed with `held`."""
+    while True:
+        try:
+            return held.enter_context(CopyBuffers(device, num_bytes))
+        except (torch.OutOfMemoryError, HostMemoryExceeded):
+            if num_bytes <= _LEAST_COPY_BYTES:
+                raise
+        num_bytes //= 2
 
 
 def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:
@@ -131,6 +150,7 @@ def _best_s(device: Device, copy: Callable[[], CopyEvent]) -> float:
         start_s = device.now()
         copy()
         device.synchronize()
+        # The best: whatever disturbs a copy makes it slower.
         best_s = min(best_s, device.now() - start_s)
     return best_s
 
@@ -165,6 +185,7 @@ def _slowest(rates: Sequence[float], device: Device) -> list[float]:
     least = torch.tensor(rates, dtype=torch.float64)
     if dist.is_initialized():
         if dist.get_backend() == "nccl":
+            # NCCL reduces on GPUs only.
             least = least.to(device.torch_device)
         dist.all_reduce(least, op=dist.ReduceOp.MIN)
     values: list[float] = least.tolist()

@@ -89,6 +89,7 @@ def requests_at(events: Events, places: Sequence[Place]) -> Requests:
 def _log(events: Events, places: Sequence[Place]) -> EventLog:
     is_mark = events["kind"] == EventKind.MARK
     marks = np.flatnonzero(is_mark)
+    # For each event: the number of marks so far, less one, is the last one's.
     last_mark = marks[np.cumsum(is_mark) - 1]
     numbers = events["offset"][last_mark][~is_mark].astype(np.int64)
     happened = events[~is_mark]

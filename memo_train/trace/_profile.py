@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 
 from torch import nn
 
@@ -24,7 +25,8 @@ from memo_train.trace._fit import (
 )
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
-from memo_train.trace._steps import Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._steps import REPEATS, Way, measure_saved, measure_shapes, only_block
+from memo_train.trace._timing import LONGEST_TIMED_TOKENS, measure_times
 
 OPTIMIZER_STATES = 2
 """AdamW's moments, each as large as the parameters it trains."""
@@ -44,19 +46,30 @@ def measure_profile(
     *,
     park_pre: bool = False,
     padded: bool = False,
+    repeats: int = REPEATS,
+    timed_tokens: int | None = None,
 ) -> Profile:
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
-    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
+    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch. timed_tokens: what
+    no step is longer than that finds seconds on a device that runs behind; None: `tokens`. repeats:
+    of a run.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
-    seconds the best of three runs. One block of each kind is run: of bytes the highest count,
+    seconds the best of the repeats. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
     """
     tile = _tile_tokens(tokens)
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
-    ask = _Ask(batch=batch, tile=tile, park_pre=park_pre, padded=padded)
+    ask = _Ask(
+        batch=batch,
+        tile=tile,
+        park_pre=park_pre,
+        padded=padded,
+        repeats=repeats,
+        timed_tokens=min(timed_tokens or tokens, LONGEST_TIMED_TOKENS),
+    )
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
         found = [_measure_kind(wrapped, kind, ask) for kind in tiled or kinds]
@@ -70,6 +83,7 @@ def measure_profile(
         batch=batch,
         num_blocks=len(wrapped.parts.blocks),
         state_bytes=state_bytes(causal_lm),
+        # Kinds that need the same have one line.
         peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
         times=_mean_times(found),
         link=measure_link(wrapped.device),
@@ -153,6 +167,8 @@ class _Ask:
     tile: int
     park_pre: bool
     padded: bool
+    repeats: int
+    timed_tokens: int
 
     def way(self, place: TilePlace) -> Way:
         return Way(place=place, park_pre=self.park_pre, padded=self.padded)
@@ -171,16 +187,23 @@ class _KindProfile:
 def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     with only_block(wrapped, kind.index):
         saved = _saved_fields(wrapped, ask)
-        recomputed = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.RECOMPUTE))
-        swapped = measure_shapes(wrapped, ask.batch, ask.tile, ask.way(TilePlace.SWAP))
+        run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.repeats)
+        recomputed, swapped = (run(ask.way(w)) for w in (TilePlace.RECOMPUTE, TilePlace.SWAP))
+        if wrapped.device.runs_behind:
+            longest, padded = ask.timed_tokens, ask.padded
+            times = measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
+        else:
+            times = fit_block_times(recomputed, swapped)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
-    # All that makes such tensors saves some: scores, and the mask that went into them.
-    with_pairs = saved["attention_bytes_per_token2"] > 0
+    # Attention that makes such tensors saves some: scores, and the mask that went into them. A
+    # mixer saves none of what it makes.
+    is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
+    with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
     peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
     return _KindProfile(
         saved=saved,
         peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
-        times=fit_block_times(recomputed, swapped),
+        times=times,
         num_blocks=kind.num_blocks,
     )
 
@@ -197,6 +220,7 @@ def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
     tokens = [4 * ask.tile, 8 * ask.tile, 16 * ask.tile]
     found = [measure_saved(wrapped, ask.batch, n, padded=ask.padded) for n in tokens]
     per_token2 = bytes_per_pair(tokens, [saved.attention for saved in found])
+    # All but attention's grow with the tokens alone, so the shortest run tells them.
     fields = {
         f"{name}_bytes_per_token": value / tokens[0] for name, value in asdict(found[0]).items()
     }

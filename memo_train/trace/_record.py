@@ -41,6 +41,7 @@ def watched_blocks(parts: ModelParts, observer: Observer) -> Iterator[None]:
     """
     handles = []
     for index, block in enumerate(parts.blocks):
+        # Ahead of users' hooks: what they allocate counts to the block.
         handles.append(block.register_forward_pre_hook(_entering(index, observer), prepend=True))
         handles.append(block.register_forward_hook(_leaving(index, observer), with_kwargs=True))
     decoder = parts.decoder
@@ -66,6 +67,7 @@ def _leaving(index: int, observer: Observer) -> Callable[..., None]:
         observer("between", NOWHERE, NOWHERE)
         y, _ = split_output(output)
         _tell_backward(y, "block_backward", index, observer)
+        # No other block tells when the first one's backward is over.
         if index == 0:
             x, *_ = split_input(args, kwargs)
             _tell_backward(x, "between", NOWHERE, observer)
@@ -137,6 +139,7 @@ def _step(
     loss: torch.Tensor = parts.run(batch.ids, batch.labels).loss
     recorder.begin("backward")
     loss.backward()  # type: ignore[no-untyped-call]
+    # Not in memory while the optimiser runs.
     del loss
     if optimizer is not None:
         recorder.begin("optimizer")

@@ -54,13 +54,14 @@ class StageRecorder:
         peak = self._device.counters().device_peak_bytes - self._before_bytes
         self.peak_bytes[self._stage] = max(self.peak_bytes[self._stage], peak)
         self._device.reset_peak()
+        # Read again: the counters above took time that is no stage's.
         self._stage, self._since = stage, self._computed_s()
 
     def _computed_s(self) -> float:
         return self._device.now() - self._device.counters().stall_s
 
 
-_REPEATS = 3
+REPEATS = 3
 _ENOUGH_S = 1.0
 """A step that took so long is not repeated: it is long against what disturbs it."""
 
@@ -132,7 +133,7 @@ def measure_step(
     tokens: int,
     tile_tokens: int,
     way: Way,
-    repeats: int = _REPEATS,
+    repeats: int = REPEATS,
 ) -> MeasuredStep:
     """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
     seconds: dict[str, float] = {}
@@ -187,10 +188,11 @@ class Shapes:
 
 
 def measure_shapes(
-    wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = _REPEATS
+    wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = REPEATS
 ) -> Shapes:
     """Steps of all shapes for a tile of `tile` tokens."""
     return Shapes(
+        # Of this shape only bytes are used.
         half=measure_step(wrapped, batch, 4 * tile, tile, way, repeats=1),
         short=measure_step(wrapped, batch, 8 * tile, tile, way, repeats),
         long=measure_step(wrapped, batch, 16 * tile, tile, way, repeats),
@@ -230,6 +232,7 @@ def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Wa
     return StepPolicy(
         policy=Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks),
         loss_tile_tokens=wrapped.parts.loss_tile_tokens(tile_tokens),
+        # Each copy is waited for, so that peaks do not hang on the link.
         copies=CopyBudget.same(
             len(blocks), in_flight_bytes=0, ahead_bytes=0, park_pre=way.park_pre
         ),

@@ -37,6 +37,7 @@ class TrainerConfig:
     """
 
     num_steps: int
+    # Llama 7B's AdamW, rate and clipping (arXiv 2302.13971, section 2.3).
     learning_rate: float = 3e-4
     warmup_steps: int = 0
     schedule: Schedule = "cosine"

@@ -85,6 +85,7 @@ class Ranks:
         """The model whose backward averages gradients over all ranks; itself if there is one."""
         if self.world_size == 1:
             return model
+        # Gradients live in the buckets: else there would be two copies of each.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def part_of(self, rows: Tensor) -> Tensor:
@@ -140,6 +141,7 @@ class Trainer:
             _decay_groups(self._parameters, config.weight_decay),
             lr=config.learning_rate,
             betas=config.betas,
+            # Without temporaries of the parameters' size, which a step over lists of them makes.
             fused=True,
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, config.rate_factor)
@@ -203,6 +205,7 @@ class Trainer:
         return loss.detach()
 
     def _gradient_exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        # Gradients are exchanged once a step, with the last batch's backward.
         if last or not isinstance(self._parallel, DistributedDataParallel):
             return nullcontext()
         no_exchange: AbstractContextManager[None] = self._parallel.no_sync()
@@ -211,6 +214,7 @@ class Trainer:
     def _update(self, step: int, loss: float) -> float:
         """Clip, step and clear the gradients; the norm before clipping."""
         limit = self.config.max_grad_norm
+        # An infinite limit clips nothing and still gives the norm.
         norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
         if not (math.isfinite(loss) and torch.isfinite(norm)):
             raise TrainerError(
@@ -237,6 +241,7 @@ class Trainer:
         out_dir = self.config.out_dir
         if out_dir is None or self.ranks.rank != 0:
             return
+        # Not save_file: tied embeddings share memory.
         save_model(self.model, str(out_dir / "model.safetensors"))
         with suppress(UnsupportedModel):  # a model that is not wrapped has no plan
             memo_train.save_plan(self.model, out_dir / "plan.json")

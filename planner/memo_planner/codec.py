@@ -45,6 +45,7 @@ def _decode(kind: Any, value: object, where: str) -> Any:
         return _decode_record(kind, value, where)
     if issubclass(kind, Enum):
         return _decode_enum(kind, value, where)
+    # True is an int to `isinstance`.
     if isinstance(value, bool) or not isinstance(value, _PLAIN[kind]):
         raise InvalidInput(f"{where} is {_shown(value)}, expected {kind.__name__}")
     return value
@@ -106,6 +107,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json by itself takes the last of several equal names.
     record = dict(pairs)
     if len(record) != len(pairs):
         raise ValueError(f"an object repeats a name: {sorted(name for name, _ in pairs)}")
@@ -113,4 +115,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(text: str) -> float:
+    # json by itself takes NaN and Infinity.
     raise ValueError(f"{text} is not a number that a plan may hold")

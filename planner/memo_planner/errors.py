@@ -74,6 +74,7 @@ class PlanInfeasible(MemoError):
         max_tokens: int | None,
         advice: str = "",
     ) -> None:
+        # All of them, so that the error can be pickled.
         super().__init__(what, where, need_bytes, limit_bytes, max_tokens, advice)
         self.what = what
         self.where = where
@@ -90,6 +91,7 @@ class PlanInfeasible(MemoError):
             way_out = f"longest sequence that fits: {self.max_tokens:,} tokens"
         else:
             way_out = "no sequence fits, not even one tile of one token: raise the limit"
+        # "swapped tensors need", but "loss needs".
         verb = "need" if self.what.endswith("s") and self.what != "loss" else "needs"
         text = f"{self.what} {verb} {need} on the {self.where}, limit {limit}; {way_out}"
         return f"{text}; {self.advice}" if self.advice else text

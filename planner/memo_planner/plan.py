@@ -62,6 +62,8 @@ class Setting:
         step_flops: of the whole job and one optimiser step, nothing counted twice.
         peak_flops: of one device.
         outside_s: head and loss, seconds of one micro step.
+        efficiency: where the shares of peak come from that all seconds follow from; it begins with
+            "assumption" where they were not found on this machine.
 
     Raises: InvalidInput.
     """
@@ -76,9 +78,10 @@ class Setting:
     step_flops: float
     peak_flops: float
     outside_s: float
+    efficiency: str
 
     def __post_init__(self) -> None:
-        for name in ("strategy", "hardware", "parallel"):
+        for name in ("strategy", "hardware", "parallel", "efficiency"):
             check_text(f"Setting.{name}", getattr(self, name))
         for name in ("gpus", "ranks_on_node", "ranks_of_sequence", "micro_steps"):
             check_int(f"Setting.{name}", getattr(self, name), 1)
@@ -98,7 +101,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 4
+VERSION = 5
 
 
 def inputs_hash(
@@ -174,6 +177,7 @@ class Plan:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         del document["format"]
@@ -193,6 +197,7 @@ def _check_prediction(plan: Plan) -> None:
     expected = asdict(replace(predict(plan.profile, plan.policy), binds=plan.prediction.binds))
     for name, value in asdict(plan.prediction).items():
         wanted = expected[name]
+        # JSON keeps floats exactly, but another numpy may sum in another order.
         same = math.isclose(value, wanted) if isinstance(wanted, float) else value == wanted
         if not same:
             raise InvalidInput(f"prediction.{name} is {value!r}, its policy gives {wanted!r}")

@@ -117,6 +117,7 @@ class Policy:
         tile_tokens = min(self.tile_tokens, tokens)
         num_tiles = math.ceil(tokens / tile_tokens)
         others = (block.swap_tiles + block.recompute_tiles) * self.tile_tokens
+        # The last tile may be short, so others in whole tiles may be more than all tokens.
         kept_tokens = max(self.tokens - others, 0)
         # The last tile is kept first, and here it may be longer than it was.
         last_tokens = tokens - (num_tiles - 1) * tile_tokens

@@ -57,8 +57,11 @@ class BlockTimes:
 
     Forward of S tokens in n tiles takes (pre + post) * S + attention * S**2 + n * tile_overhead_s;
     backward likewise with its own figures. Recomputing a tile costs its pre, its post and one
-    more tile_overhead_s; attention is never recomputed. Swapping a token adds swap_s_per_token to
-    forward, its copies' own time aside: it is recorded, and memory is shared with the copies.
+    more tile_overhead_s; attention runs again only where o is recomputed. Swapping a token adds
+    swap_s_per_token to forward, its copies' own time aside: it is recorded, and memory is shared
+    with the copies.
+    No pass over a tile is shorter than tile_issue_s: the thread that asks for its operations takes
+    so long, and a GPU waits for it where the tile's work is less. 0 where nothing runs behind.
     """
 
     pre_s_per_token: float
@@ -69,6 +72,7 @@ class BlockTimes:
     attention_backward_s_per_token2: float
     tile_overhead_s: float
     swap_s_per_token: float = 0.0
+    tile_issue_s: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, tuple(self.__dataclass_fields__))
@@ -78,10 +82,15 @@ class BlockTimes:
         """Seconds of pre and post, forward, of one token."""
         return self.pre_s_per_token + self.post_s_per_token
 
+    def overhead_s(self, tile_tokens: int) -> float:
+        """Seconds that one pass over a tile of so many tokens takes besides its tokens' work."""
+        waited_s = self.tile_issue_s - self.tilewise_s_per_token * tile_tokens
+        return max(self.tile_overhead_s, waited_s)
+
     def times(self, factor: float) -> BlockTimes:
-        """The seconds of so many times the sequences; a tile's overhead stays what it is."""
-        grown = {f: factor * getattr(self, f) for f in self.__dataclass_fields__}
-        return replace(self, **{**grown, "tile_overhead_s": self.tile_overhead_s})
+        """The seconds of so many times the sequences; what a tile costs of itself stays."""
+        names = (f for f in self.__dataclass_fields__ if not f.startswith("tile_"))
+        return replace(self, **{name: factor * getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +168,7 @@ class Profile:
         check_int("batch", batch, 1)
         if batch == self.batch:
             return self
+        # The state, and a tile's overhead, are there once for all sequences.
         factor = batch / self.batch
         figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
         return replace(

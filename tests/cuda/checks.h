@@ -35,9 +35,10 @@ void CheckThreads();
 // That the simulated runtime notices each kind of violation (sim_checks.cc).
 void CheckSimulation();
 
-// A device whose kernels go to the default stream.
+constexpr memo::ComputeStream kCompute = 0;  // the default stream
+
 inline std::shared_ptr<memo::CudaDevice> NewDevice(int ordinal = 0) {
-  return std::make_shared<memo::CudaDevice>(ordinal, [] { return uintptr_t{0}; });
+  return std::make_shared<memo::CudaDevice>(ordinal);
 }
 
 inline memo::CopySpec OneRow(void* target, const void* source, size_t bytes) {

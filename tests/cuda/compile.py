@@ -43,7 +43,7 @@ class Compiler:
         return self._build([CSRC / "bindings" / "cuda.cc", *HERE.glob("bridge/*.cc")], flags)
 
     def _build(self, sources: Iterable[Path], flags: list[str]) -> Path:
-        patterns = (*SHARED_SOURCES, "cuda/*.cc", "torch/cuda_*.cc")
+        patterns = (*SHARED_SOURCES, "cuda/*.cc", "torch/cuda_allocator_entry.cc")
         found = [path for pattern in patterns for path in CSRC.glob(pattern)]
         found += [*HERE.glob("sim/*.cc"), *sources]
         command = [

@@ -94,8 +94,9 @@ void CheckPitch(size_t max_pitch_bytes) {
     for (size_t i = 0; i < kRows * kRow; ++i) host[i] = static_cast<char>(i);
     sim::Machine::Get().HostWrite(sim::RangeOf(host, kRows * kRow));
     // One device range, both directions: the order is the caller's.
-    device->HostWait(transfer.ToDevice(memo::CopySpec{wide, host, kRows, kRow, kPitch, kRow}));
-    device->HostWait(transfer.ToHost(OneRow(host, wide, kRows * kPitch)));
+    device->HostWait(
+        transfer.ToDevice(memo::CopySpec{wide, host, kRows, kRow, kPitch, kRow}, kCompute));
+    device->HostWait(transfer.ToHost(OneRow(host, wide, kRows * kPitch), kCompute));
     for (size_t i = 0; i < kRows * kPitch; ++i) {
       const size_t row = i / kPitch, column = i % kPitch;
       const auto want = column < kRow ? static_cast<char>(row * kRow + column) : '\xFF';
@@ -116,15 +117,15 @@ void CheckCounts() {
     const double begin_s = device->Now();
     for (int i = 0; i < 100; ++i) {
       void* host = transfer.AllocHost(kBytes);
-      const auto sent = transfer.ToHost(OneRow(host, data, kBytes));
-      device->StreamWait(memo::kCompute, sent);
+      const auto sent = transfer.ToHost(OneRow(host, data, kBytes), kCompute);
+      device->ComputeWait(kCompute, sent);
       device->HostWait(sent);
       transfer.FreeHost(host);
       num_events = std::max(num_events, sim::Machine::Get().NumEvents());
     }
     // The copy's, compute's, one between, and those of the intervals that are still open.
     EXPECT(num_events <= 150, num_events);
-    device->SynchronizeCompute();
+    device->SynchronizeCompute(kCompute);
     const memo::CudaCounters counters = device->Counters();
     const double passed_s = device->Now() - begin_s;
     EXPECT(counters.to_host.busy_s > 0 && counters.to_host.busy_s < passed_s, "busy");
@@ -151,7 +152,7 @@ void CheckRetiredRanges() {
     device->host_pool().SetCap(kBytes);
     for (int i = 0; i < 20; ++i) {
       void* host = transfer.AllocHost(kBytes);
-      transfer.ToHost(OneRow(host, data, kBytes));
+      transfer.ToHost(OneRow(host, data, kBytes), kCompute);
       transfer.RetireHost(host);
       EXPECT(!Refusal<memo::InvalidArgument>([&] { transfer.RetireHost(host); }).empty(), "twice");
     }

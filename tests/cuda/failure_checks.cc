@@ -13,8 +13,8 @@ void UseEverything() {
   void* data = device->AllocDevice(kBytes);
   void* host = transfer.AllocHost(kBytes);
   const memo::CopySpec rows{host, data, 10, 50, 50, kPitch};
-  device->StreamWait(memo::kCompute, transfer.ToHost(rows));
-  device->HostWait(transfer.ToDevice(OneRow(data, host, kBytes)));
+  device->ComputeWait(kCompute, transfer.ToHost(rows, kCompute));
+  device->HostWait(transfer.ToDevice(OneRow(data, host, kBytes), kCompute));
   device->Synchronize();
   transfer.RetireHost(host);
   device->FreeDevice(data);
@@ -31,7 +31,7 @@ void CheckKeptFailure() {
     device->host_pool().SetCap(1);
     std::string text;
     try {
-      device->Record(memo::kCompute);
+      device->RecordCompute(kCompute);
     } catch (const memo::CudaError& error) {
       text = error.what();
     }

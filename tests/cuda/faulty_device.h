@@ -38,14 +38,16 @@ class FaultyDevice : public memo::Device {
     }
   }
   memo::EventPtr Record(memo::StreamId stream) override {
-    memo::EventPtr& last = last_[stream];
-    if (last == nullptr || !Hits(Fault::Sort::kDropRecord)) last = inner_->Record(stream);
-    if (late_) inner_->CopyAsync(late_->first, late_->second);
-    late_.reset();
-    return last;
+    return Recorded(stream, [&] { return inner_->Record(stream); });
+  }
+  memo::EventPtr RecordCompute(memo::ComputeStream compute) override {
+    return Recorded(kOfCompute, [&] { return inner_->RecordCompute(compute); });
   }
   void StreamWait(memo::StreamId stream, const memo::EventPtr& event) override {
     if (!HitsWait(stream, event)) inner_->StreamWait(stream, event);
+  }
+  void ComputeWait(memo::ComputeStream compute, const memo::EventPtr& event) override {
+    if (!HitsWait(kOfCompute, event)) inner_->ComputeWait(compute, event);
   }
   void HostWait(const memo::EventPtr& event) override {
     if (!HitsWait(kHost, event)) inner_->HostWait(event);
@@ -61,14 +63,24 @@ class FaultyDevice : public memo::Device {
     return num_calls_++ == fault_.index;
   }
 
+  template <typename Recorder>
+  memo::EventPtr Recorded(memo::StreamId stream, Recorder record) {
+    memo::EventPtr& last = last_[stream];
+    if (last == nullptr || !Hits(Fault::Sort::kDropRecord)) last = record();
+    if (late_) inner_->CopyAsync(late_->first, late_->second);
+    late_.reset();
+    return last;
+  }
+
   // Waits whose loss is no fault, because another one says the same, are not counted: a second
   // wait of a stream for an event, and a copy stream's for what compute has waited for (Transfer
   // lets every copy wait for compute as well).
   bool HitsWait(memo::StreamId stream, const memo::EventPtr& event) {
-    const bool implied = stream > memo::kCompute && waited_.count({memo::kCompute, event}) > 0;
+    const bool implied = stream > kOfCompute && waited_.count({kOfCompute, event}) > 0;
     return waited_.emplace(stream, event).second && !implied && Hits(Fault::Sort::kDropWait);
   }
 
+  static constexpr memo::StreamId kOfCompute = 0;
   static constexpr memo::StreamId kHost = -1;
 
   memo::Device* const inner_;

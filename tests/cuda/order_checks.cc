@@ -19,17 +19,17 @@ class RoundTrip {
   bool Go() {
     Fill(places_[0], 10);
     void* host = transfer_.AllocHost(kBytes);
-    transfer_.ToHost(OneRow(host, places_[0], kBytes));
-    const auto back = transfer_.ToDevice(OneRow(places_[1], host, kBytes));
+    transfer_.ToHost(OneRow(host, places_[0], kBytes), kCompute);
+    const auto back = transfer_.ToDevice(OneRow(places_[1], host, kBytes), kCompute);
     Fill(places_[2], 77);
-    const auto again = transfer_.ToHost(OneRow(host, places_[2], kBytes));
-    faulty_->StreamWait(memo::kCompute, back);
+    const auto again = transfer_.ToHost(OneRow(host, places_[2], kBytes), kCompute);
+    faulty_->ComputeWait(kCompute, back);
     bool same = false;
     Check(places_[1], 10, &same);
     faulty_->HostWait(again);
     sim::Machine::Get().HostRead(sim::RangeOf(host, kBytes));
     const bool seen = *static_cast<char*>(host) == 77;
-    device_->HostWait(device_->Record(memo::kCompute));
+    device_->HostWait(device_->RecordCompute(kCompute));
     transfer_.RetireHost(host);
     for (char* place : places_) device_->FreeDevice(place);
     return same && seen;

@@ -28,8 +28,7 @@ Run RunSteps(const Program& program) {
     std::vector<std::unique_ptr<memo::CudaDevice>> devices;
     std::vector<std::unique_ptr<Step>> steps;
     for (int i = 0; i < program.num_devices; ++i) {
-      const auto current = [i] { return CurrentStreams()[static_cast<size_t>(i)]; };
-      devices.push_back(std::make_unique<memo::CudaDevice>(i, current));
+      devices.push_back(std::make_unique<memo::CudaDevice>(i));
       steps.push_back(
           std::make_unique<Step>(devices.back().get(), program.shape, program.bug, program.fault));
     }

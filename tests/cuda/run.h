@@ -38,7 +38,6 @@ Run RunSteps(const Program& program);
 template <typename Program>
 Run RunOn(const sim::Options& options, Program program) {
   sim::Machine& machine = sim::Machine::Start(options);
-  CurrentStreams().assign(static_cast<size_t>(options.num_devices), 0);
   Run run;
   try {
     program(&run);

@@ -38,6 +38,7 @@ class Simulation:
         self._control.sim_start.argtypes = [ctypes.c_uint64, ctypes.c_int]
         self._control.sim_adopt.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
         self._control.sim_host_stream.restype = ctypes.c_size_t
+        self._control.sim_num_pins.restype = ctypes.c_uint64
 
     def start(self, seed: int, *, num_devices: int = 1) -> None:
         """A new machine; devices of the one before must be gone."""
@@ -56,11 +57,24 @@ class Simulation:
 
         They are asked for on the calling thread's stream, and new ones are full of 0xFF bytes.
         """
-        functions = (self._control.sim_tensor_alloc, self._control.sim_tensor_free)
-        alloc, free = (ctypes.cast(each, ctypes.c_void_p).value for each in functions)
-        assert alloc is not None
-        assert free is not None
-        return self.host_stream(), alloc, free
+        return self._entry("sim_tensor_alloc", "sim_tensor_free")
+
+    def pluggable_entry(self, library: str, alloc: str, free: str) -> tuple[int, int, int]:
+        """The same by the two functions of `library` that torch's pluggable allocator takes."""
+        given = ctypes.CDLL(library)
+        names = (getattr(given, name) for name in (alloc, free))
+        self._control.sim_set_torch_functions(*(ctypes.cast(f, ctypes.c_void_p) for f in names))
+        return self._entry("sim_pluggable_alloc", "sim_pluggable_free")
+
+    def _entry(self, alloc: str, free: str) -> tuple[int, int, int]:
+        functions = (getattr(self._control, name) for name in (alloc, free))
+        addresses = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in functions]
+        assert all(addresses)
+        return self.host_stream(), addresses[0], addresses[1]
+
+    def num_pins(self) -> int:
+        """How often host memory was registered on this machine."""
+        return int(self._control.sim_num_pins())
 
     def finish(self) -> str:
         """What the machine has found, leaks included; empty if nothing."""

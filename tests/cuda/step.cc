@@ -23,11 +23,6 @@ void Fold(unsigned char* gradient, const unsigned char* data, size_t bytes) {
 
 }  // namespace
 
-std::vector<uintptr_t>& CurrentStreams() {
-  static std::vector<uintptr_t> streams;
-  return streams;
-}
-
 StepShape ShapeFrom(uint64_t seed) {
   std::mt19937_64 random(seed);
   StepShape shape;
@@ -51,7 +46,6 @@ Step::Step(memo::CudaDevice* device, const StepShape& shape, Bug bug, Fault faul
   arena_ = static_cast<char*>(device_->AllocDevice(kArenaBytes));
   gradient_ = reinterpret_cast<unsigned char*>(arena_) + slots_.Take(expected_.size());
   compute_ = {nullptr, sim::Machine::Get().NewStream(device_->ordinal())};
-  CurrentStreams()[static_cast<size_t>(device_->ordinal())] = 0;
   unordered_ = device_->CreateStream(memo::Direction::kToDevice);
   tiles_.resize(static_cast<size_t>(shape_.num_blocks));
   const size_t bytes = expected_.size();
@@ -68,12 +62,9 @@ void Step::Compute(sim::Kernel kernel) {
 }
 
 void Step::ChangeStream() {
-  const memo::EventPtr before = faulty_->Record(memo::kCompute);
+  const memo::EventPtr before = faulty_->RecordCompute(current_);
   std::swap(compute_[0], compute_[1]);
-  if (!Has(Bug::kStaleStream)) {
-    CurrentStreams()[static_cast<size_t>(device_->ordinal())] =
-        reinterpret_cast<uintptr_t>(compute_[0]);
-  }
+  if (!Has(Bug::kStaleStream)) current_ = reinterpret_cast<uintptr_t>(compute_[0]);
   Wait(before);
 }
 
@@ -116,7 +107,8 @@ void Step::SwapOut(Tile* tile) {
   if (Has(Bug::kReleaseBeforeCopy)) Release(*tile);
   tile->host = transfer_.AllocHost(form.Bytes());
   tile->sent = transfer_.ToHost(memo::CopySpec{tile->host, Data(*tile), form.rows, form.row_bytes,
-                                               form.row_bytes, form.pitch_bytes});
+                                               form.row_bytes, form.pitch_bytes},
+                                current_);
   in_flight_.push_back(tile);
   while (in_flight_.size() > shape_.in_flight) FinishOldest();
 }
@@ -174,7 +166,7 @@ void Step::Fetch(Tile* tile) {
     device_->CopyAsync(unordered_, copy);
     tile->returned = device_->Record(unordered_);
   } else {
-    tile->returned = transfer_.ToDevice(copy);
+    tile->returned = transfer_.ToDevice(copy, current_);
   }
   if (Has(Bug::kFreeHostEarly)) GiveAwayHost(tile);
 }
@@ -221,7 +213,7 @@ std::vector<unsigned char> Step::Finish() {
   const size_t bytes = expected_.size();
   void* host = transfer_.AllocHost(bytes);
   const memo::EventPtr done =
-      transfer_.ToHost(memo::CopySpec{host, gradient_, 1, bytes, bytes, bytes});
+      transfer_.ToHost(memo::CopySpec{host, gradient_, 1, bytes, bytes, bytes}, current_);
   if (Has(Bug::kFreeDeviceEarly)) device_->FreeDevice(arena_);
   if (!Has(Bug::kReadWithoutWait)) faulty_->HostWait(done);
   sim::Machine::Get().HostRead(sim::RangeOf(host, bytes));

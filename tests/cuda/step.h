@@ -87,7 +87,7 @@ class Step {
   void Use(Tile* tile);
   void Release(const Tile& tile);
   void ChangeStream();
-  void Wait(const memo::EventPtr& event) { faulty_->StreamWait(memo::kCompute, event); }
+  void Wait(const memo::EventPtr& event) { faulty_->ComputeWait(current_, event); }
   void GiveAwayHost(Tile* tile);
   char* Data(const Tile& tile) const { return arena_ + tile.place; }
   std::vector<sim::Range> Rows(const Tile& tile) const;
@@ -106,12 +106,10 @@ class Step {
   std::vector<std::vector<Tile>> tiles_;  // [block][tile]
   std::deque<Tile*> in_flight_;
   std::vector<cudaStream_t> compute_;  // two streams; the first is the current one
+  memo::ComputeStream current_ = 0;    // what the device is told
   memo::StreamId unordered_ = 0;       // a copy stream that waits for nothing by itself
   int num_forwards_ = 0;
   std::vector<unsigned char> expected_;
 };
-
-// The stream that kernels go to now, for each device; what a tensor library would answer.
-std::vector<uintptr_t>& CurrentStreams();
 
 #endif  // MEMO_TESTS_CUDA_STEP_H_

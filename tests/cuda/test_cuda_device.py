@@ -94,14 +94,34 @@ def test_error_of_the_stream_lookup_reaches_the_caller(on_simulation: Simulation
     device.device_free(block)
 
 
-def test_host_cap_refuses_before_the_step(device: CudaDevice) -> None:
+def test_what_is_reserved_is_pinned_once_for_ranges_of_any_sizes(
+    on_simulation: Simulation, device: CudaDevice
+) -> None:
+    device.reserve_host(0)
+    assert device.counters().host_cached_bytes == 0
+    device.reserve_host(8 * PAGE)
+    assert on_simulation.num_pins() == 1
+    assert device.counters().host_cached_bytes >= 8 * PAGE
+    for pages in ((8,), (1, 7), (2, 3, 3)):
+        ranges = [device.host_alloc(n * PAGE) for n in pages]
+        for host in ranges:
+            device.host_free(host)
+        device.reserve_host(sum(pages) * PAGE)
+    assert on_simulation.num_pins() == 1
+
+
+def test_no_more_is_pinned_than_the_cap_allows(device: CudaDevice) -> None:
     device.set_host_cap(4 * PAGE)
-    with pytest.raises(HostMemoryExceeded, match=f"asked {3 * PAGE} bytes"):
-        device.reserve_host([2 * PAGE, 3 * PAGE])
-    device.reserve_host([PAGE, 3 * PAGE])
+    device.reserve_host(100 * PAGE)
     counters = device.counters()
     assert (counters.host_used_bytes, counters.host_cached_bytes) == (0, 4 * PAGE)
-    assert counters.host_cap_bytes == 4 * PAGE
+    with pytest.raises(HostMemoryExceeded, match=f"asked {5 * PAGE} bytes"):
+        device.host_alloc(5 * PAGE)
+
+
+def test_a_machine_that_pins_no_more_refuses_before_the_step(device: CudaDevice) -> None:
+    with pytest.raises(HostMemoryExceeded, match="the system refuses to map or pin it"):
+        device.reserve_host(SIMULATED_BYTES)
 
 
 def test_who_serves_the_tensors_is_seen_at_every_use(

@@ -6,26 +6,20 @@ Numerics level 1 and 3: bitwise equal to keep in every step, served by size or b
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cuda.compile import Compiler
+from tests.cuda.run_check import run_script
 
 SCRIPT = Path(__file__).with_name("planned_runtime.py")
-ROOT = SCRIPT.parents[2]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_steps_go_as_planned_and_keep_every_bit(compiler: Compiler, seed: int) -> None:
-    command = [sys.executable, str(SCRIPT), str(compiler.extension()), str(seed)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    *policies, machine = map(json.loads, done.stdout.splitlines())
+    said = run_script(SCRIPT, str(compiler.extension()), str(seed))
+    *policies, machine = map(json.loads, said.splitlines())
     assert machine["found"] == []
     assert [each["policy"] for each in policies] == ["swap", "mixed", "recompute"]
     copies = 0

@@ -97,7 +97,7 @@ def test_a_missing_wait_shows(device: CpuTensorsOnCuda, monkeypatch: pytest.Monk
     device.finish()
     force(model, "swap", TILE_TOKENS)
     event = device._simulation.module.Event
-    monkeypatch.setattr(event, "wait", lambda self: None)
+    monkeypatch.setattr(event, "wait", lambda self, compute: None)
     caught = 0
     for seed in range(10):
         device.start(seed)
@@ -144,12 +144,46 @@ def test_scenarios_of_the_self_test_see_a_missing_wait(
 ) -> None:
     place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
     device.finish()
-    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self: None)
+    monkeypatch.setattr(device._simulation.module.Event, "wait", lambda self, compute: None)
     for seed in range(5):
         device.start(seed)
         with pytest.raises(ScenarioFailed, match="values are not what was sent"):
             late_copies(place)
         device.finish()
+
+
+class InSegments(ArenaMemory):
+    """Its cap counts, besides the tensors, a segment that is never full."""
+
+    rounding_bytes = 22 << 20
+
+    def set_cap(self, nbytes: int | None) -> None:
+        super().set_cap(None if nbytes is None else max(1, nbytes - self.rounding_bytes))
+
+
+def test_peaks_are_kept_where_caps_count_segments(
+    device: CpuTensorsOnCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The self-test's limits are below a segment of torch's allocator."""
+    monkeypatch.setattr(sys.modules["memo_train.stats"], "devices_in_use", lambda: (device,))
+    device.use(InSegments(), device._simulation.host_stream())
+    place = Place(device=device, torch_device=torch.device("cpu"), backlog_bytes=BACKLOG_BYTES)
+    peaks = planned_peak(place)["modes"]
+    assert min(each["limit_bytes"] for each in peaks.values()) < InSegments.rounding_bytes
+    gc.collect()
+    assert not device.finish()[1]
+
+
+def test_a_plan_leaves_what_the_cap_counts_beside_tensors(device: CpuTensorsOnCuda) -> None:
+    cap_bytes = 64 << 20
+    device.use(InSegments(), device._simulation.host_stream())
+    model = memo_train.wrap(
+        own_llama(num_blocks=NUM_BLOCKS), seq_len=TOKENS, device_gib=cap_bytes / 2**30
+    )
+    limits = memo_train.plan(model).limits
+    assert limits.device_bytes == cap_bytes - InSegments.rounding_bytes
+    memo_train.unwrap(model)
+    device.finish()
 
 
 class WithoutLayouts(ArenaMemory):
@@ -180,6 +214,22 @@ def test_profiles_and_files_name_the_device(
     with pytest.raises(PlanFileError, match="device is 'cpu', this model's is 'cuda'"):
         memo_train.load_plan(model, tmp_path / "plan.json")
     device.finish()
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_no_step_after_its_plan_pins_host_memory(device: CpuTensorsOnCuda, alpha: float) -> None:
+    """Neither the first step of a length nor any of the lengths below it."""
+    model = memo_train.wrap(own_llama(num_blocks=NUM_BLOCKS), alpha=alpha, seq_len=4 * TOKENS)
+    pins = device._simulation.num_pins()
+    for tokens in (4 * TOKENS, TOKENS, 3 * TOKENS, 4 * TOKENS):
+        ids = torch.randint(1, 61, (1, tokens))
+        run_step(model, input_ids=ids, labels=ids)
+    assert device.counters().d2h_copies > 20
+    assert device._simulation.num_pins() == pins
+    wrapped_of(model)._in_flight.drain()
+    del model
+    gc.collect()
+    assert not device.finish()[1]
 
 
 def test_counters_tell_busy_and_stalled_seconds(device: CpuTensorsOnCuda) -> None:

@@ -9,13 +9,11 @@ namespace {
 constexpr int kThreads = 3;
 constexpr int kRounds = 15;
 
-thread_local uintptr_t current_stream = 0;
-
 // Fill, out, back elsewhere, look: on the thread's own stream and memory, through a shared
 // transfer.
 bool GoRounds(memo::CudaDevice* device, memo::Transfer* transfer, int thread) {
   const cudaStream_t stream = sim::Machine::Get().NewStream(0);
-  current_stream = reinterpret_cast<uintptr_t>(stream);
+  const auto compute = reinterpret_cast<memo::ComputeStream>(stream);
   char* from = static_cast<char*>(device->AllocDevice(kBytes));
   char* to = static_cast<char*>(device->AllocDevice(kBytes));
   bool same = true;
@@ -25,18 +23,18 @@ bool GoRounds(memo::CudaDevice* device, memo::Transfer* transfer, int thread) {
                                                      std::memset(from, value, kBytes);
                                                    }});
     void* host = transfer->AllocHost(kBytes);
-    const auto sent = transfer->ToHost(OneRow(host, from, kBytes));
-    const auto back = transfer->ToDevice(OneRow(to, host, kBytes));
+    const auto sent = transfer->ToHost(OneRow(host, from, kBytes), compute);
+    const auto back = transfer->ToDevice(OneRow(to, host, kBytes), compute);
     transfer->RetireHost(host);
-    device->StreamWait(memo::kCompute, sent);
-    device->StreamWait(memo::kCompute, back);
+    device->ComputeWait(compute, sent);
+    device->ComputeWait(compute, back);
     bool* seen = &same;
     sim::Machine::Get().Launch(stream, sim::Kernel{"look", {sim::RangeOf(to, kBytes)}, {}, [=] {
                                                      *seen = *seen && to[0] == value &&
                                                              to[kBytes - 1] == value;
                                                    }});
   }
-  device->HostWait(device->Record(memo::kCompute));
+  device->HostWait(device->RecordCompute(compute));
   device->FreeDevice(from);
   device->FreeDevice(to);
   return same;
@@ -49,7 +47,7 @@ void CheckThreads() {
     sim::Options options;
     options.seed = seed;
     const Run run = RunOn(options, [&](Run* result) {
-      const auto device = std::make_shared<memo::CudaDevice>(0, [] { return current_stream; });
+      const auto device = NewDevice();
       memo::Transfer transfer(device);
       std::vector<int> same(kThreads);
       std::vector<std::thread> threads;

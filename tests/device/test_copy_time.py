@@ -24,10 +24,11 @@ def blocks(device: CpuDevice) -> tuple[int, int]:
 def assert_takes(action, due_s: float, slack: float) -> None:
     """No run may be faster than `due_s`; one of some must be at most `slack` times as long.
 
-    Other load on the machine can only make a run slower, so one good run is proof.
+    Other load on the machine can only make a run slower, so one good run is proof: the first
+    where nothing else runs, and there are many to come where something does.
     """
     times: list[float] = []
-    while not times or (min(times) > slack * due_s and len(times) < 20):
+    while not times or (min(times) > slack * due_s and len(times) < 200):
         start = time.perf_counter()
         action()
         times.append(time.perf_counter() - start)
@@ -82,7 +83,8 @@ def test_streams_of_one_direction_share_its_bandwidth(device: CpuDevice, blocks)
     device.reset_counters()
     start = time.perf_counter()
     copy()
-    assert 0.8 <= device.counters().d2h_busy_s / (time.perf_counter() - start) <= 1
+    # Both streams' copies at once count once; summed they would be above what has passed.
+    assert 0.8 * due_s <= device.counters().d2h_busy_s <= time.perf_counter() - start
 
 
 def test_directions_do_not_share(device: CpuDevice, blocks) -> None:
@@ -119,7 +121,7 @@ def test_limit_can_be_lifted_under_a_running_copy(device: CpuDevice, blocks) -> 
     device.set_bandwidth(None, None)
     start = time.perf_counter()
     event.wait()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 2  # some ms; with the limit 8 s
 
 
 def test_copy_runs_while_compute_computes(device: CpuDevice, blocks) -> None:
@@ -144,11 +146,12 @@ def test_stall_is_the_time_compute_was_blocked(device: CpuDevice, blocks) -> Non
     event = device.copy_to_host(host, block, 2 * MIB)
     start = time.perf_counter()
     event.wait()
-    blocked = time.perf_counter() - start
+    blocked_s = time.perf_counter() - start
     event.wait()
     counters = device.counters()
     assert counters.stalls == 1
-    assert counters.stall_s == pytest.approx(blocked, rel=0.1)
+    # Where this thread came late to its wait, the copy went on without a stall.
+    assert 0.1 * 2 * MIB / 20e6 < counters.stall_s <= blocked_s
     device.copy_to_host(host, block, 2 * MIB)
     device.synchronize()
     assert device.counters().stalls == 1
@@ -167,7 +170,7 @@ def test_waiting_lets_other_python_threads_run(device: CpuDevice, blocks) -> Non
         turns += 1
         time.sleep(0.001)
     waiter.join()
-    assert turns > 20
+    assert turns > 10  # some 180; one while the lock of Python is held
 
 
 def test_waiting_and_sleeping_take_no_processor_time(device: CpuDevice, blocks) -> None:
@@ -176,4 +179,4 @@ def test_waiting_and_sleeping_take_no_processor_time(device: CpuDevice, blocks) 
     event = device.copy_to_host(host, block, 3 * MIB)
     used = time.process_time()
     event.wait()
-    assert time.process_time() - used < 0.05
+    assert time.process_time() - used < 0.1  # some 5 ms; 0.3 s if it looked again and again

@@ -113,20 +113,78 @@ def test_poison_fills_fresh_and_freed_ranges(pool: _core.HostPool, view) -> None
     assert (memory == 0xFF).all()
 
 
+def test_what_is_reserved_serves_ranges_of_any_sizes(pool: _core.HostPool) -> None:
+    pool.reserve(10 * PAGE)
+    assert (pool.counters().used_bytes, pool.counters().cached_bytes) == (0, 10 * PAGE)
+    for sizes in ((3, 3, 4), (10,), (1, 2, 7), (5, 5)):
+        ranges = [pool.alloc(pages * PAGE) for pages in sizes]
+        assert max(ranges) - min(ranges) < 10 * PAGE
+        assert (pool.counters().used_bytes, pool.counters().cached_bytes) == (10 * PAGE, 0)
+        for address in ranges:
+            pool.free(address)
+        assert pool.counters().cached_bytes == 10 * PAGE
+
+
+def test_a_reservation_is_kept_and_grows_in_one_piece(pool: _core.HostPool) -> None:
+    pool.reserve(4 * PAGE)
+    first = pool.alloc(PAGE)
+    pool.free(first)
+    pool.reserve(2 * PAGE)
+    assert pool.alloc(4 * PAGE) == first
+    pool.free(first)
+    pool.reserve(6 * PAGE)
+    pool.alloc(6 * PAGE)
+    assert pool.counters().cached_bytes == 0
+
+
+def test_no_more_is_reserved_than_the_cap_allows(pool: _core.HostPool) -> None:
+    pool.set_cap(5 * PAGE + 10)
+    pool.reserve(1 << 62)
+    assert pool.counters().cached_bytes == 5 * PAGE
+    pool.set_cap(3 * PAGE)
+    assert pool.counters().cached_bytes == 0
+    pool.alloc(3 * PAGE)
+
+
+def test_an_idle_reservation_gives_way_and_a_busy_one_is_told_of(pool: _core.HostPool) -> None:
+    pool.set_cap(4 * PAGE)
+    pool.reserve(2 * PAGE)
+    other = pool.alloc(3 * PAGE)
+    assert pool.counters().cached_bytes == 0
+    pool.free(other)
+    pool.reserve(4 * PAGE)
+    ranges = [pool.alloc(PAGE) for _ in range(4)]
+    for address in ranges[::2]:
+        pool.free(address)
+    with pytest.raises(HostMemoryExceeded, match="what is free is in smaller pieces"):
+        pool.alloc(2 * PAGE)
+    assert pool.alloc(PAGE) in ranges
+
+
 @settings(max_examples=100, deadline=None)
 @given(
+    reserved_pages=st.integers(0, 30),
     script=st.lists(st.tuples(st.booleans(), st.integers(1, 20 * PAGE)), max_size=40),
     cap_pages=st.none() | st.integers(1, 40),
 )
-def test_used_and_cached_stay_under_the_cap_and_the_most_ever_used(script, cap_pages) -> None:
+def test_used_and_cached_stay_under_the_cap_and_the_most_ever_used(
+    script, cap_pages, reserved_pages
+) -> None:
     pool = _core.HostPool()
     pool.set_cap(None if cap_pages is None else cap_pages * PAGE)
+    pool.reserve(reserved_pages * PAGE)
     live: dict[int, int] = {}
     peak = 0
     for is_alloc, value in script:
         size = -(-value // PAGE) * PAGE
         if is_alloc and (cap_pages is None or sum(live.values()) + size <= cap_pages * PAGE):
-            live[pool.alloc(value)] = size
+            try:
+                address = pool.alloc(value)
+            except HostMemoryExceeded:  # what is free is in smaller pieces
+                assert reserved_pages > 0
+                continue
+            assert all(address + size <= at or at + live[at] <= address for at in live)
+            live[address] = size
         elif is_alloc:
             with pytest.raises(HostMemoryExceeded):
                 pool.alloc(value)
@@ -138,4 +196,6 @@ def test_used_and_cached_stay_under_the_cap_and_the_most_ever_used(script, cap_p
         counters = pool.counters()
         assert counters.used_bytes == sum(live.values())
         assert counters.peak_bytes == peak
-        assert counters.used_bytes + counters.cached_bytes <= peak
+        together = counters.used_bytes + counters.cached_bytes
+        assert together <= peak + reserved_pages * PAGE
+        assert cap_pages is None or together <= cap_pages * PAGE

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import memo_train
 from memo_train.device import memory_share_bytes
+from tests.runtime.small_llama import own_llama
 
 GIB = 2**30
 
@@ -45,3 +47,18 @@ def test_ranks_of_a_machine_share_its_memory(
     write(tmp_path / "sys/fs/cgroup/memory.max", f"{GIB}\n")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory_share_bytes(tmp_path) == GIB // 4
+
+
+def test_ranks_of_a_machine_share_what_a_plan_may_use_of_its_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def host_bytes(num_ranks: int) -> int | None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_ranks))
+        model = memo_train.wrap(own_llama(), seq_len=16)
+        found = memo_train.plan(model).limits.host_bytes
+        memo_train.unwrap(model)
+        return found
+
+    alone = host_bytes(1)
+    assert alone == memory_share_bytes() // 2
+    assert host_bytes(2) == alone // 2

@@ -7,7 +7,7 @@ import torch
 
 from memo_train.device import StepAddresses
 from memo_train.device._cuda_memory import TorchMemory
-from memo_train.device.errors import NoPlannedAddresses
+from memo_train.device.errors import NoPlannedAddresses, UncountedMemory
 
 TOTAL_BYTES = 24 * 2**30
 ORDINAL = 2
@@ -33,6 +33,7 @@ def fractions(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
         "allocation.all.allocated": 7,
     }
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     return given
 
 
@@ -63,3 +64,20 @@ def test_there_are_no_planned_addresses() -> None:
         memory.make_layout(StepAddresses(**columns), 1024)
     assert len(memory.stop_recording()) == 0
     assert memory.end_step() is None
+
+
+@pytest.mark.parametrize("method", ["read", "reset_peak", "set_cap"])
+def test_an_allocator_that_torch_does_not_count_is_refused(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """torch's own functions would raise a RuntimeError in the middle of whatever asks."""
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "pluggable")
+    memory = TorchMemory(ORDINAL, TOTAL_BYTES)
+    arguments = (1,) if method == "set_cap" else ()
+    with pytest.raises(UncountedMemory, match=r"device 2 .*install_cuda_allocator\(\) instead"):
+        getattr(memory, method)(*arguments)
+
+
+def test_a_cap_leaves_room_for_a_segment_of_each_pool() -> None:
+    """So that a plan that fits is not refused: torch's cap counts segments, a plan tensors."""
+    assert TorchMemory(ORDINAL, TOTAL_BYTES).rounding_bytes == 22 * 2**20

@@ -56,9 +56,10 @@ def tally(profile: Profile, policy: Policy) -> Tally:
         moved = block_bytes(profile, policy, block)
         kept += moved[Place.KEEP]
         total.host_bytes += moved[Place.SWAP]
-        passes = num_tiles * times.tile_overhead_s
+        overhead_s = max(times.tile_overhead_s, times.tile_issue_s - tilewise * policy.tile_tokens)
+        passes = num_tiles * overhead_s
         recompute_s = block_tokens(policy, block)[TilePlace.RECOMPUTE] * tilewise
-        recompute_s += block.recompute_tiles * times.tile_overhead_s
+        recompute_s += block.recompute_tiles * overhead_s
         if block.o is Place.RECOMPUTE:
             recompute_s += times.attention_s_per_token2 * size**2
         swap_s = block_tokens(policy, block)[TilePlace.SWAP] * times.swap_s_per_token

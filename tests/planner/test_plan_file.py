@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memo_planner import Limits, Plan, PlanFileError, make_plan
+from memo_planner.hardware import MachineFile
 from memo_planner.schedule import Operation, Schedule
 from memo_planner.trace import ProfileFile, ProfileSource, Requests, Trace, TraceSource
 from tests.planner.cases import small_profile
@@ -58,7 +59,7 @@ def test_round_trip(saved: Path) -> None:
 
 def test_other_format_or_version(saved: Path) -> None:
     changed = {**document(saved), "version": 1}
-    assert "version is 1, expected 4" in refused(saved, changed)
+    assert "version is 1, expected 5" in refused(saved, changed)
     assert "format is 'x', expected 'memo-plan'" in refused(saved, {**changed, "format": "x"})
     assert "version is True" in refused(saved, {**document(saved), "version": True})
 
@@ -203,7 +204,8 @@ def test_the_documented_example_loads_and_hashes_as_documented(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "kind", [ProfileFile, ProfileSource, Trace, TraceSource, Requests, Schedule, Operation]
+    "kind",
+    [ProfileFile, ProfileSource, MachineFile, Trace, TraceSource, Requests, Schedule, Operation],
 )
 def test_every_field_of_every_file_is_documented(kind: type) -> None:
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FAULTY = Path(__file__).with_name("faulty.py")
@@ -52,7 +53,7 @@ def test_everything_holds_on_the_cpu_device(sound) -> None:
         0,
         True,
         "memo-selftest",
-        2,
+        3,
     )
     assert result["counts"]["failed"] == 0
     scenarios = result["ranks"][0]["devices"]["cpu"]
@@ -87,6 +88,30 @@ def test_modes_do_what_they_say(sound) -> None:
     assert list(steps) == ["plain", "keep", "swap", "recompute"]
     assert steps["plain"]["over_plain"] == 1
     assert all(0 < each["least_s"] <= each["median_s"] for each in steps.values())
+
+
+@pytest.mark.slow
+def test_quick_proves_and_times_nothing(tmp_path: Path) -> None:
+    code, result, printed = run(tmp_path / "result.json", "-m", "memo_train.selftest", "--quick")
+    assert (code, result["passed"], result["quick"]) == (0, True, True)
+    scenarios = result["ranks"][0]["devices"]["cpu"]
+    assert {"link", "step"}.isdisjoint(scenarios)
+    for name in ("swap behind late copies", "gradients by wrap", "planned peak"):
+        assert scenarios[name]["outcome"] == "passed"
+    assert "PASSED: " in printed
+
+
+def test_the_allocator_needs_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    command = [sys.executable, "-m", "memo_train.selftest", "--allocator", "memo"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "planner")])
+    env = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    )
+    assert done.returncode == 2
+    assert "--allocator memo: this process sees no GPU" in done.stderr
 
 
 @pytest.mark.slow

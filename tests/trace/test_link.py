@@ -99,6 +99,17 @@ def test_a_fake_device_has_the_link_it_was_given() -> None:
     assert rates.h2d_all_ranks_bytes_per_s == pytest.approx(3e10)
 
 
+def test_the_link_is_measured_by_what_memory_holds() -> None:
+    device = get_cpu_device()
+    device.set_host_cap(3 * 2**20)
+    try:
+        link = measure_link(device)
+    finally:
+        device.set_host_cap(None)
+    assert min(link.d2h_bytes_per_s, link.h2d_bytes_per_s) > 0
+    assert device.counters().host_used_bytes == 0
+
+
 def test_the_measured_profile_s_file_has_flops_and_the_loaded_link(tmp_path: Path) -> None:
     model = memo_train.wrap(MODELS["own"](), alpha=0.5)
     try:

@@ -81,6 +81,7 @@ class Block:
         is_small: belongs to the pool of small requests.
     """
 
+    # A step has hundreds of thousands of them.
     __slots__ = ("above", "address", "below", "is_free", "is_mapped", "is_small", "size_bytes")
 
     def __init__(self, address: int, size_bytes: int, *, is_small: bool) -> None:

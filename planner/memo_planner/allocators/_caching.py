@@ -142,6 +142,7 @@ class CachingAllocator:
             self._release(pool, best)
             return True
         released = 0
+        # From the largest, so that as few as possible go.
         for block in reversed(list(pool.at_least(self._max_split_bytes))):
             released += block.size_bytes
             self._release(pool, block)
@@ -199,6 +200,7 @@ class ExpandableAllocator:
         pool = self._pools.of(size_bytes)
         chosen: Block | None = None
         for block in pool.at_least(size_bytes):
+            # As PyTorch walks: on, by size, for as long as the next one could hold less.
             if chosen is not None and _could_hold(block) >= _could_hold(chosen):
                 break
             chosen = block
@@ -224,6 +226,7 @@ class ExpandableAllocator:
         above = block.above
         assert above is not None, "a segment ends in unmapped addresses"
         assert not above.is_mapped, "a free block's free neighbours are part of it"
+        # In its pool, as mapping takes the free neighbours of what it maps out of there.
         self._pools.holding(block).add(block)
         return self._map(above, min(size_bytes - block.size_bytes, above.size_bytes))
 
@@ -263,6 +266,7 @@ class ExpandableAllocator:
         raise AssertionError(f"a segment's addresses ran out at a request of {size_bytes:,} bytes")
 
     def _unmap_free(self, pool: FreeBlocks) -> None:
+        # A copy, as the pool changes on the way.
         for block in list(pool):
             page = _page_bytes(block)
             begin = -(-block.address // page) * page

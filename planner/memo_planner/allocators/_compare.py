@@ -38,6 +38,7 @@ class ComparisonOptions:
 
     num_steps: int = 3
     cap_bytes: int | None = None
+    # A GPU allocator's, and the CPU arena's.
     alignments: tuple[int, ...] = (512, 64)
     seconds: float = 10.0
 

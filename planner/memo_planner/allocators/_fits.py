@@ -28,8 +28,10 @@ from memo_planner.layout import Placement, faults, lay_out_step
 from memo_planner.trace import Requests
 
 ALIGNMENT_BYTES = 64
+# As in csrc/memory/arena.cc, where it was measured.
 _LARGE_SHARE = 32
 _PRECISION = 1.005
+# Recorded steps need 3 to 6 % more than their peak, so one guess mostly serves.
 _FIRST_GUESS = 1.25
 
 
@@ -42,6 +44,7 @@ class BestFitAllocator:
         self.tally = Tally()
         self._alignment_bytes = alignment_bytes
         self._holes = FreeBlocks()
+        # More than all requests together may ask for.
         end = 2 * LARGEST if cap_bytes is None else cap_bytes // alignment_bytes * alignment_bytes
         if cap_bytes is not None:
             check_int("cap_bytes", cap_bytes, alignment_bytes)

@@ -50,6 +50,7 @@ def measure_glibc(requests: Requests, name: str, *, num_steps: int = 1) -> Alloc
     head = np.array([len(requests), num_steps], np.int64)
     numbers = np.concatenate([head, requests.size_bytes, event_order(requests)])
     done = subprocess.run(
+        # Isolated: nothing of the user's may allocate before the requests do.
         [sys.executable, "-I", str(_CHILD)],
         input=numbers.astype(np.int64).tobytes(),
         stdout=subprocess.PIPE,
@@ -68,6 +69,7 @@ def measure_glibc(requests: Requests, name: str, *, num_steps: int = 1) -> Alloc
         is_measured=True,
         requested_peak_bytes=requests.peak_bytes(),
         allocated_peak_bytes=allocated,
+        # Free memory that the heap has at its start may serve the first requests.
         reserved_peak_bytes=max(int(found["reserved_peak_bytes"]), allocated),
         refused_id=None if refused is None else int(requests.ids[refused]),
     )

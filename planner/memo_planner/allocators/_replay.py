@@ -147,6 +147,7 @@ class _Served:
 
     def step(self) -> int | None:
         """Serve all events; the request at which memory ran out, if it did."""
+        # Looked up once: the loop runs for every event of a step.
         alloc, free = self._allocator.alloc, self._allocator.free
         num, sizes, addresses = len(self._sizes), self._sizes, self.addresses
         live: dict[int, Block] = {}

@@ -15,7 +15,7 @@ ALIGNMENT_BYTES = 64
 """PyTorch's alignment on CPU. Source: `gAlignment` in c10/core/alignment.h."""
 
 
-class HeapInfo(ctypes.Structure):
+class _HeapInfo(ctypes.Structure):
     """What mallinfo2 returns. Source: mallinfo(3)."""
 
     _fields_ = [
@@ -52,7 +52,7 @@ class _Heap:
     def __init__(self, sizes: list[int]) -> None:
         libc = ctypes.CDLL(None)
         self._info = libc.mallinfo2
-        self._info.restype = HeapInfo
+        self._info.restype = _HeapInfo
         self._memalign = libc.posix_memalign
         self._memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self._free = libc.free
@@ -60,6 +60,7 @@ class _Heap:
         self._free.restype = None
         self._sizes = sizes
         self._live = (ctypes.c_void_p * len(sizes))()
+        # Last: what Python has taken by now is not the step's.
         self._before = self._reserved()
         self.reserved_peak_bytes = 0
 

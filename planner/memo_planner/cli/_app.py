@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +16,16 @@ from rich.console import Console
 
 from memo_planner.checks import check_number
 from memo_planner.errors import InvalidInput, MemoError, PlanInfeasible
-from memo_planner.hardware import FIGURES, Hardware, machine, this_machine
+from memo_planner.hardware import (
+    FIGURES,
+    NAMED,
+    PAPER,
+    Efficiency,
+    Hardware,
+    MachineFile,
+    machine,
+    this_machine,
+)
 from memo_planner.limits import Limits
 from memo_planner.strategies import Job
 from memo_planner.workload import MODELS, ModelDims, Parallel, Workload, model_named
@@ -32,6 +43,8 @@ app = typer.Typer(
 
 GIB = 2**30
 HERE = "here"
+_MEASURER = ("memo_train.calibration", "measure_machine")
+_MEASURER_NEEDS = ("torch", "greenlet", "memo_train")
 _DEFAULT_ZERO = 3
 
 
@@ -73,7 +86,10 @@ class JobOptions:
     ] = None
     gpus: Annotated[int, typer.Option(help="Devices of the job.")] = 8
     hardware: Annotated[
-        str, typer.Option(help=f"A machine (see `hardware`), or `{HERE}`: this one, by NVML.")
+        str,
+        typer.Option(
+            help=f"A machine (see `hardware`), `{HERE}`: this one, by NVML, or a machine.json."
+        ),
     ] = "a800-80g-x8"
     host_gib: Annotated[
         float | None, typer.Option(help="Host memory of a node for all its ranks, GiB.")
@@ -101,7 +117,8 @@ class JobOptions:
 
     def job(self, tokens: int) -> Job:
         """The job at that length. Raises: InvalidInput."""
-        hardware = overridden(hardware_named(self.hardware), self.figure or [])
+        named, efficiency = machine_named(self.hardware)
+        hardware = overridden(named, self.figure or [])
         model = self.dims()
         workload = Workload(
             model=model,
@@ -110,7 +127,7 @@ class JobOptions:
             parallel=self._parallel(model),
             dtype_bytes=self.dtype_bytes,
         )
-        job = Job.of(workload, hardware)
+        job = Job.of(workload, hardware, efficiency)
         ranks = workload.ranks_on_node(hardware.gpus_per_node)
         return replace(job, limits=self.limits(job.limits, ranks))
 
@@ -126,6 +143,7 @@ class JobOptions:
             return Parallel(gpus=self.gpus, sequence=self.sequence, **fixed)
         alone = Parallel(gpus=self.gpus, **fixed)
         heads = model.num_heads // self.tensor
+        # As many as divide both the heads and the ranks left; the others are data parallel.
         fitting = [n for n in range(1, heads + 1) if alone.data % n == 0 and heads % n == 0]
         return Parallel(gpus=self.gpus, sequence=max(fitting, default=1), **fixed)
 
@@ -141,6 +159,7 @@ class JobOptions:
 
 def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, whose first parameter is a `JobOptions`, an option for each of its fields."""
+    # typer reads options off the signature, so the fields become parameters of one.
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     hints = get_type_hints(JobOptions, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -166,9 +185,31 @@ def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def hardware_named(name: str) -> Hardware:
-    """A named machine, or the one this runs on. Raises: InvalidInput."""
-    return this_machine() if name == HERE else machine(name)
+def machine_named(name: str) -> tuple[Hardware, Efficiency]:
+    """A named machine, the one this runs on, or that of a file; and the shares of peak it reaches.
+
+    Raises: InvalidInput; PlanFileError.
+    """
+    if name.endswith(".json"):
+        measured = MachineFile.load(name)
+        return measured.hardware, measured.efficiency
+    return (this_machine() if name == HERE else machine(name)), PAPER
+
+
+def measured_machine() -> MachineFile:
+    """This machine, measured now by memo-train. Raises: InvalidInput where that cannot be imported.
+
+    The planner itself needs no torch, so whoever measures is looked for only here.
+    """
+    missing = [name for name in _MEASURER_NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidInput(
+            f"--measure runs the machine and needs {', '.join(missing)}; install memo-train with "
+            f"torch, or name a machine: {', '.join(NAMED)}"
+        )
+    module, function = _MEASURER
+    measure: Callable[[], MachineFile] = getattr(importlib.import_module(module), function)
+    return measure()
 
 
 def overridden(hardware: Hardware, texts: list[str]) -> Hardware:

@@ -16,7 +16,8 @@ from memo_planner.cli._app import (
     JobOptions,
     app,
     clear_errors,
-    hardware_named,
+    machine_named,
+    measured_machine,
     overridden,
     plain_console,
     with_job_options,
@@ -24,7 +25,7 @@ from memo_planner.cli._app import (
 from memo_planner.cli._report import bar_lines, header_lines, summary, table_rows, total_lines
 from memo_planner.codec import encode
 from memo_planner.errors import InvalidInput, PlanInfeasible, format_bytes
-from memo_planner.hardware import FIGURES, NAMED, Hardware
+from memo_planner.hardware import FIGURES, NAMED, Hardware, MachineFile
 from memo_planner.plan import Plan
 from memo_planner.strategies import (
     SEVERAL,
@@ -65,6 +66,7 @@ def print_plan(plan: Plan) -> None:
     """What the plan is for, its blocks, its totals, and device bytes over the step."""
     console = plain_console()
     for line in header_lines(plan):
+        # A model's name may hold brackets, which rich would take for markup.
         console.print(line, style="bold", markup=False)
     console.print()
     head, *rows = table_rows(plan)
@@ -124,8 +126,12 @@ def _model_line(model: ModelDims) -> str:
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write the plan; ends the command with a message where the file cannot be written."""
+    _save(plan, path)
+
+
+def _save(document: Plan | MachineFile, path: Path) -> None:
     try:
-        plan.save(path)
+        document.save(path)
     except OSError as error:
         typer.echo(f"memo-plan: {path}: cannot be written: {error.strerror}", err=True)
         raise typer.Exit(BAD_INPUT) from error
@@ -159,6 +165,7 @@ def check(
             plan = _checked(options, path, seq_len, strategy)
         except PlanInfeasible as error:
             if as_json:
+                # Besides the text on stderr and the exit code, which `clear_errors` sees to.
                 typer.echo(json.dumps(_refusal(error), indent=1))
             raise
     told = plan.prediction
@@ -245,6 +252,7 @@ def compare(
             else [strategy_named(name.strip()) for name in strategies.split(",")]
         )
         lengths = [parse_tokens(text) for text in seq_lens.split(",")]
+        # Any length would do for the job: each row sets its own.
         rows = compared(options.job(lengths[0]), chosen, lengths)
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False))
@@ -278,17 +286,33 @@ def _cells(row: Compared) -> tuple[str, ...]:
 @app.command()
 def hardware(
     name: Annotated[
-        str | None, typer.Argument(help=f"A machine, or `{HERE}`: this one, by NVML.")
+        str | None,
+        typer.Argument(help=f"A machine, `{HERE}`: this one, by NVML, or a machine.json."),
     ] = None,
     figure: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Override a figure; repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure this machine; takes seconds, needs torch.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write what was measured, for `--hardware FILE`."),
+    ] = None,
 ) -> None:
-    """List the machines, or show every figure of one with its source."""
+    """List the machines, or show every figure of one with its source; or measure this one."""
     with clear_errors():
-        found = list(NAMED.values()) if name is None else [hardware_named(name)]
+        if measure != (output is not None) or (measure and (name or figure)):
+            raise InvalidInput("--measure goes with -o FILE, and neither with a name nor --figure")
+    if output is not None:
+        with clear_errors():
+            measured = measured_machine()
+        _save(measured, output)
+        name = str(output)
+    with clear_errors():
+        found = list(NAMED.values()) if name is None else [machine_named(name)[0]]
         found = [overridden(each, figure or []) for each in found]
     if as_json:
         told = [encode(each) for each in found]
@@ -300,6 +324,10 @@ def hardware(
         for text in FIGURES:
             value = _shown(text, getattr(found[0], text))
             typer.echo(f"{text:<24}{value:>20}  {found[0].source_of(text)}")
+        shares = machine_named(name)[1]
+        source = shares.source_on(found[0].name)
+        typer.echo(f"{'linear share of peak':<24}{shares.linear:>20.3f}  {source}")
+        typer.echo(f"{'attention share of peak':<24}{shares.attention:>20.3f}  {source}")
 
 
 def _line(each: Hardware) -> str:

@@ -91,6 +91,7 @@ def total_lines(plan: Plan) -> list[str]:
     told, limits = plan.prediction, plan.limits
     plain_s = told.step_forward_s + told.step_backward_s - told.extra_s
     share = f" ({told.extra_s / plain_s:.1%} of a plain step)" if plain_s > 0 else ""
+    # What is left of the whole; a hair below nothing by rounding.
     overhead_s = max(0.0, told.extra_s - told.recompute_s - told.stall_s)
     return [
         f"device peak: {format_bytes(told.device_peak_bytes)} of {_limit(limits.device_bytes)}, "
@@ -116,6 +117,7 @@ def _job_lines(plan: Plan) -> list[str]:
     return [
         f"predicted step: {step_s:.4g} s, MFU {setting.mfu(told):.1%}, "
         f"{per_gpu:,.1f} tokens a second and device",
+        f"efficiencies: {setting.efficiency}",
         f"host of a node: {format_bytes(told.host_peak_bytes * setting.ranks_on_node)}",
     ]
 
@@ -124,11 +126,13 @@ def bar_lines(plan: Plan) -> list[str]:
     """Device bytes at the points of the step as bars; `|` marks the limit."""
     points = _shown_points(step_points(plan.profile, plan.policy))
     limit = plan.limits.device_bytes
+    # At least 1, as bars are shares of it and a plan may need nothing.
     full = max([point.device_bytes for point in points] + ([limit] if limit else [1]))
     name_width = max(len(point.name) for point in points)
     lines = []
     for point in points:
         bar = "#" * round(_BAR_WIDTH * point.device_bytes / full)
+        # One more, for a limit at the very end.
         cells = list(bar.ljust(_BAR_WIDTH + 1))
         if limit:
             cells[round(_BAR_WIDTH * limit / full)] = "|"
@@ -178,5 +182,6 @@ def _shown_points(points: list[StepPoint]) -> list[StepPoint]:
     top = max(range(len(points)), key=lambda index: points[index].device_bytes)
     last = len(points) - 1
     steps = min(_MOST_ROWS - 1, last)
+    # The loss is in the middle: as many points lie before it as behind.
     shown = {round(i * last / steps) for i in range(steps + 1)} | {0, last // 2, last, top}
     return [points[index] for index in sorted(shown)]

@@ -21,7 +21,6 @@ from memo_planner.errors import InvalidInput, format_bytes
 from memo_planner.export import (
     LARGEST_SHOWN,
     Addresses,
-    addresses_by,
     chrome_trace,
     memory_map,
     snapshot,
@@ -64,6 +63,7 @@ _Capacity = Annotated[
 
 _GIB = 2**30
 _HEAD = ("allocator", "reserved", "allocated", "fragmentation", "segments", "retries", "found by")
+# Links are sold in powers of ten, memory in powers of two.
 _GB = 1e9
 _TERA = 1e12
 
@@ -192,6 +192,7 @@ def _cells(run: AllocatorRun) -> tuple[str, ...]:
     sizes = (format_bytes(run.reserved_peak_bytes), format_bytes(run.allocated_peak_bytes))
     counts = (str(run.num_segments), str(run.num_retries))
     if run.is_measured:
+        # Segments and retries are the caching allocator's; glibc has neither.
         source, counts = "measured", ("", "")
     else:
         source = "layout" if run.allocator.startswith("layout") else "simulated"
@@ -228,7 +229,7 @@ def export(
     """Write a step for PyTorch's memory visualiser, for Perfetto, or as a picture of memory."""
     with clear_errors():
         requests = read_step(path)
-        places = addresses_by(addresses, requests, alignment_bytes=alignment)
+        places = addresses.of(requests, alignment_bytes=alignment)
         name = title or f"{path.name}, {addresses.value} addresses"
         _written(output, _writer(to, requests, places, name, largest))
 
@@ -283,9 +284,9 @@ def simulate(
         schedule = schedule_of(plan, budget=CopyBudget.of(plan), rest=rest)
         step = run(schedule, speeds)
         if output is not None:
-            _write_output(output, lambda: schedule.save(output))
+            _written(output, schedule.save)
         if svg is not None:
-            _write_output(svg, lambda: svg.write_text(svg_text(step), encoding="utf-8"))
+            _written(svg, lambda path: path.write_text(svg_text(step), encoding="utf-8"))
     if as_json:
         typer.echo(json.dumps(summary(step), indent=1, allow_nan=False))
     else:
@@ -299,13 +300,6 @@ def _speeds(plan: Plan, link_gb_s: float | None, peak_tflop_s: float | None) -> 
     if link_gb_s is None:
         return speeds
     return replace(speeds, d2h_bytes_per_s=link_gb_s * _GB, h2d_bytes_per_s=link_gb_s * _GB)
-
-
-def _write_output(path: Path, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _print_step(step: Simulation) -> None:

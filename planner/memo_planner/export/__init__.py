@@ -1,6 +1,6 @@
 """A step's requests for viewers: PyTorch's memory visualiser, Perfetto, and a picture."""
 
-from memo_planner.export._addresses import Addresses, addresses_by
+from memo_planner.export._addresses import Addresses
 from memo_planner.export._memory_map import memory_map
 from memo_planner.export._memory_viz import snapshot, write_snapshot
 from memo_planner.export._perfetto import LARGEST_SHOWN, chrome_trace, write_chrome_trace
@@ -8,7 +8,6 @@ from memo_planner.export._perfetto import LARGEST_SHOWN, chrome_trace, write_chr
 __all__ = [
     "LARGEST_SHOWN",
     "Addresses",
-    "addresses_by",
     "chrome_trace",
     "memory_map",
     "snapshot",

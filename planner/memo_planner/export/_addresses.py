@@ -21,29 +21,28 @@ class Addresses(str, Enum):
     BEST_FIT = "best-fit"
     CACHING = "caching"
 
+    def of(
+        self, requests: Requests, *, alignment_bytes: int = 512, seconds: float = 10.0
+    ) -> Column:
+        """int64 [n]: where every request begins, from 0 on.
 
-def addresses_by(
-    rule: Addresses, requests: Requests, *, alignment_bytes: int = 512, seconds: float = 10.0
-) -> Column:
-    """int64 [n]: where every request begins, from 0 on.
-
-    alignment_bytes: of the layout and of best fit; the caching allocator has its own.
-    Raises: InvalidInput; SolverError.
-    """
-    finders: dict[Addresses, Callable[[], Column]] = {
-        Addresses.PLANNED: lambda: (
-            planned(
-                requests, rule.value, alignment_bytes=alignment_bytes, seconds=seconds
-            ).addresses
-        ),
-        Addresses.BEST_FIT: lambda: (
-            replay(
-                requests, BestFitAllocator(alignment_bytes=alignment_bytes), rule.value
-            ).addresses
-        ),
-        Addresses.CACHING: lambda: replay(requests, CachingAllocator(), rule.value).addresses,
-    }
-    return finders[rule]()
+        alignment_bytes: of the layout and of best fit; the caching allocator has its own.
+        Raises: InvalidInput; SolverError.
+        """
+        finders: dict[Addresses, Callable[[], Column]] = {
+            Addresses.PLANNED: lambda: (
+                planned(
+                    requests, self.value, alignment_bytes=alignment_bytes, seconds=seconds
+                ).addresses
+            ),
+            Addresses.BEST_FIT: lambda: (
+                replay(
+                    requests, BestFitAllocator(alignment_bytes=alignment_bytes), self.value
+                ).addresses
+            ),
+            Addresses.CACHING: lambda: replay(requests, CachingAllocator(), self.value).addresses,
+        }
+        return finders[self]()
 
 
 def checked_addresses(requests: Requests, addresses: Column | None) -> Column:
@@ -52,7 +51,7 @@ def checked_addresses(requests: Requests, addresses: Column | None) -> Column:
     Raises: InvalidInput.
     """
     if addresses is None:
-        return addresses_by(Addresses.BEST_FIT, requests)
+        return Addresses.BEST_FIT.of(requests)
     if addresses.shape != (len(requests),):
         raise InvalidInput(f"{addresses.shape} addresses for {len(requests):,} requests")
     if (addresses < 0).any():
@@ -79,6 +78,7 @@ def top_addresses(requests: Requests, addresses: Column) -> Column:
         now = int(times[event])
         if event >= num:
             heappush(live, (-ends[event - num], freed[event - num]))
+        # A freed request leaves the heap when it comes to its top.
         while live and live[0][1] <= now:
             heappop(live)
         changes.append((now, -live[0][0] if live else 0))
@@ -86,11 +86,12 @@ def top_addresses(requests: Requests, addresses: Column) -> Column:
         tops[now] = top
     happens = np.zeros(requests.end_time + 1, np.int64)
     happens[times] = times
+    # Between events the last one's level holds.
     return tops[np.maximum.accumulate(happens)][:-1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stretch:
     """A stretch of the step, [start, stop) in the time of `Requests`.
 
     level: 0 for a phase, 1 for a block in it, 2 for a part of the block or one of its tiles.
@@ -104,14 +105,14 @@ class Stage:
     stop: int
 
 
-def stages_of(requests: Requests) -> list[Stage]:
-    """The stages of a step, nested, in order of start, outer ones first.
+def stretches_of(requests: Requests) -> list[Stretch]:
+    """The stretches of a step, nested, in order of start, outer ones first.
 
-    A stage begins with the first request made in it and ends where another's request is made. One
+    A stretch begins with the first request made in it and ends where another's request is made. One
     that takes no time is left out.
     """
-    found = [stage for level in range(3) for stage in _level(requests, level)]
-    return sorted(found, key=lambda stage: (stage.start, stage.level))
+    found = [each for level in range(3) for each in _level(requests, level)]
+    return sorted(found, key=lambda each: (each.start, each.level))
 
 
 def operation(requests: Requests, row: int) -> tuple[str, str]:
@@ -121,22 +122,22 @@ def operation(requests: Requests, row: int) -> tuple[str, str]:
     return (stage, op) if colon else (stage, "")
 
 
-def _level(requests: Requests, level: int) -> Iterator[Stage]:
+def _level(requests: Requests, level: int) -> Iterator[Stretch]:
     columns = (requests.phases, requests.blocks, requests.tiles, requests.ops)
     rows = zip(requests.malloc_times.tolist(), *(c.tolist() for c in columns), strict=True)
     stage_of = [name.partition(":")[0] for name in requests.op_names]
     before: tuple[object, ...] | None = None
-    open_stage: tuple[str, int, int] | None = None
+    opened: tuple[str, int, int] | None = None
     for time, phase, block, tile, op in rows:
         if phase == BEFORE:
             continue
         key = (phase, block, tile, stage_of[op])[: (1, 2, 4)[level]]
         if key == before:
             continue
-        yield from _closed(open_stage, level, time)
+        yield from _closed(opened, level, time)
         before = key
-        open_stage = _opened(level, (phase, block, tile), stage_of[op], time)
-    yield from _closed(open_stage, level, requests.end_time)
+        opened = _opened(level, (phase, block, tile), stage_of[op], time)
+    yield from _closed(opened, level, requests.end_time)
 
 
 def _opened(
@@ -153,7 +154,7 @@ def _opened(
     return name, tile, time
 
 
-def _closed(open_stage: tuple[str, int, int] | None, level: int, time: int) -> Iterator[Stage]:
-    if open_stage is not None and open_stage[2] < time:
-        name, number, start = open_stage
-        yield Stage(level=level, name=name, number=number, start=start, stop=time)
+def _closed(opened: tuple[str, int, int] | None, level: int, time: int) -> Iterator[Stretch]:
+    if opened is not None and opened[2] < time:
+        name, number, start = opened
+        yield Stretch(level=level, name=name, number=number, start=start, stop=time)

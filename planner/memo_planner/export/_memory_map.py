@@ -10,7 +10,7 @@ from html import escape
 import numpy as np
 
 from memo_planner.errors import format_bytes
-from memo_planner.export._addresses import Stage, checked_addresses, end_bytes, stages_of
+from memo_planner.export._addresses import Stretch, checked_addresses, end_bytes, stretches_of
 from memo_planner.trace import PHASES, Column, Requests
 
 _LEFT, _WIDTH, _RIGHT = 96, 1080, 24
@@ -18,6 +18,7 @@ _TOP, _HEIGHT, _STRIP = 84, 560, 20
 _LEAST_PIXELS = 0.35
 """Rectangles lower than this are not drawn; how many is said in the picture."""
 
+# Less would be printed as 0.0 %.
 _LEAST_LOST = 0.0005
 _EDGE_PIXELS = 3.0
 _GRID, _TEXT, _FAINT, _PEAK = "#e4e4e4", "#222222", "#8a8a8a", "#c0392b"
@@ -123,6 +124,7 @@ def _legend(kinds: list[Kind]) -> Iterator[str]:
     for kind in [kind for kind in Kind if kind in set(kinds)]:
         yield f'<rect x="{x:.0f}" y="56" width="12" height="12" fill="{_COLOURS[kind]}"/>'
         yield f'<text x="{x + 17:.0f}" y="66">{kind.value}</text>'
+        # SVG cannot measure its text: a letter of this size is about 6.3 wide.
         x += 34 + 6.3 * len(kind.value)
     x = _LEFT + _WIDTH - 245.0  # lines: above, at the right
     yield f'<path d="M{x:.0f} 39h20" stroke="{_TEXT}" opacity="0.8"/>'
@@ -180,27 +182,27 @@ def _live_line(requests: Requests, top: int) -> Iterator[str]:
 
 def _strips(requests: Requests) -> Iterator[str]:
     """Below the map: phases, then blocks in two alternating shades; nothing of a lone phase."""
-    stages = [stage for stage in stages_of(requests) if stage.level <= 1]
-    if len(stages) < 2:
+    stretches = [stretch for stretch in stretches_of(requests) if stretch.level <= 1]
+    if len(stretches) < 2:
         return
-    for stage in stages:
-        y = _TOP + _HEIGHT + 4 + stage.level * (_STRIP + 2)
-        colour = _PHASE_COLOURS.get(stage.name, "#d0d0d0" if stage.number % 2 else "#b4b4b4")
-        x, width = _span(requests, stage)
+    for stretch in stretches:
+        y = _TOP + _HEIGHT + 4 + stretch.level * (_STRIP + 2)
+        colour = _PHASE_COLOURS.get(stretch.name, "#d0d0d0" if stretch.number % 2 else "#b4b4b4")
+        x, width = _span(requests, stretch)
         yield f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_STRIP}" fill="{colour}"/>'
-        text = stage.name if stage.level == 0 else str(stage.number)
+        text = stretch.name if stretch.level == 0 else str(stretch.number)
         if width > 7 * len(text) + 1:
             middle = x + width / 2
-            style = f'font-size="{12 - 2 * stage.level}" text-anchor="middle"'
+            style = f'font-size="{12 - 2 * stretch.level}" text-anchor="middle"'
             yield f'<text x="{middle:.1f}" y="{y + 14}" {style}>{text}</text>'
     for level, name in enumerate(("phase", "block")):
         y = _TOP + _HEIGHT + 18 + level * (_STRIP + 2)
         yield f'<text x="{_LEFT - 8}" y="{y}" text-anchor="end">{name}</text>'
 
 
-def _span(requests: Requests, stage: Stage) -> tuple[float, float]:
+def _span(requests: Requests, stretch: Stretch) -> tuple[float, float]:
     across = _WIDTH / requests.end_time
-    return _LEFT + stage.start * across, (stage.stop - stage.start) * across
+    return _LEFT + stretch.start * across, (stretch.stop - stretch.start) * across
 
 
 def _footer(requests: Requests, top: int, height: int) -> Iterator[str]:

@@ -76,6 +76,7 @@ def _events(
             "time_us": freed[row] if is_free else made[row],
             "frames": frames[row],
         }
+        # On one stream both come at one time; PyTorch logs both.
         actions = ("free_requested", "free_completed") if is_free else ("alloc",)
         found += [{"action": action, **shown} for action in actions]
     return found

@@ -18,10 +18,10 @@ import numpy as np
 from memo_planner.checks import check_int
 from memo_planner.errors import format_bytes
 from memo_planner.export._addresses import (
-    Stage,
+    Stretch,
     checked_addresses,
     operation,
-    stages_of,
+    stretches_of,
     top_addresses,
 )
 from memo_planner.trace import NOWHERE, PHASES, Column, Requests
@@ -50,7 +50,7 @@ def chrome_trace(
         places = checked_addresses(requests, addresses)
         counters["top address"] = top_addresses(requests, places)
     found = [event for name, levels in counters.items() for event in _counter(name, levels)]
-    found += _slices(stages_of(requests))
+    found += _slices(stretches_of(requests))
     found += _largest(requests, addresses, num_largest)
     # Stable: of events at one time, each track's keep their order.
     found.sort(key=lambda event: event["ts"])
@@ -72,19 +72,20 @@ def _event(name: str, kind: str, time: int, **more: Any) -> dict[str, Any]:
 
 
 def _counter(name: str, levels: Column) -> Iterator[dict[str, Any]]:
+    # Below any level, so that the first one counts as a change.
     changes = np.flatnonzero(np.diff(levels, prepend=-1))
     for time, level in zip(changes.tolist(), levels[changes].tolist(), strict=True):
         yield _event(name, "C", time, args={"bytes": level})
 
 
-def _slices(stages: list[Stage]) -> list[dict[str, Any]]:
+def _slices(stretches: list[Stretch]) -> list[dict[str, Any]]:
     """Begins and ends; at one time ends come first, inner ones before outer ones."""
     found = []
-    for stage in stages:
-        begin = _event(stage.name, "B", stage.start, cat="stage")
-        end = _event(stage.name, "E", stage.stop, cat="stage")
-        found.append((stage.start, 1, stage.level, begin))
-        found.append((stage.stop, 0, -stage.level, end))
+    for stretch in stretches:
+        begin = _event(stretch.name, "B", stretch.start, cat="stage")
+        end = _event(stretch.name, "E", stretch.stop, cat="stage")
+        found.append((stretch.start, 1, stretch.level, begin))
+        found.append((stretch.stop, 0, -stretch.level, end))
     return [event for *_, event in sorted(found, key=lambda each: each[:3])]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from memo_planner.checks import check_fields, check_int, check_text
+from memo_planner.checks import check_fields, check_int, check_number, check_text
 from memo_planner.errors import InvalidInput
 from memo_planner.profile import Link
 
@@ -18,10 +18,29 @@ _WHOLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionShare:
+    """Of peak FLOP/s, reached by attention over `tokens`. Raises: InvalidInput outside (0, 1]."""
+
+    tokens: int
+    share: float
+
+    def __post_init__(self) -> None:
+        check_int("AttentionShare.tokens", self.tokens, 1)
+        _check_share("AttentionShare.share", self.share)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < check_number(name, value) <= 1:
+        raise InvalidInput(f"{name} is {value}; it is a share of peak, above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Efficiency:
     """Shares of a device's peak FLOP/s: of its matrix products, and of attention.
 
     `tile_overhead_s`: seconds that one more tile adds to a pass (launches of small kernels).
+    `tile_issue_s`: as in `BlockTimes`. `machine`: whose shares these are; for any other machine
+    they are assumptions. `attention_by_length`: where it was measured, the shortest length first.
     Raises: InvalidInput outside (0, 1].
     """
 
@@ -29,24 +48,40 @@ class Efficiency:
     attention: float
     tile_overhead_s: float
     source: str
+    machine: str
+    tile_issue_s: float = 0.0
+    attention_by_length: tuple[AttentionShare, ...] = ()
 
     def __post_init__(self) -> None:
-        check_fields(self, ("linear", "attention", "tile_overhead_s"))
+        check_fields(self, ("linear", "attention", "tile_overhead_s", "tile_issue_s"))
         check_text("Efficiency.source", self.source)
+        check_text("Efficiency.machine", self.machine)
         for name in ("linear", "attention"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InvalidInput(
-                    f"Efficiency.{name} is {getattr(self, name)}; it is a share of peak, above 0 "
-                    "and at most 1"
-                )
+            _check_share(f"Efficiency.{name}", getattr(self, name))
+
+    def attention_at(self, tokens: int) -> float:
+        """Attention's share over `tokens`: that of the longest measured length that is no longer.
+
+        Shorter sequences than any take the share of the shortest; without lengths it is the same
+        for all.
+        """
+        reached = [each.share for each in self.attention_by_length if each.tokens <= tokens]
+        first = [each.share for each in self.attention_by_length[:1]]
+        return [self.attention, *first, *reached][-1]
+
+    def source_on(self, machine: str) -> str:
+        """Where the shares come from, as a plan for `machine` has to say it."""
+        if machine == self.machine:
+            return self.source
+        return f"assumption: those of {self.machine} ({self.source})"
 
 
 PAPER = Efficiency(
     linear=0.601,
     attention=0.644,
     tile_overhead_s=2e-4,
-    source="fitted on three cells of the paper's 7B ablation by benchmarks/paper_table.py; "
-    "assumption for machines other than its A800",
+    source="fitted on three cells of the paper's 7B ablation by benchmarks/paper_table.py",
+    machine="a800-80g-x8",
 )
 """What the paper's implementation reached on its A800 nodes."""
 

@@ -59,8 +59,10 @@ def _described(nvml: Any, handle: Any) -> tuple[str, int, int, int]:
     """Name, bytes, PCIe generation and lanes of a device."""
     name = nvml.nvmlDeviceGetName(handle)
     return (
+        # Old releases of nvidia-ml-py return bytes.
         name.decode() if isinstance(name, bytes) else str(name),
         int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        # The most, not the current: an idle device slows its link down.
         int(nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)),
         int(nvml.nvmlDeviceGetMaxPcieLinkWidth(handle)),
     )

@@ -3,6 +3,7 @@
 from memo_planner.layout._packing import (
     DEFAULT_SECONDS,
     Progress,
+    checked_step_layout,
     lay_out_step,
     pack,
     read_step,
@@ -23,6 +24,7 @@ __all__ = [
     "PackingProblem",
     "Placement",
     "Progress",
+    "checked_step_layout",
     "faults",
     "lay_out_step",
     "pack",

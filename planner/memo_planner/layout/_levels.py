@@ -112,6 +112,7 @@ def _solve(programme: pulp.LpProblem, seconds: float) -> bool:
     """Whether CBC proved its answer to be the best."""
     bundled = getattr(pulp, "PULP_CBC_CMD", None)
     path = getattr(bundled, "pulp_cbc_path", None)
+    # PuLP's own CBC where it brings one, else that on the PATH.
     solver = pulp.COIN_CMD(path=path, msg=False, threads=1, timeLimit=seconds, gapRel=0.0)
     if not solver.available():
         raise SolverError("the CBC solver was not found; install it with: pip install pulp[cbc]")

@@ -17,7 +17,8 @@ import numpy as np
 from memo_planner.checks import check_int, check_number
 from memo_planner.errors import InvalidInput, SolverError, format_bytes
 from memo_planner.layout._problem import NoPlacement, PackingProblem, Placement, read_problem
-from memo_planner.trace import HEADER, NOWHERE, PHASES, Requests, Trace, read_csv
+from memo_planner.layout._validate import faults
+from memo_planner.trace import NOWHERE, PHASES, Requests, is_trace, read_requests
 
 if TYPE_CHECKING:
     from memo_planner._packer import Packer
@@ -104,6 +105,7 @@ def _run(packer: Packer, search: Callable[[], None], unit: int, progress: Progre
                 peak = packer.peak
                 progress(peak * unit if peak >= 0 else -1, packer.lower_bound * unit, packer.nodes)
     finally:
+        # An interrupt gets here too: the search must end before its arrays go.
         packer.stop()
         thread.join()
 
@@ -130,6 +132,14 @@ def lay_out_step(
     return pack(step_problem(requests, alignment_bytes), seconds=seconds)
 
 
+def checked_step_layout(requests: Requests, *, alignment_bytes: int, seconds: float) -> Placement:
+    """As `lay_out_step`, and looked at by the validator. Raises: InvalidInput; SolverError."""
+    placement = lay_out_step(requests, alignment_bytes=alignment_bytes, seconds=seconds)
+    wrong = faults(placement)
+    assert not wrong, f"the layout of a step is invalid: {wrong[0]}"
+    return placement
+
+
 def step_problem(requests: Requests, alignment_bytes: int = 1) -> PackingProblem:
     """All requests of a step as one packing problem. Raises: InvalidInput."""
     return PackingProblem(
@@ -148,10 +158,8 @@ def read_step(path: Path) -> Requests:
 
     Raises: PlanFileError, InvalidInput: naming the file and what is wrong.
     """
-    if path.suffix.lower() == ".json":
-        return Trace.load(path).requests
-    if _has_origins(path):
-        return read_csv(path)
+    if is_trace(path):
+        return read_requests(path)
     return requests_of_problem(read_problem(path))
 
 
@@ -178,12 +186,3 @@ def requests_of_problem(problem: PackingProblem) -> Requests:
         op_names=("",),
         end_time=int(ranks.max(initial=1)),
     )
-
-
-def _has_origins(path: Path) -> bool:
-    """Whether a CSV's first line is that of a trace's table."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            return file.readline().strip() == ",".join(HEADER)
-    except (OSError, UnicodeDecodeError):
-        return False  # the reader of problems says what is wrong

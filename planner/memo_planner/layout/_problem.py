@@ -19,6 +19,7 @@ from memo_planner.errors import InvalidInput, MemoError
 Int64s = NDArray[np.int64]
 
 _NEEDED = ("id", "lower", "upper", "size")
+# 19 digits are enough for any valid number, and longer texts are slow to convert.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}\Z")
 
 
@@ -96,6 +97,7 @@ def _int64s(name: str, values: Any, length: int) -> Int64s:
             f"{name} is an array of {array.dtype} with shape {array.shape}; "
             f"expected whole numbers, one for each of {length:,} ids"
         )
+    # Such a number would wrap to a negative one.
     if array.dtype.kind == "u" and (array > LARGEST).any():
         raise InvalidInput(f"{name} holds {int(array.max()):,}; the most is {LARGEST:,}")
     frozen = array.astype(np.int64)

@@ -6,6 +6,7 @@ from bisect import bisect_left, insort
 
 from memo_planner.layout._problem import Placement
 
+# In one list of a million, an insertion would move half of them.
 _BUCKET = 512
 
 
@@ -90,6 +91,7 @@ class _SortedPairs:
         at = self._at(pair)
         bucket = self._buckets[at]
         del bucket[bisect_left(bucket, pair)]
+        # The first bucket stays: its key is below every pair.
         if not bucket and at > 0:
             del self._buckets[at], self._firsts[at]
 

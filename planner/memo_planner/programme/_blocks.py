@@ -18,7 +18,9 @@ from memo_planner.programme._cost import BlockShape, Choices, Flags, Floats, Int
 from memo_planner.programme._counts import BlockCounts, Relaxed, relax, round_counts, solve_counts
 from memo_planner.programme._feasible import device_room, sure_blocks
 
+# 25 * 26 / 2 pairs of counts, x and o in four ways each: 1,300 block policies.
 EXACT_TILES = 24
+# 17 * 18 / 2 pairs on the grid; finer ones follow around what was chosen.
 GRID_STEPS = 16
 _REFINE = 8
 EQUAL_SHARE = 1e-5
@@ -28,6 +30,7 @@ _TIE_SHARE = EQUAL_SHARE / 40
 _PLACES = ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1))
 """x kept, o kept, o made again: the ways for x and o, attention's recomputation last."""
 
+# The programme's objective is in units of the gap, so it must be above 0.
 _LEAST_GAP_S = 1e-12
 
 
@@ -128,7 +131,7 @@ def _window_tiles(shape: BlockShape) -> tuple[Ints, Ints]:
     tile_bytes = max(profile.tile_bytes_per_token * shape.tile_tokens, 1e-9)
     link, times = profile.link, profile.times
     swap_compute_s = times.swap_s_per_token * shape.tile_tokens
-    tile_s = times.tilewise_s_per_token * shape.tile_tokens + times.tile_overhead_s
+    tile_s = times.tilewise_s_per_token * shape.tile_tokens + shape.tile_overhead_s
     # What swapping one more tile adds to what does not fit the window of forward.
     excess_bytes = max(tile_bytes - swap_compute_s * link.d2h_bytes_per_s, 1e-9)
     whole = {0, shape.x_bytes, shape.o_bytes, shape.x_bytes + shape.o_bytes}
@@ -224,6 +227,7 @@ def solve_blocks(first: Offer, limits: Limits) -> list[BlockPolicy]:
     chosen, counts = last.solve()
     blocks = []
     for index, count in enumerate(counts):
+        # Blocks are identical, so any of them may have the policy.
         blocks += [chosen.block(index, shape.num_tiles)] * int(count)
     return sorted(blocks, key=_kept_last)
 

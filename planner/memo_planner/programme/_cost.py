@@ -51,9 +51,14 @@ class BlockShape:
         return math.ceil(per_token * self.tokens + pairs)
 
     @property
+    def tile_overhead_s(self) -> float:
+        """Seconds that one pass over one tile takes besides its tokens' work."""
+        return self.profile.times.overhead_s(self.tile_tokens)
+
+    @property
     def overhead_s(self) -> float:
         """Seconds that tiling adds to one forward and one backward of the block."""
-        return 2 * self.num_tiles * self.profile.times.tile_overhead_s
+        return 2 * self.num_tiles * self.tile_overhead_s
 
     @property
     def attention_s(self) -> float:
@@ -174,6 +179,7 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     """
     times, link = shape.profile.times, shape.profile.link
     tokens, tile_tokens = shape.tokens, shape.tile_tokens
+    # Only the last tile is shorter, and all others are counted before it.
     swapped = np.minimum(choices.swap_tiles * tile_tokens, tokens)
     discarded = np.minimum((choices.swap_tiles + choices.recompute_tiles) * tile_tokens, tokens)
     recomputed = discarded - swapped
@@ -182,10 +188,12 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     whole = np.where(choices.x_kept, x_bytes, 0.0) + np.where(choices.o_kept, o_bytes, 0.0)
     kept_bytes = np.ceil((tokens - discarded) * tile_bytes) + whole
     dropped = np.where(choices.o_again, o_bytes, 0.0)
+    # Of x and o what is neither kept nor made again.
     sent_bytes = np.ceil(swapped * tile_bytes) + (x_bytes + o_bytes - whole - dropped)
     swap_s = swapped * times.swap_s_per_token
     recompute_s = recomputed * times.tilewise_s_per_token
-    recompute_s = recompute_s + choices.recompute_tiles * times.tile_overhead_s
+    # A tile that is made again is run once more.
+    recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
     recompute_s = recompute_s + np.where(choices.o_again, shape.attention_s, 0.0)
     forward_s, backward_s = shape.forward_s + swap_s, shape.backward_s + recompute_s
     return Prices(

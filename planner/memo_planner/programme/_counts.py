@@ -101,8 +101,10 @@ def improve(problem: BlockCounts, counts: Ints) -> Ints:
         bases = _two_fewer(counts)
         found = [moved for base in bases if (moved := _complete(problem, base)) is not None]
         best = min(found, key=problem.total_s, default=counts)
+        # What a round saves must be a fair part of the gap, within which all are equal.
         if problem.total_s(best) >= problem.total_s(counts) - problem.gap_s / _MOST_MOVES:
             break
+        # What helped once helps again: a model may have hundreds of blocks to move.
         counts = _repeated(problem, counts, best - counts)
     return counts
 
@@ -190,6 +192,7 @@ def relax(problem: BlockCounts) -> Relaxed:
     """The relaxed problem's solution. Raises: SolverError if there is none."""
     programme, counts = _programme(problem, 1.0)
     status = _run(programme, _solver(mip=False))
+    # Checked beforehand by counting (`_feasible`), so this is the solver's fault.
     if status != "Optimal":
         raise SolverError(f"CBC calls the relaxed problem {status}, although some plan fits")
     values = np.array([count.varValue or 0.0 for count in counts])

@@ -92,6 +92,7 @@ def device_room(shape: BlockShape, limits: Limits) -> int | None:
     """Bytes left for kept tensors at the highest point of the step; None means no limit."""
     if limits.device_bytes is None:
         return None
+    # Kept bytes are all there when forward ends, so they add to the highest point.
     return limits.device_bytes - highest_point(shape)[1]
 
 

@@ -33,6 +33,7 @@ def shape_of(profile: Profile, policy: Policy) -> BlockShape:
 def step_points(profile: Profile, policy: Policy) -> list[StepPoint]:
     """Device bytes at every modelled point, in the order of the step."""
     shape = shape_of(profile, policy)
+    # Backward of block i has what blocks 0 to i keep: later ones have given theirs back.
     held, total = [], 0
     for kept in kept_bytes_by_block(profile, policy):
         total += kept

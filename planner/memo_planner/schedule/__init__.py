@@ -7,7 +7,7 @@ step.step_s, step.stall_s_by_cause, step.device.peak_bytes
 
 from memo_planner.schedule._budget import CopyBudget
 from memo_planner.schedule._builder import ScheduleBuilder
-from memo_planner.schedule._choose import copy_budget, plan_on_clock
+from memo_planner.schedule._choose import copy_budget, plan_on_clock, plan_with_copies
 from memo_planner.schedule._of_plan import StepRest, schedule_of
 from memo_planner.schedule._picture import figure_rows, summary, svg_text, timeline_lines
 from memo_planner.schedule._schedule import Kind, Operation, Phase, Schedule, Stream
@@ -15,9 +15,6 @@ from memo_planner.schedule._simulate import ScheduleDeadlock, simulate
 from memo_planner.schedule._simulation import Simulation, Speeds
 from memo_planner.schedule._strategies import (
     STRATEGIES,
-    LayerCosts,
-    LayerStep,
-    layer_operations,
     strategy_schedule,
 )
 
@@ -25,8 +22,6 @@ __all__ = [
     "STRATEGIES",
     "CopyBudget",
     "Kind",
-    "LayerCosts",
-    "LayerStep",
     "Operation",
     "Phase",
     "Schedule",
@@ -38,8 +33,8 @@ __all__ = [
     "Stream",
     "copy_budget",
     "figure_rows",
-    "layer_operations",
     "plan_on_clock",
+    "plan_with_copies",
     "schedule_of",
     "simulate",
     "strategy_schedule",

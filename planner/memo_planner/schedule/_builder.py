@@ -66,6 +66,7 @@ class ScheduleBuilder:
             oldest, oldest_bytes = self._in_flight.popleft()
             self._in_flight_bytes -= oldest_bytes
             finished.append(oldest)
+        # Copies to the host end in order, so the last one stands for all.
         self.wait("room for copies", finished[-1:])
 
     def to_device(self, name: str, num_bytes: int, sent: int) -> int:
@@ -86,6 +87,7 @@ class ScheduleBuilder:
 
     def wait(self, name: str, waits_for: Iterable[int]) -> None:
         """Hold compute until those are over; nothing is added where it has waited already."""
+        # A stream works in order: who has waited for one operation has for all before it.
         new = [one for one in waits_for if one > self._passed.get(self._stream(one), -1)]
         for one in new:
             self._passed[self._stream(one)] = one

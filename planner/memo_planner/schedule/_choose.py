@@ -14,7 +14,7 @@ from memo_planner.errors import PlanInfeasible
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan
 from memo_planner.profile import Profile
-from memo_planner.programme import make_plan
+from memo_planner.programme import make_plan, quick_plan
 from memo_planner.schedule._budget import HOLES_SHARE, CopyBudget
 from memo_planner.schedule._of_plan import schedule_of
 from memo_planner.schedule._schedule import Stream
@@ -82,17 +82,30 @@ def plan_on_clock(
         room = limits.device_bytes - profile.state_bytes
         less = replace(limits, device_bytes=max(1, limits.device_bytes - int(held * room)))
         try:
-            made = make_plan(profile, tokens, less, tile_tokens=tile_tokens)
+            made = quick_plan(profile, tokens, less, tile_tokens=tile_tokens)
         except PlanInfeasible:
             # With more held back still less fits.
             break
-        plan = Plan.of(
-            profile=profile, limits=limits, policy=made.policy, prediction=made.prediction
-        )
+        # With the real limits: what was held back is room that copies may use.
+        prediction = replace(made.prediction, binds=best.prediction.binds)
+        plan = Plan.of(profile=profile, limits=limits, policy=made.policy, prediction=prediction)
         seconds = simulated_s(plan, park_pre=park_pre)
         if seconds < best_s:
             best, best_s = plan, seconds
     return best
+
+
+def plan_with_copies(
+    profile: Profile,
+    tokens: int,
+    limits: Limits,
+    *,
+    tile_tokens: int | None = None,
+    park_pre: bool = False,
+) -> tuple[Plan, CopyBudget]:
+    """`plan_on_clock` and the `copy_budget` of its plan. Raises: as `make_plan`."""
+    plan = plan_on_clock(profile, tokens, limits, tile_tokens=tile_tokens, park_pre=park_pre)
+    return plan, copy_budget(plan, park_pre=park_pre)
 
 
 def _copies_nothing(plan: Plan) -> bool:

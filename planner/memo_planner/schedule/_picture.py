@@ -28,6 +28,7 @@ _COLOURS = {
     Phase.BACKWARD: "#f58518",
     Phase.OPTIMIZER: "#9d755d",
 }
+# Pixels. Closer stretches are one bar: a long step has hundreds of thousands.
 _LEAST_GAP = 0.4
 _TICKS = 6
 
@@ -64,6 +65,7 @@ def busy_shares(step: Simulation, stream: Stream, num_parts: int) -> Floats:
     edges = np.linspace(0.0, step.step_s, num_parts + 1)
     done = np.interp(edges, times, total)
     part_s = step.step_s / num_parts
+    # A step of no seconds has parts of none; rounding may go past 1.
     shares: Floats = np.clip(np.diff(done) / (part_s or 1.0), 0.0, 1.0)
     return shares
 
@@ -285,5 +287,6 @@ def _label(text: str, y: float) -> str:
 
 def _bar(step: Simulation, start_s: float, end_s: float, y: float, colour: str) -> str:
     scale = _WIDTH / (step.step_s or 1.0)
+    # However short, it is seen.
     x, width = _LEFT + start_s * scale, max((end_s - start_s) * scale, 0.2)
     return f'<rect x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{_LANE}" fill="{colour}"/>'

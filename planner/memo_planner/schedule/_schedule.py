@@ -22,6 +22,7 @@ _BYTES = (
 )
 FORMAT = "memo-schedule"
 VERSION = 1
+# The clock adds them up in int64.
 _LARGEST_TOTAL_BYTES = 2**62
 _MOST_FLOPS = 2.0**120
 
@@ -202,6 +203,7 @@ class Schedule:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         del document["format"]

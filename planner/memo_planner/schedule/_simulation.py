@@ -100,7 +100,9 @@ class MemoryCurve:
         """Most bytes in each of `num_samples` equal parts of `step_s` seconds."""
         edges = np.linspace(0.0, step_s, num_samples + 1)
         first = np.searchsorted(self.times_s, edges[:-1], side="right") - 1
+        # All changes at 0 s belong to the first part; the search finds the last of them.
         first[0] = 0
+        # A part without a change still has the level that it begins with.
         last = np.maximum(np.searchsorted(self.times_s, edges[1:], side="right"), first + 1)
         parts = [self.num_bytes[i:j].max() for i, j in zip(first, last, strict=True)]
         return np.array(parts, np.int64)
@@ -124,12 +126,14 @@ class Changes:
         count = len(self.ids)
         position = np.arange(count)
         times = np.concatenate([self.alloc_s, self.free_s])
+        # At one moment an operation allocates before it frees.
         ranks = np.concatenate([2 * position, 2 * position + 1])
         changes = np.concatenate([self.alloc_bytes, -self.free_bytes])
         ids = np.concatenate([self.ids, self.ids])
         moved = np.flatnonzero(changes)
         order = moved[np.lexsort((ranks[moved], times[moved]))]
         levels = start_bytes + np.cumsum(changes[order])
+        # What is there at the start, the state, is never freed.
         if len(levels) and levels.min() < start_bytes:
             culprit = int(ids[order[int((levels < start_bytes).argmax())]])
             raise InvalidInput(

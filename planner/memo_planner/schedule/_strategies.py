@@ -2,7 +2,7 @@
 
 They are checkpoints, offloaded checkpoints and MEMO's own.
 
-Source: MEMO §overview (two rounding buffers, three streams, the last two layers kept).
+Source: MEMO §overview (two rounding buffers, three streams, the last two blocks kept).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROUNDING_BUFFERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerCosts:
+class BlockCosts:
     """What one block costs, run whole.
 
     Attributes:
@@ -51,11 +51,11 @@ class LayerCosts:
         check_fields(self, ("forward_s", "backward_s", "recompute_s"))
         for name in self.__dataclass_fields__:
             if name.endswith("_bytes"):
-                check_int(f"LayerCosts.{name}", getattr(self, name), 0)
+                check_int(f"BlockCosts.{name}", getattr(self, name), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerStep:
+class BlockwiseStep:
     """A step of blocks run whole, one after another.
 
     Attributes:
@@ -65,7 +65,7 @@ class LayerStep:
         loss_s, loss_scratch_bytes, optimizer_s: the rest of the step.
     """
 
-    layers: tuple[LayerCosts, ...]
+    blocks: tuple[BlockCosts, ...]
     num_buffers: int | None = None
     loss_s: float = 0.0
     loss_scratch_bytes: int = 0
@@ -73,14 +73,14 @@ class LayerStep:
 
     def __post_init__(self) -> None:
         check_fields(self, ("loss_s", "optimizer_s"))
-        check_int("LayerStep.loss_scratch_bytes", self.loss_scratch_bytes, 0)
-        if not self.layers:
-            raise InvalidInput("LayerStep.layers is empty; a step needs at least one block")
+        check_int("BlockwiseStep.loss_scratch_bytes", self.loss_scratch_bytes, 0)
+        if not self.blocks:
+            raise InvalidInput("BlockwiseStep.blocks is empty; a step needs at least one block")
         if self.num_buffers is not None:
-            check_int("LayerStep.num_buffers", self.num_buffers, 1)
+            check_int("BlockwiseStep.num_buffers", self.num_buffers, 1)
 
 
-def layer_operations(step: LayerStep) -> tuple[Operation, ...]:
+def block_operations(step: BlockwiseStep) -> tuple[Operation, ...]:
     """The step in the order in which a program issues it."""
     build = ScheduleBuilder()
     sent = _forward(build, step)
@@ -93,14 +93,14 @@ def layer_operations(step: LayerStep) -> tuple[Operation, ...]:
     return tuple(build.operations)
 
 
-def rounding_layers(
-    costs: LayerCosts, num_blocks: int, *, kept_blocks: int = 2
-) -> tuple[LayerCosts, ...]:
+def _rounding_blocks(
+    costs: BlockCosts, num_blocks: int, *, kept_blocks: int = 2
+) -> tuple[BlockCosts, ...]:
     """`num_blocks` blocks of which the last `kept_blocks` keep what the others swap.
 
     Their backward comes at once; they stay in the buffers. Source: MEMO §alpha.
     """
-    stays = LayerCosts(
+    stays = BlockCosts(
         **{
             **{name: getattr(costs, name) for name in costs.__dataclass_fields__},
             "kept_bytes": costs.kept_bytes + costs.swapped_bytes,
@@ -111,54 +111,54 @@ def rounding_layers(
     return (costs,) * (num_blocks - kept) + (stays,) * kept
 
 
-def _forward(build: ScheduleBuilder, step: LayerStep) -> list[int | None]:
+def _forward(build: ScheduleBuilder, step: BlockwiseStep) -> list[int | None]:
     """The copies to the host, by block."""
     sent: list[int | None] = []
-    for index, layer in enumerate(step.layers):
+    for index, block in enumerate(step.blocks):
         build.at(Phase.FORWARD, index)
         before = None if step.num_buffers is None else index - step.num_buffers
         if before is not None and before >= 0:
             build.wait("a free buffer", _known(sent[before : before + 1]))
-        scratch = layer.forward_scratch_bytes
-        saved = layer.kept_bytes + layer.swapped_bytes
-        build.compute("forward", layer.forward_s, alloc_bytes=scratch + saved, free_bytes=scratch)
-        if layer.forward_collective_bytes:
-            exchange = build.collective("forward's exchange", layer.forward_collective_bytes)
+        scratch = block.forward_scratch_bytes
+        saved = block.kept_bytes + block.swapped_bytes
+        build.compute("forward", block.forward_s, alloc_bytes=scratch + saved, free_bytes=scratch)
+        if block.forward_collective_bytes:
+            exchange = build.collective("forward's exchange", block.forward_collective_bytes)
             build.wait("forward's exchange", (exchange,))
-        swapped = layer.swapped_bytes
+        swapped = block.swapped_bytes
         sent.append(build.to_host("saved tensors", swapped) if swapped else None)
     return sent
 
 
-def _backward(build: ScheduleBuilder, step: LayerStep, sent: Sequence[int | None]) -> None:
+def _backward(build: ScheduleBuilder, step: BlockwiseStep, sent: Sequence[int | None]) -> None:
     fetched: dict[int, int] = {}
 
     def fetch(index: int) -> None:
         copy = sent[index] if 0 <= index < len(sent) else None
         if copy is not None and index not in fetched:
             fetched[index] = build.to_device(
-                "saved tensors", step.layers[index].swapped_bytes, copy
+                "saved tensors", step.blocks[index].swapped_bytes, copy
             )
 
-    for index, layer in reversed(list(enumerate(step.layers))):
+    for index, block in reversed(list(enumerate(step.blocks))):
         build.at(Phase.BACKWARD, index)
         fetch(index)
         # The buffer of the block before is free: what held it, two blocks on, is through.
         if step.num_buffers != 1:
             fetch(index - 1)
         build.wait("saved tensors", _known([fetched.get(index)]))
-        made = layer.recomputed_bytes
-        if layer.recompute_s or made:
-            build.compute("recompute", layer.recompute_s, alloc_bytes=made)
-        scratch, held = layer.backward_scratch_bytes, layer.kept_bytes + layer.swapped_bytes
+        made = block.recomputed_bytes
+        if block.recompute_s or made:
+            build.compute("recompute", block.recompute_s, alloc_bytes=made)
+        scratch, held = block.backward_scratch_bytes, block.kept_bytes + block.swapped_bytes
         build.compute(
             "backward",
-            layer.backward_s,
+            block.backward_s,
             alloc_bytes=scratch,
             free_bytes=scratch + held + made,
         )
-        if layer.backward_collective_bytes:
-            exchange = build.collective("backward's exchange", layer.backward_collective_bytes)
+        if block.backward_collective_bytes:
+            exchange = build.collective("backward's exchange", block.backward_collective_bytes)
             build.wait("backward's exchange", (exchange,))
 
 
@@ -192,12 +192,12 @@ def strategy_schedule(
         state_bytes=profile.state_bytes,
         flops=rest.flops,
         inputs_hash=hash_of({**parts, "rest": asdict(rest)}),
-        operations=layer_operations(step),
+        operations=block_operations(step),
     )
 
 
-def _costs(shape: BlockShape, **other: float) -> LayerCosts:
-    """One block's costs; `other` are fields of `LayerCosts`."""
+def _costs(shape: BlockShape, **other: float) -> BlockCosts:
+    """One block's costs; `other` are fields of `BlockCosts`."""
     x_o = shape.x_bytes + shape.o_bytes
     profile, tokens = shape.profile, shape.tokens
     forward, backward = (profile.peak_bytes(p, tokens, tokens) for p in ("forward", "backward"))
@@ -207,15 +207,15 @@ def _costs(shape: BlockShape, **other: float) -> LayerCosts:
         "forward_scratch_bytes": max(forward - x_o, 0),
         "backward_scratch_bytes": max(backward - x_o, 0),
     }
-    return LayerCosts(**(costs | other))  # type: ignore[arg-type]
+    return BlockCosts(**(costs | other))  # type: ignore[arg-type]
 
 
 def _step(
-    shape: BlockShape, layers: tuple[LayerCosts, ...], rest: StepRest, buffers: int | None = None
-) -> LayerStep:
+    shape: BlockShape, blocks: tuple[BlockCosts, ...], rest: StepRest, buffers: int | None = None
+) -> BlockwiseStep:
     profile, tokens = shape.profile, shape.tokens
-    return LayerStep(
-        layers=layers,
+    return BlockwiseStep(
+        blocks=blocks,
         num_buffers=buffers,
         loss_s=rest.loss_s,
         loss_scratch_bytes=profile.peak_bytes("loss", tokens, tokens),
@@ -227,12 +227,12 @@ def _tile_bytes(shape: BlockShape) -> int:
     return math.ceil(shape.profile.tile_bytes_per_token * shape.tokens)
 
 
-def _none(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
+def _none(shape: BlockShape, alpha: float, rest: StepRest) -> BlockwiseStep:
     kept = shape.x_bytes + shape.o_bytes + _tile_bytes(shape)
     return _step(shape, (_costs(shape, kept_bytes=kept),) * shape.profile.num_blocks, rest)
 
 
-def _checkpoint(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
+def _checkpoint(shape: BlockShape, alpha: float, rest: StepRest) -> BlockwiseStep:
     costs = _costs(
         shape,
         kept_bytes=shape.x_bytes,
@@ -242,7 +242,7 @@ def _checkpoint(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
     return _step(shape, (costs,) * shape.profile.num_blocks, rest)
 
 
-def _checkpoint_offload(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
+def _checkpoint_offload(shape: BlockShape, alpha: float, rest: StepRest) -> BlockwiseStep:
     costs = _costs(
         shape,
         swapped_bytes=shape.x_bytes,
@@ -252,11 +252,11 @@ def _checkpoint_offload(shape: BlockShape, alpha: float, rest: StepRest) -> Laye
     return _step(shape, (costs,) * shape.profile.num_blocks, rest, _ROUNDING_BUFFERS)
 
 
-def _swap_all(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
+def _swap_all(shape: BlockShape, alpha: float, rest: StepRest) -> BlockwiseStep:
     return _memo_paper(shape, 1.0, rest)
 
 
-def _memo_paper(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
+def _memo_paper(shape: BlockShape, alpha: float, rest: StepRest) -> BlockwiseStep:
     swapped = math.ceil(alpha * _tile_bytes(shape))
     recompute_s = (1.0 - alpha) * shape.profile.times.tilewise_s_per_token * shape.tokens
     costs = _costs(
@@ -266,11 +266,11 @@ def _memo_paper(shape: BlockShape, alpha: float, rest: StepRest) -> LayerStep:
         recompute_s=recompute_s,
         recomputed_bytes=_tile_bytes(shape) - swapped,
     )
-    layers = rounding_layers(costs, shape.profile.num_blocks)
-    return _step(shape, layers, rest, _ROUNDING_BUFFERS)
+    blocks = _rounding_blocks(costs, shape.profile.num_blocks)
+    return _step(shape, blocks, rest, _ROUNDING_BUFFERS)
 
 
-STRATEGIES: dict[str, Callable[[BlockShape, float, StepRest], LayerStep]] = {
+STRATEGIES: dict[str, Callable[[BlockShape, float, StepRest], BlockwiseStep]] = {
     "none": _none,
     "checkpoint": _checkpoint,
     "checkpoint-offload": _checkpoint_offload,

@@ -93,7 +93,7 @@ class BlockSizes:
             backward_scratch_bytes=max(peak["backward"] - backward - max(qkv_bytes, widest), 0),
             attention_s=times.attention_s_per_token2 * tokens2,
             attention_backward_s=times.attention_backward_s_per_token2 * tokens2,
-            overhead_s=times.tile_overhead_s,
+            overhead_s=shape.tile_overhead_s,
             tiles=tiles,
         )
 
@@ -340,6 +340,7 @@ class TileBackward:
         build, sizes = self._build, self._sizes
         scratch = sizes.backward_scratch_bytes
         take(build, self._host.attention)
+        # dk, dq and dv take the place of q, k and v; o and do are through.
         exchange(build, "gradient of o", collective_bytes)
         build.compute(
             "attention backward",

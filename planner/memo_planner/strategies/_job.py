@@ -94,6 +94,7 @@ class Job:
             step_flops=workload.batch * workload.model.step_flops(workload.tokens),
             peak_flops=self.hardware.peak_flops,
             outside_s=outside_s(workload, self.hardware, self.efficiency),
+            efficiency=self.efficiency.source_on(self.hardware.name),
         )
 
 
@@ -106,6 +107,7 @@ def plan_job(job: Job, strategy: Strategy, *, alpha: float | None = None) -> Pla
     profile, setting = job.profile(strategy), job.setting(strategy)
     tokens = job.workload.padded_tokens
     if strategy is Strategy.TILES:
+        # Without a setting: the programme knows no machines.
         plan = _tile_plan(job, profile, tokens, alpha)
         return Plan.of(
             profile=profile,
@@ -147,6 +149,7 @@ def longest_job(job: Job, strategy: Strategy) -> int:
 def _usable(job: Job, tokens: int) -> int:
     """Of `tokens` that fit with their padding, those that a sequence may have."""
     workload = job.workload
+    # Each rank of a sequence holds as many tokens as the others.
     whole = tokens - tokens % workload.parallel.ranks_of_sequence
     rows = workload.model.max_tokens
     return whole if rows is None else min(whole, rows)
@@ -164,10 +167,12 @@ def _tile_plan(job: Job, profile: Profile, tokens: int, alpha: float | None) -> 
 
 
 def _swapped_share(policy: Policy) -> float:
+    # Blocks that are kept are the last ones, and the others are all alike.
     return policy.blocks[0].swap_tiles / policy.num_tiles
 
 
 def _fits(job: Job, strategy: Strategy, profile: Profile, tokens: int) -> bool:
+    # From alpha 0 up: what needs least host memory is tried first.
     policies = reversed(fixed_policies(strategy, tokens, profile.num_blocks))
     return any(fits(profile, policy, job.limits) for policy in policies)
 
@@ -177,8 +182,10 @@ def _infeasible(
 ) -> PlanInfeasible:
     """What is short for the policy that misses its limits by least."""
     over = [excesses(predict(profile, policy), job.limits) for policy in policies]
+    # By factors, as a GiB of the device and one of the host are not the same want.
     worst = [max(each, key=lambda item: item[2] / item[3]) for each in over]
     what, where, need_bytes, limit_bytes = min(worst, key=lambda item: item[2] / item[3])
+    # Only shorter lengths: this one has just been refused.
     longest = longest_that(lambda n: _fits(job, strategy, profile, n), job.workload.padded_tokens)
     return PlanInfeasible(what, where, need_bytes, limit_bytes, _usable(job, longest))
 
@@ -267,6 +274,7 @@ def margins(job: Job, strategy: Strategy, plan: Plan) -> tuple[Margin, ...]:
 
     def saved_s(limit: str, num_gib: int) -> float:
         faster = plan_job(_with_more(job, limit, num_gib), strategy)
+        # More memory makes no plan slower; the solver's gap may.
         return max(0.0, _step_s(plan) - _step_s(faster))
 
     return tuple(

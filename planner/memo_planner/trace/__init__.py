@@ -15,7 +15,6 @@ from memo_planner.trace._requests import (
     requests_of_events,
 )
 from memo_planner.trace._trace import (
-    HEADER,
     Trace,
     TraceSource,
     is_trace,
@@ -26,7 +25,6 @@ from memo_planner.trace._trace import (
 
 __all__ = [
     "BEFORE",
-    "HEADER",
     "NOWHERE",
     "PHASES",
     "BlockFlops",

@@ -13,7 +13,7 @@ from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.profile import Profile
 
 FORMAT = "memo-profile"
-VERSION = 3
+VERSION = 4
 KINDS = ("measured", "fake")
 
 
@@ -156,6 +156,7 @@ class ProfileFile:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         del document["format"]

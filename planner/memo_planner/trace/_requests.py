@@ -25,6 +25,7 @@ NOWHERE = -1
 """The block of a request made outside blocks, the tile of one that all tiles share."""
 
 _MOST_REQUESTS = 2**31
+# Traces made by hand may leave times out, so far as that costs no memory to speak of.
 _SPARE_TIMES = 2**20
 
 
@@ -138,6 +139,7 @@ class Requests:
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return all(np.array_equal(a, b) for a, b in pairs)
 
+    # Equal by its columns, and arrays have no hash.
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
@@ -153,6 +155,7 @@ class Requests:
         times = np.concatenate([self.malloc_times, self.free_times])
         steps = np.concatenate([self.size_bytes, -self.size_bytes])
         changes = np.zeros(self.end_time + 1, dtype=np.int64)
+        # Not `+=`, which counts a time once however often it occurs.
         np.add.at(changes, times, steps)
         return np.cumsum(changes)[:-1]
 

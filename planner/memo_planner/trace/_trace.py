@@ -39,6 +39,7 @@ _DIGITS = frozenset("-0123456789")
 _MOST_DIGITS = 19
 """Fewer fit 64 bits."""
 
+# A binary file may have no end of a line for gigabytes.
 _LONGEST_HEADER = 200
 
 
@@ -136,6 +137,7 @@ class Trace:
         """
         document = read_document(Path(path))
         for key, value in (("format", FORMAT), ("version", VERSION)):
+            # True equals 1 to Python, and is no version.
             if document.get(key) != value or isinstance(document.get(key), bool):
                 raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
         try:
@@ -215,7 +217,7 @@ def read_csv(path: str | Path) -> Requests:
 
 def is_trace(path: Path) -> bool:
     """Whether a file is a step's trace, by its name (JSON) or its first line (CSV)."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return True
     try:
         with path.open(encoding="utf-8") as file:
@@ -226,7 +228,7 @@ def is_trace(path: Path) -> bool:
 
 def read_requests(path: Path) -> Requests:
     """The requests of a trace, JSON or CSV. Raises: PlanFileError."""
-    return Trace.load(path).requests if path.suffix == ".json" else read_csv(path)
+    return Trace.load(path).requests if path.suffix.lower() == ".json" else read_csv(path)
 
 
 def _requests(rows: Iterator[list[str]]) -> Requests:

@@ -5,9 +5,7 @@ from memo_planner.workload._config import model_named, model_of_config
 from memo_planner.workload._model import (
     MODELS,
     PAPER_GPUS,
-    SEPARATE_NORMS,
     BlockKind,
-    DenseBlocks,
     ModelDims,
 )
 from memo_planner.workload._workload import Parallel, Workload, format_tokens, parse_tokens
@@ -15,9 +13,7 @@ from memo_planner.workload._workload import Parallel, Workload, format_tokens, p
 __all__ = [
     "MODELS",
     "PAPER_GPUS",
-    "SEPARATE_NORMS",
     "BlockKind",
-    "DenseBlocks",
     "ModelDims",
     "Parallel",
     "Way",

@@ -185,6 +185,7 @@ def block_times(workload: Workload, hardware: Hardware, efficiency: Efficiency) 
     kinds = workload.model.kinds
     times = [_kind_times(workload, kind, hardware, efficiency) for kind in kinds]
     counts, total = [kind.count for kind in kinds], workload.model.num_blocks
+    # Of all blocks: seconds add up over a step, while bytes count where they are most.
     means = {
         f.name: sum(n * getattr(t, f.name) for n, t in zip(counts, times, strict=True)) / total
         for f in fields(BlockTimes)
@@ -197,7 +198,7 @@ def _kind_times(
 ) -> BlockTimes:
     ranks, tokens = workload.parallel.ranks_of_sequence, workload.tokens
     linear_flops = hardware.peak_flops * efficiency.linear * ranks
-    attention_flops = hardware.peak_flops * efficiency.attention * ranks
+    attention_flops = hardware.peak_flops * efficiency.attention_at(tokens) * ranks
     pre_s = 2 * kind.pre_parameters / linear_flops
     post_s = 2 * kind.post_parameters / linear_flops
     share = kind.pairs(tokens) / float(tokens) ** 2
@@ -214,6 +215,7 @@ def _kind_times(
         post_backward_s_per_token=2 * post_s + 4 * tensor_s,
         attention_backward_s_per_token2=ATTENTION_BACKWARD * attention_s,
         tile_overhead_s=efficiency.tile_overhead_s,
+        tile_issue_s=efficiency.tile_issue_s,
     )
 
 
@@ -283,7 +285,9 @@ def analytic_profile(
         times=block_times(
             workload,
             hardware,
-            efficiency if way is Way.TILED else replace(efficiency, tile_overhead_s=0.0),
+            efficiency
+            if way is Way.TILED
+            else replace(efficiency, tile_overhead_s=0.0, tile_issue_s=0.0),
         ),
         link=hardware.link(ranks),
     )

@@ -64,6 +64,7 @@ class BlockKind:
         if self.window is not None:
             check_int("BlockKind.window", self.window, 1)
         check_fields(self, ("pre_width", "post_width"))
+        # Both are 0 in a block without attention.
         if self.num_heads % max(self.num_kv_heads, 1):
             raise InvalidInput(
                 f"{self.num_heads} heads share {self.num_kv_heads} key-value heads; the one must "
@@ -93,6 +94,7 @@ class BlockKind:
     def pairs(self, tokens: int) -> float:
         """Pairs of tokens that causal attention scores, half of the diagonal counted."""
         reach = float(min(tokens, self.window or tokens))
+        # Every token sees `reach`, less the triangle that the first ones do not have before them.
         return reach * tokens - reach**2 / 2
 
     def kv_copies(self, ranks: int) -> float:
@@ -102,6 +104,7 @@ class BlockKind:
         read are there several times. `ranks` must divide the heads.
         """
         heads, shared_by = self.num_heads // ranks, self.num_heads // self.num_kv_heads
+        # Ranks are planned alike, so the one that holds most speaks for all.
         most = max(
             (rank * heads + heads - 1) // shared_by - rank * heads // shared_by + 1
             for rank in range(ranks)
@@ -179,6 +182,7 @@ class ModelDims:
         6 s P + 6 n w s**2 where all attend to all, P the parameters that multiply, w the width of
         q: attention is causal, nothing is computed twice. Source: MEMO, set-up of the experiments.
         """
+        # Scores and values: 2 FLOPs a pair and number forward, 4 backward.
         attention = sum(
             6.0 * kind.count * (kind.q_width + kind.o_width) * kind.pairs(tokens)
             for kind in self.kinds
@@ -232,6 +236,7 @@ class DenseBlocks:
         """
         q_width = self.num_heads * self.head_dim
         pre = self.hidden * (q_width + 2 * self.num_kv_heads * self.head_dim)
+        # The output's projection; gate, up and down, or up and down.
         post = self.hidden * (q_width + (3 if self.gated else 2) * self.ffn)
         total = pre + post + self.small_parameters
         return BlockKind(
@@ -253,6 +258,7 @@ class DenseBlocks:
         )
 
 
+# GPT-2's.
 _PAPER_VOCAB = 50_257
 
 
@@ -291,6 +297,7 @@ def _llama_3_8b() -> ModelDims:
         head_dim=128,
         gated=True,
         norm_widths=SEPARATE_NORMS,
+        # Two RMSNorms.
         small_parameters=2 * hidden,
     )
     return ModelDims(
@@ -299,6 +306,7 @@ def _llama_3_8b() -> ModelDims:
         vocab=vocab,
         tied=False,
         kinds=(blocks.kind(),),
+        # Embedding and head, which share nothing, and the last norm.
         other_parameters=2 * vocab * hidden + hidden,
         head_parameters=vocab * hidden,
     )

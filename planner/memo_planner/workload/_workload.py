@@ -104,7 +104,7 @@ class Parallel:
 
 GRADIENT_BYTES = 4
 """Of one gradient: accumulated in fp32. Source: Megatron-LM, DeepSpeed with fp32 accumulation."""
-OPTIMISER_BYTES = 12
+OPTIMIZER_BYTES = 12
 """Of one parameter: fp32 copy and AdamW's two moments. In fp32 training the copy is not there."""
 
 
@@ -176,6 +176,7 @@ class Workload:
     @property
     def micro_steps(self) -> int:
         """Forward and backward passes of a rank in one optimiser step, one sequence each."""
+        # A last pass with work for some ranks only takes as long as the others.
         return math.ceil(self.batch / self.parallel.data)
 
     def ranks_on_node(self, gpus_per_node: int) -> int:
@@ -187,7 +188,8 @@ class Workload:
         """Parameters, gradients and optimiser state of one rank, by ZeRO stage."""
         parallel = self.parallel
         ranks, stage = parallel.state_ranks, parallel.zero_stage
-        optimiser = OPTIMISER_BYTES if self.dtype_bytes == 2 else 8
+        # In fp32 AdamW's two moments alone.
+        optimiser = OPTIMIZER_BYTES if self.dtype_bytes == 2 else 8
         per_parameter = (
             self.dtype_bytes / (ranks if stage >= 3 else 1)
             + GRADIENT_BYTES / (ranks if stage >= 2 else 1)

@@ -4,7 +4,8 @@
 #include "cuda/cuda_allocator.h"
 
 extern "C" {
-void* memo_cuda_alloc(ssize_t size, int device, cudaStream_t stream);
+int memo_cuda_alloc(void** data, ssize_t size, int device, cudaStream_t stream, char* error,
+                    size_t error_bytes);
 void memo_cuda_free(void* data, ssize_t size, int device, cudaStream_t stream);
 void memo_cuda_record_stream(void* data, cudaStream_t stream);
 }
@@ -12,6 +13,20 @@ void memo_cuda_record_stream(void* data, cudaStream_t stream);
 namespace {
 
 constexpr ssize_t kAskedBytes = 5000;
+constexpr int kServed = 0, kRefused = 1, kFailed = 2;
+
+struct Answer {
+  int outcome;
+  char* data;
+  std::string error;
+};
+
+Answer Ask(ssize_t bytes, int device, cudaStream_t stream) {
+  char error[200] = "";
+  void* data = &error;
+  const int outcome = memo_cuda_alloc(&data, bytes, device, stream, error, sizeof(error));
+  return Answer{outcome, static_cast<char*>(data), error};
+}
 
 // A block that another stream reads is not handed out before the stream has.
 void UseDevice(int device, bool* same) {
@@ -19,7 +34,7 @@ void UseDevice(int device, bool* same) {
   const cudaStream_t stream = sim::Machine::Get().NewStream(device);
   const cudaStream_t copies = sim::Machine::Get().NewStream(device);
   for (char value = 1; value < 20; ++value) {
-    char* const data = static_cast<char*>(memo_cuda_alloc(kAskedBytes, device, stream));
+    char* const data = Ask(kAskedBytes, device, stream).data;
     Fill(stream, data, kAskedBytes, value);
     Order(stream, copies);
     Look(copies, data, kAskedBytes, value, same);
@@ -35,15 +50,19 @@ void UseDevice(int device, bool* same) {
 
 void CheckRefused() {
   memo::CudaAllocators& all = memo::CudaAllocators::OfProcess();
-  EXPECT(memo_cuda_alloc(0, 0, nullptr) == nullptr && all.LastError().empty(), all.LastError());
+  const Answer nothing = Ask(0, 0, nullptr);
+  EXPECT(nothing.outcome == kServed && nothing.data == nullptr, nothing.error);
   memo_cuda_free(nullptr, 0, 0, nullptr);
-  EXPECT(memo_cuda_alloc(ssize_t{4} << 30, 1, nullptr) == nullptr, "more than the device has");
-  EXPECT(Contains(all.LastError(), "asked 4294967296 bytes"), all.LastError());
+  const Answer large = Ask(ssize_t{4} << 30, 1, nullptr);
+  EXPECT(large.outcome == kRefused && large.data == nullptr, "more than the device has");
+  EXPECT(Contains(large.error, "asked 4294967296 bytes"), large.error);
   for (const int device : {-1, 64}) {
-    EXPECT(memo_cuda_alloc(1, device, nullptr) == nullptr, device);
-    EXPECT(Contains(all.LastError(), "no CUDA device " + std::to_string(device)), all.LastError());
+    const Answer nowhere = Ask(1, device, nullptr);
+    EXPECT(nowhere.outcome == kFailed && nowhere.data == nullptr, device);
+    EXPECT(Contains(nowhere.error, "no CUDA device " + std::to_string(device)), nowhere.error);
   }
-  EXPECT(memo_cuda_alloc(-1, 0, nullptr) == nullptr, "negative bytes");
+  EXPECT(Ask(-1, 0, nullptr).outcome == kFailed, "negative bytes");
+  EXPECT(all.LastError().empty(), all.LastError());
   memo_cuda_record_stream(&all, nullptr);
   EXPECT(Contains(all.LastError(), "is not memory of a CUDA device"), all.LastError());
 }

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from memo_train.device import InvalidDeviceArgument
 from memo_train.device._cuda_memory import (
     allocator_installed,
     cuda_memory,
-    cuda_refusal,
     install_cuda_allocator,
     release_cuda_memory,
     reset_cuda_peak,
     set_cuda_cap,
 )
 from tests.cuda.compile import Compiler
+from tests.cuda.run_check import run_script
 from tests.cuda.simulated import Simulation
 
+HERE = Path(__file__).parent
 CHUNK_BYTES = 64 << 20
 PLACE = 7
 
@@ -40,27 +42,46 @@ def own_simulation(
     assert simulation.finish() in ("", "leak: 1 events\n")  # the allocator keeps its events
 
 
-def entry(simulation: Simulation) -> ctypes.CDLL:
+@dataclass(frozen=True)
+class Entry:
+    """The C functions of the extension, on device 0 and the default stream."""
+
+    library: ctypes.CDLL
+
+    def ask(self, nbytes: int) -> tuple[int, int, str]:
+        """Outcome (0 served, 1 refused, 2 failed), address and error of an allocation."""
+        data, error = ctypes.c_void_p(), ctypes.create_string_buffer(512)
+        asked = (ctypes.c_ssize_t(nbytes), 0, None, error, ctypes.c_size_t(512))
+        outcome = self.library.memo_cuda_alloc(ctypes.byref(data), *asked)
+        return outcome, data.value or 0, error.value.decode()
+
+    def alloc(self, nbytes: int) -> int:
+        outcome, address, error = self.ask(nbytes)
+        assert outcome == 0, error
+        return address
+
+    def free(self, address: int) -> None:
+        self.library.memo_cuda_free(ctypes.c_void_p(address), ctypes.c_ssize_t(0), 0, None)
+
+
+def entry(simulation: Simulation) -> Entry:
     assert simulation.module.__file__ is not None
-    library = ctypes.CDLL(simulation.module.__file__)
-    library.memo_cuda_alloc.argtypes = [ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p]
-    library.memo_cuda_alloc.restype = ctypes.c_void_p
-    library.memo_cuda_free.argtypes = [ctypes.c_void_p, *library.memo_cuda_alloc.argtypes]
-    return library
+    return Entry(ctypes.CDLL(simulation.module.__file__))
 
 
 def test_memory_is_counted_and_refused(own_simulation: Simulation) -> None:
-    library = entry(own_simulation)
-    address = library.memo_cuda_alloc(5000, 0, None)
+    functions = entry(own_simulation)
+    address = functions.alloc(5000)
     memory = cuda_memory(0)
     assert (memory.allocated_bytes, memory.reserved_bytes) == (5120, CHUNK_BYTES)
     assert (memory.unplanned_requests, memory.device_mallocs) == (1, 1)
     set_cuda_cap(0, CHUNK_BYTES)
-    assert library.memo_cuda_alloc(CHUNK_BYTES, 0, None) is None
-    assert "asked 67108864 bytes" in cuda_refusal()
-    assert "cap 67108864 bytes" in cuda_refusal()
+    outcome, refused, error = functions.ask(CHUNK_BYTES)
+    assert (outcome, refused) == (1, 0)
+    assert "asked 67108864 bytes" in error
+    assert "cap 67108864 bytes" in error
     assert (cuda_memory(0).refusals, cuda_memory(0).cap_bytes) == (1, CHUNK_BYTES)
-    library.memo_cuda_free(address, 5000, 0, None)
+    functions.free(address)
     assert cuda_memory(0).allocated_peak_bytes == 5120
     reset_cuda_peak(0)
     assert (cuda_memory(0).allocated_peak_bytes, cuda_memory(0).frees) == (0, 1)
@@ -73,19 +94,19 @@ def test_memory_is_counted_and_refused(own_simulation: Simulation) -> None:
 
 
 def test_a_step_is_served_by_its_layout(own_simulation: Simulation) -> None:
-    library, module = entry(own_simulation), own_simulation.module
+    functions, module = entry(own_simulation), own_simulation.module
     outside = module.StepLayout.OUTSIDE
     requests = np.array([[1024, 1024], [1024, 0], [4096, outside], [2048, 0]], np.uint64)
     layout = module.StepLayout(requests, np.array([[PLACE, 0]], np.uint64), 512)
     assert (len(layout), layout.peak_bytes) == (4, 2048)
     assert module.begin_step(0, layout, 0)
     module.mark(0, PLACE)
-    first, second, outside = (library.memo_cuda_alloc(n, 0, None) for n in (1024, 1000, 4096))
+    first, second, outside = (functions.alloc(n) for n in (1024, 1000, 4096))
     assert first - second == 1024
     for address in (first, second, outside):
-        library.memo_cuda_free(address, 0, 0, None)
-    assert library.memo_cuda_alloc(2048, 0, None) == second
-    library.memo_cuda_free(second, 2048, 0, None)
+        functions.free(address)
+    assert functions.alloc(2048) == second
+    functions.free(second)
     counts = module.end_step(0)
     assert (counts.planned, counts.outside, counts.departed, counts.first) == (3, 1, 0, None)
     assert module.end_step(0) is None
@@ -113,9 +134,14 @@ def test_torch_is_given_the_three_functions(
     install_cuda_allocator()
     assert allocator_installed()
     path, alloc, free, record_stream, installed = given
-    library = ctypes.CDLL(path)
-    assert hasattr(library, alloc)
-    assert hasattr(library, free)
-    expected = ctypes.cast(library.memo_cuda_record_stream, ctypes.c_void_p).value
+    hook, module = ctypes.CDLL(path), ctypes.CDLL(own_simulation.module.__file__)
+    assert hasattr(hook, alloc)
+    assert hasattr(hook, free)
+    expected = ctypes.cast(module.memo_cuda_record_stream, ctypes.c_void_p).value
     assert record_stream == expected
     assert isinstance(installed, Pluggable)
+
+
+def test_a_refusal_is_torch_out_of_memory(compiler: Compiler) -> None:
+    """In a process of its own, whose CPU tensors lie where a GPU's would."""
+    run_script(HERE / "refused_tensors.py", str(compiler.extension()))

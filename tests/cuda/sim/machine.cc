@@ -74,6 +74,11 @@ std::string Machine::FailedCall() {
   return failed_call_;
 }
 
+uint64_t Machine::NumPins() {
+  const std::lock_guard<std::mutex> lock(pulse_.mutex);
+  return pins_;
+}
+
 size_t Machine::NumEvents() {
   const std::lock_guard<std::mutex> lock(pulse_.mutex);
   return events_.size();

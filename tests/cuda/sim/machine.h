@@ -92,6 +92,8 @@ class Machine {
   std::string FailedCall();
   // Calls so far that can fail.
   uint64_t NumCalls() const;
+  // Calls of cudaHostRegister that pinned something.
+  uint64_t NumPins();
   // Events that are not destroyed.
   size_t NumEvents();
   // Does all work, looks for leaks, gives everything found. The test's own streams are no leak.
@@ -144,6 +146,7 @@ class Machine {
   VectorClock host_clock_;
   // A forked child reads it, and a thread that it lacks may have held the mutex at the fork.
   std::atomic<uint64_t> calls_{0};
+  uint64_t pins_ = 0;
   uint64_t fail_at_ = 0;
   cudaError_t failure_ = cudaSuccess;
   std::string failed_call_;

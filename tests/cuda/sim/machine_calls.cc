@@ -143,6 +143,7 @@ cudaError_t Machine::Free(void* data, Lock& lock) {
 cudaError_t Machine::HostRegister(void* data, size_t bytes) {
   if (memory_.NumPinnedBytes() + bytes > options_.pinned_bytes) return cudaErrorMemoryAllocation;
   if (!memory_.Pin(data, bytes)) return cudaErrorHostMemoryAlreadyRegistered;
+  ++pins_;
   history_.Forget(RangeOf(data, bytes));
   return cudaSuccess;
 }

@@ -71,7 +71,7 @@ def test_a_rank_alone_copies_faster_than_one_of_eight() -> None:
 @pytest.mark.parametrize("linear", [0.0, 1.01, float("nan")])
 def test_an_efficiency_is_a_share(linear: float) -> None:
     with pytest.raises(InvalidInput):
-        Efficiency(linear=linear, attention=0.5, tile_overhead_s=0.0, source="test")
+        Efficiency(linear=linear, attention=0.5, tile_overhead_s=0.0, source="test", machine="test")
 
 
 class FakeNvml:

@@ -73,7 +73,7 @@ def test_the_deadline_is_kept_and_the_reason_says_what_was_reached() -> None:
     begun_s = time.monotonic()
     with pytest.raises(NoPlacement, match=r"found in 0\.5 s; best peak .*lower bound 1,024"):
         pack(problem, capacity_bytes=1024, seconds=0.5)
-    assert time.monotonic() - begun_s < 8
+    assert time.monotonic() - begun_s < 8  # 0.5 s
 
 
 def test_times_apart_are_packed_apart() -> None:

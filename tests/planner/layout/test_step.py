@@ -172,7 +172,7 @@ def test_the_deadline_is_kept_where_most_buffers_are_alive_at_once() -> None:
     problem = random_buffers(0, 100_000, 50_000)
     begun_s = time.monotonic()
     placement = pack(problem, seconds=0.5)
-    assert time.monotonic() - begun_s < 8
+    assert time.monotonic() - begun_s < 8  # 0.4 s
     assert faults(placement) == []
 
 

@@ -63,6 +63,32 @@ def test_prediction_equals_the_checker(case: Case) -> None:
 
 
 @few
+@given(small_cases(), st.sampled_from([0.5, 3.0, 40.0]))
+def test_tiles_that_wait_to_be_asked_for_cost_what_the_checker_says(
+    case: Case, tile_issue_s: float
+) -> None:
+    """Level 2. As on a GPU, where no pass over a tile is shorter than the host's part in it."""
+    profile, tokens, tile_tokens, limits = case
+    profile = replace(profile, times=replace(profile.times, tile_issue_s=tile_issue_s))
+    try:
+        plan = make_plan(profile, tokens, limits, tile_tokens=tile_tokens)
+    except PlanInfeasible:
+        assume(False)
+        raise
+    assert plan.prediction.extra_s == pytest.approx(tally(profile, plan.policy).extra_s)
+
+
+def test_tiles_are_as_large_as_the_host_needs_to_keep_up() -> None:
+    """Where memory allows, no tile takes less than the time in which it is asked for."""
+    limits = Limits(device_bytes=60 * GIB, host_bytes=250 * GIB)
+    profile = large_profile(tile_overhead_s=0.0)
+    times = replace(profile.times, tile_issue_s=2048 * profile.times.tilewise_s_per_token)
+    quick = make_plan(profile, 1 << 17, limits)
+    slow = make_plan(replace(profile, times=times), 1 << 17, limits)
+    assert quick.policy.tile_tokens < 2048 <= slow.policy.tile_tokens
+
+
+@few
 @given(small_cases(), st.integers(1, 2000))
 def test_more_device_bytes_never_make_a_plan_slower(case: Case, more_bytes: int) -> None:
     profile, tokens, _, limits = case

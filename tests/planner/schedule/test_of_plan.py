@@ -198,7 +198,7 @@ def test_a_long_step_is_simulated_in_well_under_a_second() -> None:
     assert len(schedule.operations) > 48 * 64 * 8
     started_s = time.process_time()
     step = simulate(schedule, Speeds.of_link(plan.profile.link))
-    assert time.process_time() - started_s < 1.0
+    assert time.process_time() - started_s < 1.0  # 0.07 s
     assert step.compute_s == pytest.approx(without_stalls_s(plan))
 
 

@@ -9,13 +9,11 @@ import pytest
 from memo_planner import InvalidInput, Limits, make_plan
 from memo_planner.schedule import (
     STRATEGIES,
-    LayerCosts,
-    LayerStep,
     Speeds,
-    layer_operations,
     simulate,
     strategy_schedule,
 )
+from memo_planner.schedule._strategies import BlockCosts, BlockwiseStep, block_operations
 from tests.planner.cases import small_profile
 from tests.planner.schedule.random_schedules import schedule_from, speeds
 
@@ -57,10 +55,10 @@ def test_strategies_hold_what_they_must() -> None:
 
 def test_forward_waits_until_its_rounding_buffer_is_empty() -> None:
     """1 s of forward and 3 s of copies a block: block 2 starts when block 0 has left, at 4 s."""
-    layer = LayerCosts(forward_s=1.0, backward_s=1.0, swapped_bytes=30)
-    last = LayerCosts(forward_s=1.0, backward_s=1.0, kept_bytes=30)
-    step = LayerStep(layers=(layer, layer, last, last), num_buffers=2)
-    done = simulate(schedule_from(layer_operations(step), state_bytes=0), speeds(10.0, 15.0))
+    block = BlockCosts(forward_s=1.0, backward_s=1.0, swapped_bytes=30)
+    last = BlockCosts(forward_s=1.0, backward_s=1.0, kept_bytes=30)
+    step = BlockwiseStep(blocks=(block, block, last, last), num_buffers=2)
+    done = simulate(schedule_from(block_operations(step), state_bytes=0), speeds(10.0, 15.0))
     starts = {
         o.block: done.starts_s[i]
         for i, o in enumerate(done.schedule.operations)

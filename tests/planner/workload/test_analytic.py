@@ -11,14 +11,13 @@ from memo_planner.hardware import PAPER, machine
 from memo_planner.profile import POINTS
 from memo_planner.workload import (
     MODELS,
-    SEPARATE_NORMS,
-    DenseBlocks,
     ModelDims,
     Parallel,
     Way,
     Workload,
     analytic_profile,
 )
+from memo_planner.workload._model import SEPARATE_NORMS, DenseBlocks
 from memo_train.model import Llama, LlamaConfig
 from memo_train.trace._fit import _HOLES_OF_TENSORS, _HOLES_OF_TILES
 

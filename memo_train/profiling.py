@@ -1,0 +1,221 @@
+"""The profiles of a wrapped model, made at `wrap`, so that no forward waits for one.
+
+One is measured for each kind of step that can be foreseen: with masks and without, of one sequence
+and of several, in the model's own types and under autocast. It serves every batch and length, and
+is kept on disk. In a precision that was not measured the highest figures of all hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import torch
+
+from memo_planner import Profile
+from memo_train.errors import UnsupportedModel
+from memo_train.runtime import WrappedModel, precision, runnable, without_user_hooks
+from memo_train.trace import (
+    LONGEST_PROFILED_TOKENS,
+    REPEATS,
+    KeptProfile,
+    for_two_sequences,
+    measure_profile,
+    model_key,
+)
+
+# As Transformers' configurations call the rows of learned position tables.
+_POSITION_TABLES = ("max_position_embeddings", "n_positions", "max_seq_len")
+_TOO_LONG = (UnsupportedModel, torch.OutOfMemoryError)
+"""What a profile's run ends in beyond a model's longest sequence, and where memory is short."""
+
+_CANNOT_RUN = (*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError)
+"""What it ends in where a model takes no such batch."""
+
+_LEAST_PROFILED_TOKENS = 16
+"""Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
+
+_LARGE_BLOCK_PARAMETERS = 4 * 2**20
+_TOKENS_OF_LARGE_BLOCKS = 512
+"""In a model's second profile and later ones: beside what large blocks take, the work space of
+kernels, which changes with the length, does not count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepKind:
+    """Which steps: precision, pre's tensors parked, with a mask, of one sequence or of several."""
+
+    precision: str
+    park_pre: bool
+    masked: bool
+    alone: bool
+
+
+class Profiles:
+    """Finds the profile for a kind of step of `wrapped`.
+
+    lifted: makes a context without the caps that `wrap` has set.
+    """
+
+    def __init__(
+        self, wrapped: WrappedModel, lifted: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._wrapped, self._lifted = wrapped, lifted
+        self._by_state: dict[Hashable, _ProfilesOfState] = {}
+        self._parks = wrapped.device.torch_device.type == "cuda"  # where it takes no time
+
+    def measure(self, *, limited: bool) -> None:
+        """Profile the model as it is now for all steps that can be foreseen.
+
+        limited: whether memory may be so short that steps park what pre saves on the host.
+        A model that cannot be run so is profiled in its first step, which says why if it must.
+        """
+        self._parks = self._parks or limited
+        self._of_state()
+
+    def of(self, kind: StepKind, tokens: int) -> Profile:
+        """For steps of `kind` and of any length; `tokens` is the length that asks.
+
+        Raises: whatever a model raises that cannot be run on its ids alone.
+        """
+        return self._of_state().of(kind, tokens)
+
+    def _of_state(self) -> _ProfilesOfState:
+        """The profiles of the model as it is: its dtypes, attention function, what is trained."""
+        state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
+        if state not in self._by_state:
+            found = _ProfilesOfState(self._wrapped, self._lifted, state)
+            found.measure_all(parks=self._parks)
+            self._by_state[state] = found
+        return self._by_state[state]
+
+
+class _ProfilesOfState:
+    """The profiles of a model while it is as `state` says."""
+
+    def __init__(
+        self,
+        wrapped: WrappedModel,
+        lifted: Callable[[], AbstractContextManager[None]],
+        state: Hashable,
+    ) -> None:
+        self._wrapped, self._lifted, self._state = wrapped, lifted, state
+        self._found: dict[StepKind, Profile] = {}
+        self._model_key = model_key(wrapped)
+        self._most_tokens = LONGEST_PROFILED_TOKENS
+        self._where = wrapped.device.torch_device.type
+
+    def measure_all(self, *, parks: bool) -> None:
+        """Whatever a step may need that can be foreseen, as far as the model can be run so."""
+        for dtype in self._autocast_dtypes():
+            with torch.autocast(self._where, dtype, enabled=dtype is not None):
+                for park_pre, masked, alone in product(
+                    (False, True) if parks else (False,), (False, True), (True, False)
+                ):
+                    kind = StepKind(
+                        precision=precision(self._where),
+                        park_pre=park_pre,
+                        masked=masked,
+                        alone=alone,
+                    )
+                    with suppress(*_CANNOT_RUN):
+                        self._found[kind] = self._find(kind, 1)
+
+    def of(self, kind: StepKind, tokens: int) -> Profile:
+        """As `Profiles.of`."""
+        if kind not in self._found:
+            alike = [
+                profile
+                for other, profile in self._found.items()
+                if replace(kind, precision=other.precision) == other
+            ]
+            # Nothing alike: it could not be run before, or the step is refused unless it parks.
+            self._found[kind] = _highest(alike) if alike else self._find(kind, tokens)
+        return self._found[kind]
+
+    def _autocast_dtypes(self) -> tuple[torch.dtype | None, ...]:
+        """None stands for no autocast. On the CPU float16 is rare, and each takes its time."""
+        usual = (torch.bfloat16, torch.float16) if self._where == "cuda" else (torch.bfloat16,)
+        is_on = torch.is_autocast_enabled(self._where)
+        now = (torch.get_autocast_dtype(self._where),) if is_on else ()
+        return tuple(dict.fromkeys((None, *now, *usual)))
+
+    def _find(self, kind: StepKind, tokens: int) -> Profile:
+        """Kept on disk or measured; where model or memory is too small, from shorter runs."""
+        longest = self._longest(tokens)
+        while True:
+            try:
+                return self._kept(kind, longest)
+            except _TOO_LONG as error:
+                in_memory = isinstance(error, torch.OutOfMemoryError)
+                # Beyond the model's table: only the step's own length is sure to be allowed.
+                shorter = longest // 2 if in_memory else min(tokens, longest)
+                if shorter == longest or shorter < _LEAST_PROFILED_TOKENS:
+                    raise
+                longest = shorter
+                if in_memory:
+                    # Memory stays short: later profiles begin here.
+                    self._most_tokens = shorter
+
+    def _longest(self, tokens: int) -> int:
+        """Tokens of a profile. A step beyond the model's table shows that it needs none."""
+        table = self._table_tokens() or LONGEST_PROFILED_TOKENS
+        blocks = self._wrapped.parts.blocks
+        largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+        is_long = self._found and self._where == "cpu" and largest > _LARGE_BLOCK_PARAMETERS
+        most = _TOKENS_OF_LARGE_BLOCKS if is_long else LONGEST_PROFILED_TOKENS
+        return min(most, self._most_tokens, max(table, tokens, 1))
+
+    def _table_tokens(self) -> int | None:
+        """Tokens of the model's longest sequence by its configuration; None if that names none."""
+        config = getattr(self._wrapped.parts.causal_lm, "config", None)
+        tables = [getattr(config, name, None) for name in _POSITION_TABLES]
+        return min([n for n in tables if type(n) is int], default=None)
+
+    def _kept(self, kind: StepKind, longest: int) -> Profile:
+        """The profile from runs of at most `longest` tokens, made on this machine now or before."""
+        repeats = 1 if self._found and self._where == "cpu" else REPEATS
+        asked = (self._state, kind, longest, repeats)
+        kept = KeptProfile.of(self._model_key, asked)
+        profile = kept.load(self._wrapped)
+        if profile is None:
+            # Its length is not the step's, so whether it fits the cap says nothing of the step.
+            with self._lifted():
+                profile = self._measure(kind, longest, repeats)
+            kept.save(profile)
+        return profile
+
+    def _measure(self, kind: StepKind, longest: int, repeats: int) -> Profile:
+        if self._wrapped.fingerprint.is_sharded:
+            raise UnsupportedModel(
+                "the model was not profiled for such a step before fully_shard took its "
+                "parameters, and cannot be after; run one before fully_shard"
+            )
+        one = None if kind.alone else self.of(replace(kind, alone=True), longest)
+        causal_lm = self._wrapped.parts.causal_lm
+        with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
+            if one is not None:
+                return for_two_sequences(self._wrapped, one, longest)
+            profile = measure_profile(
+                self._wrapped,
+                1,
+                longest,
+                park_pre=kind.park_pre,
+                padded=kind.masked,
+                repeats=repeats,
+                timed_tokens=self._table_tokens() or longest,
+            )
+        # Neither a mask nor parking changes what a tile's computation takes; repeats steady it.
+        plain = self._found.get(replace(kind, park_pre=False, masked=False))
+        return profile if plain is None else replace(profile, times=plain.times)
+
+
+def _highest(profiles: Sequence[Profile]) -> Profile:
+    """A profile with the bytes of all of them, where each is highest."""
+    names = [f.name for f in fields(Profile) if "_per_token" in f.name]
+    most = {name: max(getattr(each, name) for each in profiles) for name in names}
+    lines = tuple(dict.fromkeys(line for each in profiles for line in each.peaks))
+    highest = max(profiles, key=lambda each: each.tile_bytes_per_token)
+    return replace(highest, peaks=lines, **most)
