@@ -32,15 +32,19 @@ from memo_train.device._counters import DeviceCounters
 from memo_train.device._steps import Events, ReplayCounts, StepAddresses, StepLayout
 from memo_train.device.errors import InvalidDeviceArgument
 
+_ABOVE = 1 << 63
+
 
 def positive(name: str, value: SupportsIndex, way_out: str = "") -> int:
     """`value` as an int in [1, 2**63), else InvalidDeviceArgument; `way_out` ends its message."""
+    if type(value) is int and 0 < value < _ABOVE:  # a step asks for every copy
+        return value
     try:
         number = operator.index(value)
     except TypeError:
         number = 0
     # True is a whole number to Python, and never meant as a size.
-    if isinstance(value, bool) or not 0 < number < 1 << 63:
+    if isinstance(value, bool) or not 0 < number < _ABOVE:
         raise InvalidDeviceArgument(
             f"{name} must be a positive whole number below 2**63, got {value!r}{way_out}"
         )

@@ -8,8 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -25,8 +24,7 @@ def precision(device_type: str) -> str:
     return f"autocast to {torch.get_autocast_dtype(device_type)}".replace("torch.", "")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ambient:
+class Ambient(NamedTuple):
     """Grad mode, autocast of one type of device, and the choice of attention kernels, in a thread.
 
     The autocast weight cache is off while blocks run: a cast cached under no_grad would cut the

@@ -36,16 +36,16 @@ from memo_train.runtime._ambient import (
 from memo_train.runtime._attend import AttentionRun, Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
 from memo_train.runtime._leaves import refuse_lost_gradients
-from memo_train.runtime._module_state import kept_state, version_of
+from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
-from memo_train.runtime._saved import SavedTensors, storage_key
+from memo_train.runtime._saved import SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import (
     GradientSum,
     ModuleTensors,
     shadows_of,
     take_written_gradients,
 )
-from memo_train.runtime._swap import WholeTensor, is_plain
+from memo_train.runtime._swap import WholeTensor, is_plain, version_of
 from memo_train.runtime._tile import (
     TileGraph,
     TileRun,
@@ -96,6 +96,7 @@ class BlockForward:
     def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> tuple[torch.Tensor, ...]:
         state = self._state
         gathered: Gathered | None = None
+        untouchable = storage_keys((x, *state.shadows))
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("pre", index)
             tile.pre_rng = self._rng.take()
@@ -115,8 +116,7 @@ class BlockForward:
                 state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
             # The q, k and v of a single tile are those that attention reads (`Gathered`).
             elif len(self._runs) > 1:
-                left = _leave_at_cut(state.spec.at_cut, qkv, kept=(x, *state.shadows))
-                state.poisoned += left
+                state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
         return gathered.take()
 
@@ -166,11 +166,11 @@ def _release_leaves(tile: TileRecord) -> None:
 
 
 def _leave_at_cut(
-    at_cut: AtCut, tensors: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+    at_cut: AtCut, tensors: Sequence[torch.Tensor], untouchable: frozenset[int]
 ) -> list[StorageWeakRef]:
     """Free (or poison) tensors that nothing should read any more, though suspended frames do name
-    them. Returns the storages that were poisoned: once the frames have ended, nobody holds them."""
-    untouchable = {storage_key(tensor) for tensor in kept if is_plain(tensor)}
+    them, but for `untouchable` storages. Returns those poisoned: once the frames have ended, nobody
+    holds them."""
     poisoned: list[StorageWeakRef] = []
     for tensor in filter(is_plain, tensors):
         storage = tensor.untyped_storage()
@@ -506,5 +506,6 @@ def run_checkpointed(
     with saved.hooks():
         # The reentrant kind takes no keyword arguments and runs a backward inside the backward.
         output = checkpoint(_Repeated(spec), x, *args, use_reentrant=False, **kwargs)
-    saved.settle({}, foreign, spec.swap_target if spec.policy.x is Place.SWAP else None)
+    target = spec.swap_target if spec.policy.x is Place.SWAP else None
+    saved.settle({}, storage_keys(foreign), target)
     return output

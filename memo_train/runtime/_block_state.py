@@ -21,7 +21,7 @@ from memo_train.runtime._cut import intercept
 from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
-from memo_train.runtime._saved import SavedTensor, SavedTensors
+from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
 from memo_train.runtime._shadow import ModuleTensors
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
@@ -146,6 +146,7 @@ class BlockState:
     o: WholeTensor | None = None
     qkv_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
+    foreign: tuple[TokenArguments, frozenset[int]] | None = None
 
     def enter(self, stack: ExitStack) -> None:
         """The surroundings in which the block's own code runs, in forward and in backward."""
@@ -177,10 +178,19 @@ class BlockState:
         swap: bool,
     ) -> None:
         """Decide where a stretch's saved tensors live; what outlives the step is not swapped."""
-        module = self.spec.module
-        # Frozen parameters have no shadows; either kind is on the device anyway.
-        foreign = [*arguments.tensors(), *self.shadows, *module.parameters(), *module.buffers()]
-        saved.settle(known, foreign, self.spec.swap_target if swap else None)
+        saved.settle(known, self._foreign(arguments), self.spec.swap_target if swap else None)
+
+    def _foreign(self, arguments: TokenArguments) -> frozenset[int]:
+        """The memory of what outlives the step, looked up once for each direction of a pass.
+
+        A forward that puts other buffers in place is looked at in each stretch.
+        """
+        if self.foreign is None or self.foreign[0] is not arguments or self.spec.changes:
+            module = self.spec.module
+            # Frozen parameters have no shadows; either kind is on the device anyway.
+            own = (*self.shadows, *module.parameters(), *module.buffers())
+            self.foreign = arguments, storage_keys((*arguments.tensors(), *own))
+        return self.foreign[1]
 
     def arguments(self, tokens: int) -> TokenArguments:
         """The block's further arguments, ready to be cut to tiles."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from memo_train.runtime._swap import is_plain
+from memo_train.runtime._swap import is_plain, version_of
 
 # `forward`: where the runtime and other libraries put replacements.
 _OF_EVERY_MODULE = frozenset(nn.Module().__dict__) | {"forward"}
@@ -188,8 +188,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         for item in _items(value):
             if isinstance(item, torch.Tensor):
                 yield item
-
-
-def version_of(tensor: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors do not count theirs."""
-    return 0 if tensor.is_inference() else tensor._version

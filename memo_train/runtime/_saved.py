@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from memo_train.errors import InPlaceModified
-from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain
+from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain, version_of
 
 # A page, the least that the host pool hands out.
 MIN_SWAP_BYTES = 4096
@@ -48,37 +48,44 @@ class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
     home: None (on the device), the name of a known tensor, or a swapped storage.
-    geometry: None of a tensor that is more than that; it stays on the device as it is.
+    is_plain: whether it may leave the device; a tensor that is more stays there as it is.
     """
 
+    # Dozens are made for each tile of a step, and the garbage collector looks at each.
+    __slots__ = ("_geometry", "home", "is_plain", "tensor", "version")
+
     def __init__(self, tensor: torch.Tensor) -> None:
-        plain = is_plain(tensor)
+        self.is_plain = is_plain(tensor)
         # A subclass may lose what it carries when detached; only with a graph would it be a cycle.
-        untouched = not plain and tensor.grad_fn is None
+        untouched = not self.is_plain and tensor.grad_fn is None
         self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
-        self.version = _version_of(tensor)
+        self.version = version_of(tensor)
         self.home: str | _Slot | None = None
-        self.geometry: _Geometry | None = None
-        if plain:
-            self.geometry = _Geometry(
-                tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
-            )
+        self._geometry: _Geometry | None = None
 
     def value(self) -> torch.Tensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
-        assert self.tensor is not None
-        version = _version_of(self.tensor)
+        tensor = self.tensor
+        assert tensor is not None
+        version = version_of(tensor)
         if version != self.version:
             raise InPlaceModified(
-                f"a tensor {tuple(self.tensor.shape)} needed for backward was modified in place: "
+                f"a tensor {tuple(tensor.shape)} needed for backward was modified in place: "
                 f"version {version}, saved at version {self.version}"
             )
-        return self.tensor
+        return tensor
 
+    def leave(self, tensor: torch.Tensor, home: str | _Slot) -> None:
+        """Let `tensor`, its value, go: from now on it is at `home`."""
+        self._geometry = _Geometry(
+            tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
+        )
+        self.home, self.tensor = home, None
 
-def _version_of(tensor: torch.Tensor) -> int:
-    """Counts writes to a tensor; inference tensors do not count theirs."""
-    return 0 if tensor.is_inference() else tensor._version
+    def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
+        """The tensor that has left, in a storage with the bytes of its own."""
+        assert self._geometry is not None
+        return self._geometry.view(storage)
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -86,9 +93,13 @@ def storage_key(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _is_swappable(tensor: torch.Tensor, swap: SwapTarget | None) -> bool:
+def storage_keys(tensors: Iterable[torch.Tensor]) -> frozenset[int]:
+    """The identities of the memory of those that are no more than their memory."""
+    return frozenset(storage_key(tensor) for tensor in tensors if is_plain(tensor))
+
+
+def _is_swappable(storage: torch.UntypedStorage, swap: SwapTarget | None) -> bool:
     """Worth a copy, and device memory at all (tensors older than the device are not)."""
-    storage = tensor.untyped_storage()
     return (
         swap is not None and storage.nbytes() >= MIN_SWAP_BYTES and swap[0].owns(storage.data_ptr())
     )
@@ -110,36 +121,37 @@ class SavedTensors:
     def settle(
         self,
         known: Mapping[str, torch.Tensor],
-        foreign: Iterable[torch.Tensor] = (),
+        foreign: frozenset[int] = frozenset(),
         swap: SwapTarget | None = None,
     ) -> None:
         """Decide where the stretch's saved tensors live until backward.
 
         known: name -> tensor whose memory `bind` will provide again, with the same strides.
-        foreign: tensors that outlive the step (buffers, position embeddings); never swapped.
+        foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
+            never swapped.
         swap: the device and its copies in flight, or None to keep.
         """
         names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
-        stay = {storage_key(tensor) for tensor in foreign if is_plain(tensor)}
+        stay: set[int] = set()
         slots: dict[int, _Slot] = {}
         for entry in self._unsettled:
             tensor = entry.value()
-            if entry.geometry is None:
+            if not entry.is_plain:
                 self.num_bytes += tensor.nbytes
                 continue
-            key, num_bytes = storage_key(tensor), tensor.untyped_storage().nbytes()
-            if key in names:
-                entry.home, entry.tensor = names[key], None
-            elif key not in stay and _is_swappable(tensor, swap):
-                assert swap is not None
-                if key not in slots:
-                    slots[key] = _Slot(SwappedStorage(tensor, *swap))
-                    self.num_bytes += num_bytes
-                entry.home, entry.tensor = slots[key], None
-            # Counted once, however many saved tensors view it.
-            elif key not in stay:
-                stay.add(key)
-                self.num_bytes += num_bytes
+            storage = tensor.untyped_storage()
+            key = storage.data_ptr()
+            home: str | _Slot | None = names.get(key) or slots.get(key)
+            if home is None and key not in foreign and key not in stay:
+                # Counted once, however many saved tensors view it.
+                self.num_bytes += storage.nbytes()
+                if _is_swappable(storage, swap):
+                    assert swap is not None
+                    home = slots[key] = _Slot(SwappedStorage(tensor, *swap))
+                else:
+                    stay.add(key)
+            if home is not None:
+                entry.leave(tensor, home)
         self._slots.extend(slots.values())
         self._unsettled.clear()
 
@@ -176,7 +188,6 @@ class SavedTensors:
     def _unpack(self, entry: SavedTensor) -> torch.Tensor:
         if entry.home is None:
             return entry.value()
-        assert entry.geometry is not None
         if isinstance(entry.home, str):
-            return entry.geometry.view(self._bound[entry.home])
-        return entry.geometry.view(entry.home.take())
+            return entry.view(self._bound[entry.home])
+        return entry.view(entry.home.take())

@@ -23,6 +23,11 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
+def version_of(tensor: torch.Tensor) -> int:
+    """Counts writes to a tensor; inference tensors do not count theirs."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class CopiesInFlight:
     """Device-to-host copies under way; keeps their sources alive until they are done.
 
