@@ -111,17 +111,15 @@ class _ProfilesOfState:
         """Whatever a step may need that can be foreseen, as far as the model can be run so."""
         for dtype in self._autocast_dtypes():
             with torch.autocast(self._where, dtype, enabled=dtype is not None):
-                for park_pre, masked, alone in product(
-                    (False, True) if parks else (False,), (False, True), (True, False)
-                ):
-                    kind = StepKind(
-                        precision=precision(self._where),
-                        park_pre=park_pre,
-                        masked=masked,
-                        alone=alone,
-                    )
-                    with suppress(*_CANNOT_RUN):
-                        self._found[kind] = self._find(kind, 1)
+                self._measure_kinds((False, True) if parks else (False,))
+
+    def _measure_kinds(self, parks: tuple[bool, ...]) -> None:
+        """All kinds of steps in the precision that is on."""
+        name = precision(self._where)
+        for park_pre, masked, alone in product(parks, (False, True), (True, False)):
+            kind = StepKind(precision=name, park_pre=park_pre, masked=masked, alone=alone)
+            with suppress(*_CANNOT_RUN):
+                self._found[kind] = self._find(kind, 1)
 
     def of(self, kind: StepKind, tokens: int) -> Profile:
         """As `Profiles.of`."""

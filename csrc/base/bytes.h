@@ -11,6 +11,9 @@ namespace memo {
 // The smallest multiple of `unit` (a power of two) that is at least `bytes`.
 constexpr size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) & ~(unit - 1); }
 
+// The largest multiple of `unit` (a power of two) that is at most `bytes`.
+constexpr size_t RoundDown(size_t bytes, size_t unit) { return bytes & ~(unit - 1); }
+
 // "1536 bytes (1.5 KiB)"; exact first, because a refusal may hang on one byte.
 inline std::string FormatBytes(size_t bytes) {
   constexpr const char* kUnits[] = {"KiB", "MiB", "GiB", "TiB"};

@@ -19,9 +19,6 @@ constexpr size_t kSmallestReserveBytes = size_t{1} << 20;
 // On recorded steps 1/24 to 1/64 need 2 to 8 % more than their peak, 1/16 and 1/128 need 8 to 15 %.
 constexpr size_t kLargeShare = 32;
 
-// `unit`: a power of two.
-constexpr size_t RoundDown(size_t bytes, size_t unit) { return bytes & ~(unit - 1); }
-
 MappedRange Reserve(size_t bytes) {
   for (bytes = RoundUp(bytes, kSmallestReserveBytes); bytes >= kSmallestReserveBytes; bytes /= 2) {
     // No reserve: most of the range is never touched and need not be there.

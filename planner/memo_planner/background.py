@@ -130,24 +130,35 @@ _is_over = False
 
 def _ask(call: Any) -> Any:
     """(whether it returned, what it returned or raised), after all calls before it."""
-    global _process
     with _turn:
-        for _ in range(2):
-            before = _process
-            try:
-                if _process is None:
-                    _process = _Process()
-                return _process.ask(call)
-            except (EOFError, OSError) as error:
-                problem = error
-                code = None if _process is None else _process.end()
-                _process = None
-            if before is None or _is_over:  # else it may have ended because it was idle
-                break
-    raise SolverError(
-        f"the planner's background process ended (exit code {code}, {type(problem).__name__}) "
-        f"while it ran {call[0].__name__}; what it was to improve stays as it is"
-    )
+        was_running = _process is not None
+        try:
+            return _ask_once(call)
+        except _Ended:
+            if not was_running or _is_over:
+                raise
+        # It may have ended because it was idle.
+        return _ask_once(call)
+
+
+class _Ended(SolverError):
+    """The other process has ended."""
+
+
+def _ask_once(call: Any) -> Any:
+    """Raises: _Ended, and the next call starts a process anew."""
+    global _process
+    try:
+        if _process is None:
+            _process = _Process()
+        return _process.ask(call)
+    except (EOFError, OSError) as error:
+        code = None if _process is None else _process.end()
+        _process = None
+        raise _Ended(
+            f"the planner's background process ended (exit code {code}, {type(error).__name__}) "
+            f"while it ran {call[0].__name__}; what it was to improve stays as it is"
+        ) from error
 
 
 def _hurry() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -103,12 +104,12 @@ def test_no_step_that_comes_is_profiled_in_its_forward(
     limit = None if mib is None else (state_bytes(model) + mib * 2**20) / GIB
     memo_train.wrap(model, device_gib=limit)
     forbid_profiles()
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for kind in ("plain", "padded", "packed"):
-            for batch, tokens in ((1, 40), (3, 90), (2, 130), (1, 200)):
-                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                    loss = model(**batch_of(kind, batch, tokens)).loss
-                loss.backward()
+    dtypes, kinds = (torch.float32, torch.bfloat16, torch.float16), ("plain", "padded", "packed")
+    shapes = ((1, 40), (3, 90), (2, 130), (1, 200))
+    for dtype, kind, (batch, tokens) in itertools.product(dtypes, kinds, shapes):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(**batch_of(kind, batch, tokens)).loss
+        loss.backward()
     memo_train.unwrap(model)
 
 
