@@ -20,6 +20,7 @@ from memo_train.runtime import WrappedModel, precision, runnable, without_user_h
 from memo_train.trace import (
     LONGEST_PROFILED_TOKENS,
     REPEATS,
+    Effort,
     KeptProfile,
     for_two_sequences,
     measure_profile,
@@ -106,6 +107,7 @@ class _ProfilesOfState:
         self._model_key = model_key(wrapped)
         self._most_tokens = LONGEST_PROFILED_TOKENS
         self._where = wrapped.device.torch_device.type
+        self._precision = precision(self._where)
 
     def measure_all(self, *, parks: bool) -> None:
         """Whatever a step may need that can be foreseen, as far as the model can be run so."""
@@ -202,8 +204,12 @@ class _ProfilesOfState:
                 longest,
                 park_pre=kind.park_pre,
                 padded=kind.masked,
-                repeats=repeats,
-                timed_tokens=self._table_tokens() or longest,
+                effort=Effort(
+                    repeats=repeats,
+                    timed_tokens=self._table_tokens() or longest,
+                    # Else a first `wrap` takes half as long again, for steps that are rare.
+                    alive=not kind.park_pre and kind.precision == self._precision,
+                ),
             )
         # Neither a mask nor parking changes what a tile's computation takes; repeats steady it.
         plain = self._found.get(replace(kind, park_pre=False, masked=False))

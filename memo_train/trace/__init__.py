@@ -21,6 +21,7 @@ from memo_train.trace._places import (
 from memo_train.trace._profile import (
     LONGEST_PROFILED_TOKENS,
     OPTIMIZER_STATES,
+    Effort,
     for_two_sequences,
     measure_profile,
     model_hash,
@@ -32,6 +33,7 @@ __all__ = [
     "OPTIMIZER_STATES",
     "REPEATS",
     "CopyBuffers",
+    "Effort",
     "KeptProfile",
     "Place",
     "PlaceMarks",

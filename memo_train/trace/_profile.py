@@ -49,6 +49,23 @@ LONGEST_PROFILED_TOKENS = 16 * _TILE_TOKENS
 """No profiling step is longer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much of a profile is measured.
+
+    repeats: of each run. timed_tokens: what no step is longer than that finds seconds on a device
+    that runs behind; None: no longer than other runs. alive: whether bytes alive are measured by
+    kind of block, which takes as long again.
+    """
+
+    repeats: int = REPEATS
+    timed_tokens: int | None = None
+    alive: bool = True
+
+
+_ALL = Effort()
+
+
 def measure_profile(
     wrapped: WrappedModel,
     batch: int,
@@ -56,14 +73,11 @@ def measure_profile(
     *,
     park_pre: bool = False,
     padded: bool = False,
-    repeats: int = REPEATS,
-    timed_tokens: int | None = None,
+    effort: Effort = _ALL,
 ) -> Profile:
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
-    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch. timed_tokens: what
-    no step is longer than that finds seconds on a device that runs behind; None: `tokens`. repeats:
-    of a run.
+    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
     Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
     seconds the best of the repeats. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
@@ -77,8 +91,8 @@ def measure_profile(
         tile=tile,
         park_pre=park_pre,
         padded=padded,
-        repeats=repeats,
-        timed_tokens=min(timed_tokens or tokens, LONGEST_TIMED_TOKENS),
+        effort=effort,
+        timed_tokens=min(effort.timed_tokens or tokens, LONGEST_TIMED_TOKENS),
     )
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
@@ -103,8 +117,8 @@ def measure_profile(
         times=_mean_times(found),
         link=measure_link(wrapped.device),
         gradient_bytes=gradient_bytes(causal_lm),
-        kinds=tuple(blocks[kind.index] for kind in kinds),
-        kind_of_block=_kind_of_block(wrapped),
+        kinds=tuple(blocks[kind.index] for kind in kinds) if effort.alive else (),
+        kind_of_block=_kind_of_block(wrapped) if effort.alive else (),
         **most,
     )
 
@@ -123,7 +137,7 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     counted = [{n: v for n, v in each.items() if "attention" not in n} for each in found]
     kinds = tuple(
         replace(kind, tiles=_at_least(kind.tiles, each), whole=_at_least(kind.whole, each))
-        for kind, each in zip(two.kinds, counted, strict=True)
+        for kind, each in zip(two.kinds, counted, strict=bool(two.kinds))
     )
     for name in counted[0]:
         saved[name] = max(saved[name], *(each[name] for each in counted))
@@ -206,7 +220,7 @@ class _Ask:
     tile: int
     park_pre: bool
     padded: bool
-    repeats: int
+    effort: Effort
     timed_tokens: int
 
     def way(self, place: TilePlace) -> Way:
@@ -229,7 +243,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         whole = _saved_fields(wrapped, ask)
         tiles = _saved_by_tiles(wrapped, ask, whole)
         saved = {name: max(value, tiles[name]) for name, value in whole.items()}
-        run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.repeats)
+        run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.effort.repeats)
         recomputed, swapped = (run(ask.way(w)) for w in (TilePlace.RECOMPUTE, TilePlace.SWAP))
         if wrapped.device.runs_behind:
             longest, padded = ask.timed_tokens, ask.padded
@@ -238,7 +252,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
             times = fit_block_times(recomputed, swapped)
         shapes = {
             place: measure_tile_shapes(wrapped, ask.batch, ask.tile, ask.way(place))
-            for place in TilePlace
+            for place in (TilePlace if ask.effort.alive else ())
         }
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
     # Attention that makes such tensors saves some: scores, and the mask that went into them. A
@@ -272,14 +286,18 @@ def _measure_whole(
     with only_block(wrapped, kind.index):
         way = ask.way(TilePlace.RECOMPUTE)
         shapes = measure_shapes(wrapped, ask.batch, ask.tile, way, 1)
-        tile_shapes = measure_tile_shapes(wrapped, ask.batch, ask.tile, way)
+        alive = [measure_tile_shapes(wrapped, ask.batch, ask.tile, way)] if ask.effort.alive else []
     nothing = dict.fromkeys((f.name for f in fields(SavedPerToken)), 0.0)
     x_bytes = float(ask.batch * wrapped.parts.hidden_bytes)
     saved = SavedPerToken(**nothing | {"x_bytes_per_token": x_bytes})
     outside = STAGES_OF_POINT["loss"]
-    peaks = fit_stage_peaks(tile_shapes, way.place, with_pairs=False, stages=outside)
+    peaks = [
+        peak
+        for each in alive
+        for peak in fit_stage_peaks(each, way.place, with_pairs=False, stages=outside)
+    ]
     gradients = gradient_bytes(wrapped.parts.blocks[kind.index])
-    found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=peaks)
+    found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=tuple(peaks))
     return fit_peak_lines(shapes, ("loss",)), found
 
 
