@@ -148,7 +148,12 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
         f"{who}_peak_bytes": None if peak is None else peak - others[who]
         for who, peak in watch.peaks.items()
     }
-    return {"planned_peak_bytes": planned_bytes, "limit_bytes": limit_bytes, **peaks}
+    return {
+        "planned_peak_bytes": planned_bytes,
+        "planned_room_bytes": told.device_room_bytes,
+        "limit_bytes": limit_bytes,
+        **peaks,
+    }
 
 
 def _cut_bytes(place: Place) -> int:

@@ -156,7 +156,8 @@ def test_a_foreseen_or_derived_profile_is_not_below_a_step(
         model.zero_grad(set_to_none=False)
     peak_bytes = memo_train.stats().device_peak_bytes - before_bytes
     plan = memo_train.plan(model)
-    assert peak_bytes <= plan.prediction.device_peak_bytes - plan.profile.state_bytes
+    # With holes: this process has others' tensors between the step's.
+    assert peak_bytes <= plan.prediction.device_room_bytes - plan.profile.state_bytes
     memo_train.unwrap(model)
 
 
