@@ -181,9 +181,14 @@ class _ProfilesOfState:
         kept = KeptProfile.of(self._model_key, asked)
         profile = kept.load(self._wrapped)
         if profile is None:
+            masked = self._wrapped.masked
             # Its length is not the step's, so whether it fits the cap says nothing of the step.
             with self._lifted():
-                profile = self._measure(kind, longest, repeats)
+                try:
+                    profile = self._measure(kind, longest, repeats)
+                finally:
+                    # Whether the last call had a mask: a padded run says nothing of the next step.
+                    self._wrapped.masked = masked
             kept.save(profile)
         return profile
 

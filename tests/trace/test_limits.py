@@ -16,6 +16,7 @@ NUM_SEEDS = 100
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # 100 models are wrapped: about eight minutes
 def test_no_step_runs_out_of_memory_after_its_plan_was_accepted() -> None:
     """Random models, lengths, batches, tiles and limits; a refusal comes before the step."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "planner")])
