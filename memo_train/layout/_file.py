@@ -72,12 +72,7 @@ class PlanLayout:
 
         Raises: PlanFileError naming the file, what is wrong, and both values where two disagree.
         """
-        document = read_document(path)
-        expected = {"format": FORMAT, "version": VERSION, "plan_hash": plan_hash}
-        for key, value in expected.items():
-            # True equals 1 to Python, and is no version.
-            if document.get(key) != value or isinstance(document.get(key), bool):
-                raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
+        document = read_document(path, format=FORMAT, version=VERSION, plan_hash=plan_hash)
         found, given = _hash(document), document.get("hash")
         if given != found:
             raise PlanFileError(f"{path}: hash is {given!r}, what it is of gives {found!r}")

@@ -92,8 +92,11 @@ def write_document(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """Read one JSON object. Raises: PlanFileError: unreadable, not JSON, NaN, repeated names."""
+def read_document(path: Path, **expected: str | int) -> dict[str, Any]:
+    """Read one JSON object that has the `expected` fields (`format`, `version`), among others.
+
+    Raises: PlanFileError: unreadable, not JSON, NaN, repeated names, another format or version.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -103,6 +106,10 @@ def read_document(path: Path) -> dict[str, Any]:
         raise PlanFileError(f"{path}: not a JSON document: {error}") from error
     if not isinstance(document, dict):
         raise PlanFileError(f"{path}: holds {_shown(document)}, expected an object")
+    for key, value in expected.items():
+        # True equals 1 to Python, and is no version.
+        if document.get(key) != value or isinstance(document.get(key), bool):
+            raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
     return document
 
 

@@ -179,11 +179,7 @@ class Plan:
 
         Raises: PlanFileError naming the file, what is wrong, and both values where two disagree.
         """
-        document = read_document(Path(path))
-        for key, value in (("format", FORMAT), ("version", VERSION)):
-            # True equals 1 to Python, and is no version.
-            if document.get(key) != value or isinstance(document.get(key), bool):
-                raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
+        document = read_document(Path(path), format=FORMAT, version=VERSION)
         del document["format"]
         try:
             plan = decode(cls, document, "plan")

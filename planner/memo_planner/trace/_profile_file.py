@@ -154,11 +154,7 @@ class ProfileFile:
 
         Raises: PlanFileError naming the file and what is wrong.
         """
-        document = read_document(Path(path))
-        for key, value in (("format", FORMAT), ("version", VERSION)):
-            # True equals 1 to Python, and is no version.
-            if document.get(key) != value or isinstance(document.get(key), bool):
-                raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
+        document = read_document(Path(path), format=FORMAT, version=VERSION)
         del document["format"]
         try:
             return decode(cls, document, "profile file")

@@ -135,11 +135,7 @@ class Trace:
 
         Raises: PlanFileError naming the file and what is wrong.
         """
-        document = read_document(Path(path))
-        for key, value in (("format", FORMAT), ("version", VERSION)):
-            # True equals 1 to Python, and is no version.
-            if document.get(key) != value or isinstance(document.get(key), bool):
-                raise PlanFileError(f"{path}: {key} is {document.get(key)!r}, expected {value!r}")
+        document = read_document(Path(path), format=FORMAT, version=VERSION)
         try:
             return _from_document(document)
         except InvalidInput as error:
