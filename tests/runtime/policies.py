@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from memo_planner import BlockPolicy, Place, Policy
 from memo_planner.schedule import CopyBudget
 from memo_train.planning import StepPlanner
 from memo_train.runtime import StepPolicy, WrappedModel
+from memo_train.testing import Step, assert_same_bits, run_step
 
 POLICIES = ("keep", "swap", "recompute", "mixed")
 
@@ -66,3 +68,11 @@ def force(model: nn.Module, name: str, tile_tokens: int, free_bytes: int = 2**40
     num_blocks = len(wrapped.parts.blocks)
     wrapped.choose_policy = chooser(name, tile_tokens, num_blocks, free_bytes)
     return model
+
+
+def step_of_all(model: nn.Module, tile_tokens: int, **batch: Any) -> Step:
+    """The step of a wrapped model that every policy gives, bit for bit."""
+    steps = {p: run_step(force(model, p, tile_tokens), **batch) for p in POLICIES}
+    for step in steps.values():
+        assert_same_bits(step, steps["keep"])
+    return steps["keep"]
