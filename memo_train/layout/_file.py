@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memo_planner.checks import LARGEST, check_int, check_number, check_text
-from memo_planner.codec import read_document
+from memo_planner.codec import hash_of, read_document
 from memo_planner.errors import InvalidInput, MemoError, PlanFileError
 from memo_planner.trace import PHASES, int_column
 from memo_train.device import OUTSIDE, Device
@@ -111,9 +110,7 @@ def _given(value: Any) -> tuple[str, ...]:
 
 
 def _hash(document: dict[str, Any]) -> str:
-    rest = {name: value for name, value in document.items() if name != "hash"}
-    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of({name: value for name, value in document.items() if name != "hash"})
 
 
 def _encode(solved: SolvedStep) -> dict[str, Any]:

@@ -6,8 +6,6 @@ A model that is not wrapped tells by hooks where its step has come to.
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from memo_planner.codec import encode
+from memo_planner.codec import encode, hash_of
 from memo_planner.trace import Requests, Trace, TraceSource
 from memo_train.device import device_of
 from memo_train.runtime import (
@@ -169,8 +167,7 @@ def source_of(
     if wrapped is not None and wrapped.choose_policy is not None:
         step = wrapped.choose_policy(batch, tokens)
         tile_tokens = step.policy.tile_tokens
-        text = json.dumps(encode(step), sort_keys=True, separators=(",", ":"))
-        policy_hash = hashlib.sha256(text.encode()).hexdigest()
+        policy_hash = hash_of(encode(step))
     return TraceSource(
         kind=kind,
         model=type(parts.causal_lm).__name__,

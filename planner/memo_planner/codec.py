@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import types
 import typing
@@ -85,6 +86,15 @@ def _decode_enum(kind: type[Enum], value: object, where: str) -> Enum:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def hash_of(parts: Any) -> str:
+    """sha256, hexadecimal, of JSON types, whatever the order of their names.
+
+    Raises: ValueError on NaN.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

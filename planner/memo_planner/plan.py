@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memo_planner.checks import check_fields, check_int, check_text
-from memo_planner.codec import decode, encode, read_document, write_document
+from memo_planner.codec import decode, encode, hash_of, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.limits import Limits
 from memo_planner.policy import Policy
@@ -115,8 +113,7 @@ def inputs_hash(
     inputs = {"profile": encode(profile), "tokens": tokens, "limits": asdict(limits)}
     if setting is not None:
         inputs["setting"] = asdict(setting)
-    text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of(inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from memo_planner.checks import check_fields, check_int, check_text
-from memo_planner.codec import decode, encode, read_document, write_document
+from memo_planner.codec import decode, encode, hash_of, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.hardware._machine import AttentionShare, Efficiency, Hardware
 from memo_planner.trace import LinkRates
@@ -172,6 +170,4 @@ def _hash(file: MachineFile) -> str:
 
 
 def _hash_of(parts: dict[str, object]) -> str:
-    plain = {name: encode(value) for name, value in parts.items()}
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of({name: encode(value) for name, value in parts.items()})

@@ -5,12 +5,10 @@ Source: MEMO §schedule for streams and prefetching; the tiles are this project'
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 
 from memo_planner.checks import check_fields, check_int
-from memo_planner.codec import encode
+from memo_planner.codec import encode, hash_of
 from memo_planner.plan import Plan
 from memo_planner.policy import Policy
 from memo_planner.profile import Profile
@@ -111,9 +109,3 @@ def tile_schedule(
         inputs_hash=inputs_hash,
         operations=tuple(build.operations),
     )
-
-
-def hash_of(parts: object) -> str:
-    """sha256, hexadecimal, of JSON types: what a schedule is made from."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from memo_planner.checks import check_fields, check_int, check_number
+from memo_planner.codec import hash_of
 from memo_planner.errors import InvalidInput
 from memo_planner.policy import MAX_TOKENS
 from memo_planner.profile import Profile
 from memo_planner.programme import BlockShape
 from memo_planner.schedule._builder import ScheduleBuilder
-from memo_planner.schedule._of_plan import StepRest, hash_of
+from memo_planner.schedule._of_plan import StepRest
 from memo_planner.schedule._schedule import VERSION, Operation, Phase, Schedule
 
 _ROUNDING_BUFFERS = 2

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from memo_planner.checks import check_fields, check_int, check_text
-from memo_planner.codec import decode, encode, read_document, write_document
+from memo_planner.codec import decode, encode, hash_of, read_document, write_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.profile import Profile
 
@@ -163,5 +161,4 @@ class ProfileFile:
 
 
 def _hash(*parts: object) -> str:
-    text = json.dumps([encode(part) for part in parts], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hash_of([encode(part) for part in parts])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memo_planner.checks import check_int, check_text
-from memo_planner.codec import decode, encode, read_document
+from memo_planner.codec import decode, encode, hash_of, read_document
 from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.trace._requests import PHASES, Column, Requests
 
@@ -93,7 +93,7 @@ class Trace:
     def __post_init__(self) -> None:
         check_int("Trace.version", self.version, VERSION, VERSION)
         expected = {
-            "inputs_hash": _hash_of_source(self.source),
+            "inputs_hash": hash_of(encode(self.source)),
             "requests_hash": _hash_of_requests(self.requests),
         }
         for name, value in expected.items():
@@ -109,7 +109,7 @@ class Trace:
             version=VERSION,
             source=source,
             requests=requests,
-            inputs_hash=_hash_of_source(source),
+            inputs_hash=hash_of(encode(source)),
             requests_hash=_hash_of_requests(requests),
         )
 
@@ -161,11 +161,6 @@ def _from_document(document: dict[str, Any]) -> Trace:
         inputs_hash=document["inputs_hash"],
         requests_hash=document["requests_hash"],
     )
-
-
-def _hash_of_source(source: TraceSource) -> str:
-    text = json.dumps(encode(source), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash_of_requests(requests: Requests) -> str:
