@@ -16,7 +16,6 @@ KILO = 1024
 DEFAULT_PARTS = ("machine", "build", "selftest", "kernels", "speeds", "gradients", "a", "b")
 """Of one call under 8 minutes; c and d have calls of their own."""
 OURS = ("memo", "memo_recompute", "memo_swap")
-PEERS = ("hf_checkpoint", "hf_offload", "trl_offload", "streambp")
 
 
 def described(job: Job) -> dict[str, Any]:

@@ -38,7 +38,6 @@ def format_tokens(tokens: int) -> str:
 
 
 MOST_GPUS = 1_000_000
-ZERO_STAGES = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
