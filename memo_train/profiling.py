@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import product
 
 import torch
 
-from memo_planner import Profile
+from memo_planner import Link, Profile
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime import WrappedModel, precision, runnable, without_user_hooks
 from memo_train.trace import (
@@ -23,6 +24,7 @@ from memo_train.trace import (
     Effort,
     KeptProfile,
     for_two_sequences,
+    measure_link,
     measure_profile,
     model_key,
 )
@@ -168,6 +170,11 @@ class _ProfilesOfState:
         most = _TOKENS_OF_LARGE_BLOCKS if is_long else LONGEST_PROFILED_TOKENS
         return min(most, self._most_tokens, max(table, tokens, 1))
 
+    @cached_property
+    def _link(self) -> Link:
+        """Of this process now, for all profiles that were kept: on a GPU it pins buffers."""
+        return measure_link(self._wrapped.device)
+
     def _table_tokens(self) -> int | None:
         """Tokens of the model's longest sequence by its configuration; None if that names none."""
         config = getattr(self._wrapped.parts.causal_lm, "config", None)
@@ -179,7 +186,7 @@ class _ProfilesOfState:
         repeats = 1 if self._found and self._where == "cpu" else REPEATS
         asked = (self._state, kind, longest, repeats)
         kept = KeptProfile.of(self._model_key, asked)
-        profile = kept.load(self._wrapped)
+        profile = kept.load(self._wrapped, self._link)
         if profile is None:
             masked = self._wrapped.masked
             # Its length is not the step's, so whether it fits the cap says nothing of the step.

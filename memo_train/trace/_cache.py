@@ -28,10 +28,9 @@ from torch import nn
 from memo_planner.codec import decode, encode, read_document, write_document
 from memo_planner.errors import MemoError
 from memo_planner.plan import VERSION as PLAN_VERSION
-from memo_planner.profile import Profile
+from memo_planner.profile import Link, Profile
 from memo_train.device import Device, memory_share_bytes
 from memo_train.runtime import WrappedModel
-from memo_train.trace._link import measure_link
 from memo_train.trace._profile import model_hash, state_bytes
 
 FORMAT = "memo-measured-profile"
@@ -68,8 +67,8 @@ class KeptProfile:
         """model: its `model_key`. asked: what else the profile depends on."""
         return cls(key=_digest([model, *map(repr, asked)]), directory=cache_directory())
 
-    def load(self, wrapped: WrappedModel) -> Profile | None:
-        """The profile with the link as it is now; None if there is none."""
+    def load(self, wrapped: WrappedModel, link: Link) -> Profile | None:
+        """The profile with `link`, which is measured anew; None if there is none."""
         path = self._path
         if path is None or not path.is_file():
             return None
@@ -83,7 +82,7 @@ class KeptProfile:
             return None
         # Counted anew: the key says nothing of buffers.
         state = state_bytes(wrapped.parts.causal_lm)
-        return replace(profile, link=measure_link(wrapped.device), state_bytes=state)
+        return replace(profile, link=link, state_bytes=state)
 
     def save(self, profile: Profile) -> None:
         """Keep `profile`, all of it at once; where nothing can be written, nothing is kept."""
