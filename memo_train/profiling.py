@@ -14,6 +14,7 @@ from functools import cached_property
 from itertools import product
 
 import torch
+from tqdm import tqdm
 
 from memo_planner import Link, Profile
 from memo_train.errors import UnsupportedModel
@@ -23,6 +24,7 @@ from memo_train.trace import (
     REPEATS,
     Effort,
     KeptProfile,
+    PlainSteps,
     for_two_sequences,
     measure_link,
     measure_profile,
@@ -40,10 +42,9 @@ _CANNOT_RUN = (*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError)
 _LEAST_PROFILED_TOKENS = 16
 """Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
 
-_LARGE_BLOCK_PARAMETERS = 4 * 2**20
-_TOKENS_OF_LARGE_BLOCKS = 512
-"""In a model's second profile and later ones: beside what large blocks take, the work space of
-kernels, which changes with the length, does not count."""
+
+_SILENT_S = 2.0
+"""Before a bar shows how far it is; kept profiles take no such time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,24 +107,29 @@ class _ProfilesOfState:
     ) -> None:
         self._wrapped, self._lifted, self._state = wrapped, lifted, state
         self._found: dict[StepKind, Profile] = {}
+        self._plain: dict[str, PlainSteps] = {}
         self._model_key = model_key(wrapped)
         self._most_tokens = LONGEST_PROFILED_TOKENS
         self._where = wrapped.device.torch_device.type
-        self._precision = precision(self._where)
 
     def measure_all(self, *, parks: bool) -> None:
         """Whatever a step may need that can be foreseen, as far as the model can be run so."""
-        for dtype in self._autocast_dtypes():
+        # Plain steps come before those that are compared with them.
+        ways = list(product((False, True) if parks else (False,), (False, True), (True, False)))
+        steps = list(product(self._autocast_dtypes(), ways))
+        for dtype, (park_pre, masked, alone) in tqdm(
+            steps,
+            desc="memo-train measures the model, once on a machine",
+            unit="kind of step",
+            delay=_SILENT_S,
+            leave=False,
+            disable=None,
+        ):
             with torch.autocast(self._where, dtype, enabled=dtype is not None):
-                self._measure_kinds((False, True) if parks else (False,))
-
-    def _measure_kinds(self, parks: tuple[bool, ...]) -> None:
-        """All kinds of steps in the precision that is on."""
-        name = precision(self._where)
-        for park_pre, masked, alone in product(parks, (False, True), (True, False)):
-            kind = StepKind(precision=name, park_pre=park_pre, masked=masked, alone=alone)
-            with suppress(*_CANNOT_RUN):
-                self._found[kind] = self._find(kind, 1)
+                name = precision(self._where)
+                kind = StepKind(precision=name, park_pre=park_pre, masked=masked, alone=alone)
+                with suppress(*_CANNOT_RUN):
+                    self._found[kind] = self._find(kind, 1)
 
     def of(self, kind: StepKind, tokens: int) -> Profile:
         """As `Profiles.of`."""
@@ -164,11 +170,7 @@ class _ProfilesOfState:
     def _longest(self, tokens: int) -> int:
         """Tokens of a profile. A step beyond the model's table shows that it needs none."""
         table = self._table_tokens() or LONGEST_PROFILED_TOKENS
-        blocks = self._wrapped.parts.blocks
-        largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
-        is_long = self._found and self._where == "cpu" and largest > _LARGE_BLOCK_PARAMETERS
-        most = _TOKENS_OF_LARGE_BLOCKS if is_long else LONGEST_PROFILED_TOKENS
-        return min(most, self._most_tokens, max(table, tokens, 1))
+        return min(LONGEST_PROFILED_TOKENS, self._most_tokens, max(table, tokens, 1))
 
     @cached_property
     def _link(self) -> Link:
@@ -210,7 +212,7 @@ class _ProfilesOfState:
         with without_user_hooks(causal_lm), runnable(causal_lm, "on the short steps that plan it"):
             if one is not None:
                 return for_two_sequences(self._wrapped, one, longest)
-            profile = measure_profile(
+            return measure_profile(
                 self._wrapped,
                 1,
                 longest,
@@ -219,13 +221,19 @@ class _ProfilesOfState:
                 effort=Effort(
                     repeats=repeats,
                     timed_tokens=self._table_tokens() or longest,
-                    # Else a first `wrap` takes half as long again, for steps that are rare.
-                    alive=not kind.park_pre and kind.precision == self._precision,
+                    plain=self._plain_steps(kind),
                 ),
             )
-        # Neither a mask nor parking changes what a tile's computation takes; repeats steady it.
-        plain = self._found.get(replace(kind, park_pre=False, masked=False))
-        return profile if plain is None else replace(profile, times=plain.times)
+
+    def _plain_steps(self, kind: StepKind) -> PlainSteps | None:
+        """What steps of `kind` are compared with; None for plain ones, or if there are none."""
+        plain = replace(kind, park_pre=False, masked=False)
+        found = self._found.get(plain)
+        if found is None or plain == kind:
+            return None
+        if kind.precision not in self._plain:
+            self._plain[kind.precision] = PlainSteps(profile=found)
+        return self._plain[kind.precision]
 
 
 def _highest(profiles: Sequence[Profile]) -> Profile:

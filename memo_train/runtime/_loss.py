@@ -47,7 +47,8 @@ class TiledLoss:
     """A causal LM's forward that computes the loss by tiles when labels are given.
 
     `model` calls `decoder`, or what it holds, once, then the head.
-    Attributes set for each step: tile_tokens, positions per tile; observer. assumed: how tiles add
+    Attributes set for each step: tile_tokens, positions per tile; most_tiles, as in `StepPolicy`;
+    observer. assumed: how tiles add
     up where nothing can be proved, for lack of values. why_whole: of the last call with labels and
     gradients; None if its loss was tiled. quiet: give no warnings. in_backward: whether the last
     call's logits are made in backward; held_bytes: of hidden states that its output holds.
@@ -62,6 +63,7 @@ class TiledLoss:
         forward: Callable[..., Any] | None = None,
     ) -> None:
         self.tile_tokens = 1
+        self.most_tiles: int | None = None
         self.observer: Observer = ignore
         self.assumed: Way | None = None
         self.why_whole: str | None = None
@@ -141,6 +143,8 @@ class TiledLoss:
             call = LossCall(arguments=arguments, tokens=hidden.shape[1], way=way)
             self.in_backward = computes_in_float16(tail, hidden)
             loss_pass = LossPass(tail, call, decoded, self.tile_tokens, self.observer)
+            if self.most_tiles is not None:
+                loss_pass.leave_out_all_but(self.most_tiles)
             passes.append(loss_pass)
             return loss_pass.apply(hidden)
 

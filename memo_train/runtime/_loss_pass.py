@@ -52,6 +52,14 @@ class LossPass:
         self._weights = tuple(call.weights(self._spans))
         self._gradients: Gradients | None = None
 
+    def leave_out_all_but(self, num_tiles: int) -> None:
+        """Compute no more tiles, the longest: what such a loss is means nothing."""
+        longest = sorted(self._spans, key=len, reverse=True)[:num_tiles]
+        self._weights = tuple(
+            weight if span in longest else 0.0
+            for weight, span in zip(self._weights, self._spans, strict=True)
+        )
+
     def apply(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [batch, tokens, hidden] -> the loss, with its graph."""
         function = _TwoPasses if computes_in_float16(self.tail, hidden) else _OnePass

@@ -116,12 +116,14 @@ class StepPolicy:
 
     loss_tile_tokens: positions per tile of the loss. copies: device bytes they may use.
     whole_bytes: of the smallest tensor of all tokens; the device places those among their like.
+    most_loss_tiles: how many tiles of the loss are computed, where only bytes matter; None for all.
     """
 
     policy: Policy
     loss_tile_tokens: int
     copies: CopyBudget
     whole_bytes: int | None = None
+    most_loss_tiles: int | None = None
 
 
 ChoosePolicy = Callable[[int, int], StepPolicy]
@@ -289,6 +291,7 @@ class WrappedModel:
         self.device.set_large_bytes(step.whole_bytes)
         if self._loss is not None:
             self._loss.tile_tokens = step.loss_tile_tokens
+            self._loss.most_tiles = step.most_loss_tiles
             self._loss.observer = self._observe
 
     def _look_at_model(self) -> None:

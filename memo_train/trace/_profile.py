@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 
 from torch import nn
@@ -30,9 +30,13 @@ from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
 from memo_train.trace._steps import (
     REPEATS,
+    MeasuredStep,
+    Shapes,
+    TileShapes,
     Way,
     measure_saved,
     measure_shapes,
+    measure_step,
     measure_tile_shapes,
     only_block,
 )
@@ -45,22 +49,36 @@ _TILE_TOKENS = 128
 """Eight tiles of it: long enough that attention kernels use their largest work space, which
 changes at a few hundred tokens and would otherwise look like bytes per token."""
 
+_SHORT_TILE_TOKENS = 32
+"""Of runs that are compared with plain ones as short: what both take drops out."""
+
 LONGEST_PROFILED_TOKENS = 16 * _TILE_TOKENS
 """No profiling step is longer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainSteps:
+    """What other kinds of steps are compared with: steps without a mask that park nothing.
+
+    profile: from long runs. steps: short ones, by block, way and shape; made as they are needed.
+    """
+
+    profile: Profile
+    steps: dict[Hashable, MeasuredStep] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """How much of a profile is measured.
 
-    repeats: of each run. timed_tokens: what no step is longer than that finds seconds on a device
-    that runs behind; None: no longer than other runs. alive: whether bytes alive are measured by
-    kind of block, which takes as long again.
+    repeats: of each run that is timed. timed_tokens: what no step is longer than that finds seconds
+    on a device that runs behind; None: no longer than other runs. plain: with it runs are short;
+    they say what differs from plain steps, and seconds are theirs.
     """
 
     repeats: int = REPEATS
     timed_tokens: int | None = None
-    alive: bool = True
+    plain: PlainSteps | None = None
 
 
 _ALL = Effort()
@@ -78,17 +96,16 @@ def measure_profile(
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
     park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
-    Runs at most 16 tiles of at most 128 tokens and never beyond `tokens`. Bytes are exact,
+    No run is longer than 2,048 tokens or than `tokens`. Bytes are exact,
     seconds the best of the repeats. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
     """
-    tile = _tile_tokens(tokens)
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
     ask = _Ask(
         batch=batch,
-        tile=tile,
+        tile=_tile_tokens(tokens, _TILE_TOKENS if effort.plain is None else _SHORT_TILE_TOKENS),
         park_pre=park_pre,
         padded=padded,
         effort=effort,
@@ -114,11 +131,11 @@ def measure_profile(
         state_bytes=state_bytes(causal_lm),
         # Kinds that need the same have one line.
         peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
-        times=_mean_times(found),
+        times=_mean_times(found) if effort.plain is None else effort.plain.profile.times,
         link=measure_link(wrapped.device),
         gradient_bytes=gradient_bytes(causal_lm),
-        kinds=tuple(blocks[kind.index] for kind in kinds) if effort.alive else (),
-        kind_of_block=_kind_of_block(wrapped) if effort.alive else (),
+        kinds=tuple(blocks[kind.index] for kind in kinds),
+        kind_of_block=_kind_of_block(wrapped),
         **most,
     )
 
@@ -128,7 +145,7 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
 
     tokens: as in `measure_profile`. Of more sequences each is as each of two.
     """
-    tile, two = _tile_tokens(tokens), one.for_batch(2)
+    tile, two = _tile_tokens(tokens, _SHORT_TILE_TOKENS), one.for_batch(2)
     saved = {name: getattr(two, name) for name in _SAVED}
     kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
@@ -137,7 +154,7 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     counted = [{n: v for n, v in each.items() if "attention" not in n} for each in found]
     kinds = tuple(
         replace(kind, tiles=_at_least(kind.tiles, each), whole=_at_least(kind.whole, each))
-        for kind, each in zip(two.kinds, counted, strict=bool(two.kinds))
+        for kind, each in zip(two.kinds, counted, strict=True)
     )
     for name in counted[0]:
         saved[name] = max(saved[name], *(each[name] for each in counted))
@@ -149,9 +166,9 @@ def _at_least(saved: SavedPerToken, least: dict[str, float]) -> SavedPerToken:
     return replace(saved, **{name: max(n, figures[name]) for name, n in least.items()})
 
 
-def _tile_tokens(tokens: int) -> int:
+def _tile_tokens(tokens: int, most: int) -> int:
     """A sixteenth of the longest run, which is never beyond `tokens`."""
-    return min(_TILE_TOKENS, max(tokens // 16, 1))
+    return min(most, max(tokens // 16, 1))
 
 
 def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, float]:
@@ -223,6 +240,11 @@ class _Ask:
     effort: Effort
     timed_tokens: int
 
+    @property
+    def repeats(self) -> int:
+        """Of steps that are timed."""
+        return self.effort.repeats if self.effort.plain is None else 1
+
     def way(self, place: TilePlace) -> Way:
         return Way(place=place, park_pre=self.park_pre, padded=self.padded)
 
@@ -234,7 +256,7 @@ class _KindProfile:
     kind: BlockKind
     saved: dict[str, float]
     peaks: tuple[PeakLine, ...]
-    times: BlockTimes
+    times: BlockTimes | None
     num_blocks: int
 
 
@@ -243,28 +265,23 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         whole = _saved_fields(wrapped, ask)
         tiles = _saved_by_tiles(wrapped, ask, whole)
         saved = {name: max(value, tiles[name]) for name, value in whole.items()}
-        run = partial(measure_shapes, wrapped, ask.batch, ask.tile, repeats=ask.effort.repeats)
-        recomputed, swapped = (run(ask.way(w)) for w in (TilePlace.RECOMPUTE, TilePlace.SWAP))
-        if wrapped.device.runs_behind:
-            longest, padded = ask.timed_tokens, ask.padded
-            times = measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
-        else:
-            times = fit_block_times(recomputed, swapped)
-        shapes = {
-            place: measure_tile_shapes(wrapped, ask.batch, ask.tile, ask.way(place))
-            for place in (TilePlace if ask.effort.alive else ())
-        }
+        # Attention that makes such tensors saves some: scores, and the mask that went into them. A
+        # mixer saves none of what it makes.
+        is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
+        with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
+        shapes, by_share = _measure_ways(wrapped, kind, ask)
+        times = None
+        if ask.effort.plain is None:
+            times = _times_of(wrapped, ask, shapes)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
-    # Attention that makes such tensors saves some: scores, and the mask that went into them. A
-    # mixer saves none of what it makes.
-    is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
-    with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
-    peaks = fit_peak_lines(with_prefetch(recomputed, fetched), POINTS, with_pairs=with_pairs)
+    recomputed = with_prefetch(shapes[TilePlace.RECOMPUTE], fetched)
+    peaks = fit_peak_lines(recomputed, POINTS, with_pairs=with_pairs)
     stage_peaks = [
         peak
-        for way, each in shapes.items()
+        for way, each in by_share.items()
         for peak in fit_stage_peaks(each, way, with_pairs=with_pairs)
     ]
+    swapped = fit_peak_lines(shapes[TilePlace.SWAP], ("forward",), with_pairs=with_pairs)
     return _KindProfile(
         kind=BlockKind(
             gradient_bytes=gradient_bytes(wrapped.parts.blocks[kind.index]),
@@ -273,10 +290,69 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
             peaks=tuple(stage_peaks),
         ),
         saved=saved,
-        peaks=peaks + fit_peak_lines(swapped, ("forward",), with_pairs=with_pairs),
+        peaks=peaks + swapped,
         times=times,
         num_blocks=kind.num_blocks,
     )
+
+
+_Ways = tuple[dict[TilePlace, Shapes], dict[TilePlace, TileShapes]]
+
+
+def _measure_ways(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _Ways:
+    """The active block's steps in every way."""
+    shapes: dict[TilePlace, Shapes] = {}
+    by_share: dict[TilePlace, TileShapes] = {}
+    for place in TilePlace:
+        way, done = ask.way(place), []
+        if place is not TilePlace.KEEP:
+            shapes[place] = measure_shapes(wrapped, ask.batch, ask.tile, way, ask.repeats)
+            done = [shapes[place].short]
+        by_share[place] = measure_tile_shapes(wrapped, ask.batch, ask.tile, way, done)
+    plain = ask.effort.plain
+    if plain is None:
+        return shapes, by_share
+    beside = partial(_beside_plain, wrapped, kind, ask, plain)
+    return (
+        {place: each.changed(partial(beside, place)) for place, each in shapes.items()},
+        {place: each.changed(partial(beside, place)) for place, each in by_share.items()},
+    )
+
+
+def _beside_plain(
+    wrapped: WrappedModel,
+    kind: Kind,
+    ask: _Ask,
+    plain: PlainSteps,
+    place: TilePlace,
+    step: MeasuredStep,
+) -> MeasuredStep:
+    """A short step as if kernels had the work space, and gradients the weight, of a long one.
+
+    Its bytes are what a plain one would take by long runs, and what it took more than such.
+    """
+    key = (kind.index, place, step.tokens, step.tile_tokens)
+    if key not in plain.steps:
+        way = Way(place=place)
+        plain.steps[key] = measure_step(
+            wrapped, ask.batch, step.tokens, step.tile_tokens, way, repeats=1
+        )
+    number = _kind_of_block(wrapped)[kind.index]
+    by_long = plain.profile.kinds[number]
+    peaks = dict(step.peak_bytes)
+    for stage, num_bytes in plain.steps[key].peak_bytes.items():
+        long_bytes = by_long.peak_bytes(stage, place, step.tokens, step.tile_tokens)
+        if long_bytes and stage in peaks:
+            peaks[stage] += long_bytes - num_bytes
+    return replace(step, peak_bytes=peaks)
+
+
+def _times_of(wrapped: WrappedModel, ask: _Ask, shapes: dict[TilePlace, Shapes]) -> BlockTimes:
+    """Of the active block."""
+    if not wrapped.device.runs_behind:
+        return fit_block_times(shapes[TilePlace.RECOMPUTE], shapes[TilePlace.SWAP])
+    longest, padded = ask.timed_tokens, ask.padded
+    return measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
 
 
 def _measure_whole(
@@ -286,18 +362,17 @@ def _measure_whole(
     with only_block(wrapped, kind.index):
         way = ask.way(TilePlace.RECOMPUTE)
         shapes = measure_shapes(wrapped, ask.batch, ask.tile, way, 1)
-        alive = [measure_tile_shapes(wrapped, ask.batch, ask.tile, way)] if ask.effort.alive else []
+        by_share = measure_tile_shapes(wrapped, ask.batch, ask.tile, way, [shapes.short])
+        if ask.effort.plain is not None:
+            beside = partial(_beside_plain, wrapped, kind, ask, ask.effort.plain, way.place)
+            shapes, by_share = shapes.changed(beside), by_share.changed(beside)
     nothing = dict.fromkeys((f.name for f in fields(SavedPerToken)), 0.0)
     x_bytes = float(ask.batch * wrapped.parts.hidden_bytes)
     saved = SavedPerToken(**nothing | {"x_bytes_per_token": x_bytes})
     outside = STAGES_OF_POINT["loss"]
-    peaks = [
-        peak
-        for each in alive
-        for peak in fit_stage_peaks(each, way.place, with_pairs=False, stages=outside)
-    ]
+    peaks = fit_stage_peaks(by_share, way.place, with_pairs=False, stages=outside)
     gradients = gradient_bytes(wrapped.parts.blocks[kind.index])
-    found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=tuple(peaks))
+    found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=peaks)
     return fit_peak_lines(shapes, ("loss",)), found
 
 
@@ -328,11 +403,11 @@ def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
 
 def _mean_times(found: Sequence[_KindProfile]) -> BlockTimes:
     """Of one block, over all of them."""
-    num_blocks = sum(each.num_blocks for each in found)
+    timed = [(each.num_blocks, each.times) for each in found if each.times is not None]
+    num_blocks = sum(count for count, _ in timed)
     return BlockTimes(
         **{
-            f.name: sum(each.num_blocks * getattr(each.times, f.name) for each in found)
-            / num_blocks
+            f.name: sum(count * getattr(times, f.name) for count, times in timed) / num_blocks
             for f in fields(BlockTimes)
         }
     )

@@ -6,9 +6,9 @@ The other blocks pass x through.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
@@ -117,7 +117,7 @@ def measure_saved(
     operations that want it so save a copy. A block that is not run by tiles saves its input only.
     """
     tile_tokens = tokens if batch == 1 and not by_tiles else -(-tokens // 4)
-    policy = uniform_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
+    policy = _profiled_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
     loss = _loss(wrapped, batch, policy, padded=padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:
@@ -139,7 +139,7 @@ def measure_step(
     """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
-    policy, began_s = uniform_policy(wrapped, tokens, tile_tokens, way), wrapped.device.now()
+    policy, began_s = _profiled_policy(wrapped, tokens, tile_tokens, way), wrapped.device.now()
     for repeat in range(repeats):
         if repeat and wrapped.device.now() - began_s > _ENOUGH_S:
             break
@@ -187,6 +187,10 @@ class Shapes:
     long: MeasuredStep
     wide: MeasuredStep
 
+    def changed(self, change: Callable[[MeasuredStep], MeasuredStep]) -> Shapes:
+        """With each step replaced by what `change` makes of it."""
+        return Shapes(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
 
 def measure_shapes(
     wrapped: WrappedModel, batch: int, tile: int, way: Way, repeats: int = REPEATS
@@ -213,13 +217,23 @@ class TileShapes:
     shares: tuple[MeasuredStep, ...]
     wholes: tuple[MeasuredStep, ...]
 
+    def changed(self, change: Callable[[MeasuredStep], MeasuredStep]) -> TileShapes:
+        """With each step replaced by what `change` makes of it."""
+        return TileShapes(
+            **{f.name: tuple(map(change, getattr(self, f.name))) for f in fields(self)}
+        )
 
-def measure_tile_shapes(wrapped: WrappedModel, batch: int, tile: int, way: Way) -> TileShapes:
-    """Steps of all those shapes, each once, for a tile of `tile` tokens."""
+
+def measure_tile_shapes(
+    wrapped: WrappedModel, batch: int, tile: int, way: Way, done: Sequence[MeasuredStep] = ()
+) -> TileShapes:
+    """Steps of all those shapes, each once, for a tile of `tile` tokens; not again those `done`."""
     tokens = 8 * tile
+    known = {(step.tokens, step.tile_tokens): step for step in done}
 
     def step(num_tokens: int, tile_tokens: int) -> MeasuredStep:
-        return measure_step(wrapped, batch, num_tokens, tile_tokens, way, repeats=1)
+        shape = (num_tokens, tile_tokens)
+        return known.get(shape) or measure_step(wrapped, batch, *shape, way, repeats=1)
 
     shares = tuple(step(tokens, int(share * tokens)) for share in TILE_SHARES)
     return TileShapes(
@@ -248,6 +262,16 @@ def _loss(
     with torch.enable_grad():
         loss: torch.Tensor = wrapped.run_model(**batch_of_ids).loss
     return loss
+
+
+_MOST_LOSS_TILES = 2
+"""The first makes the sum of gradients and the second adds to it; more need no more bytes, no plan
+asks how long they take, and beside one block a large vocabulary is most of a step."""
+
+
+def _profiled_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Way) -> StepPolicy:
+    policy = uniform_policy(wrapped, tokens, tile_tokens, way)
+    return replace(policy, most_loss_tiles=_MOST_LOSS_TILES)
 
 
 def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Way) -> StepPolicy:
