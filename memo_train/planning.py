@@ -341,7 +341,10 @@ def _bucket_tokens(tokens: int) -> int:
 
 
 def _for_shorter(found: _Found, tokens: int) -> _Found:
-    """The plan of a bucket for a sequence of it. It fits the same limits: it needs no more."""
+    """The plan of a bucket for a sequence of it. It fits the same limits: it needs no more.
+
+    Its copies may use what the bucket's may: as much is free, and more.
+    """
     plan = found.plan
     policy = plan.policy.shorter(tokens)
     binds = plan.prediction.binds
@@ -351,8 +354,7 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
         policy=policy,
         prediction=predict(plan.profile, policy, binds, plan.limits),
     )
-    copies = copy_budget(shorter, park_pre=found.copies.park_pre)
-    return _Found(plan=shorter, copies=copies, is_exact=False)
+    return replace(found, plan=shorter, is_exact=False)
 
 
 def _host_bytes(plan: Plan, *, park_pre: bool) -> int:

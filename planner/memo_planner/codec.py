@@ -20,6 +20,9 @@ _PLAIN: dict[type, tuple[type, ...]] = {int: (int,), float: (int, float), str: (
 
 def encode(value: Any) -> Any:
     """`value` as JSON types: dataclasses become objects, tuples lists, enums their values."""
+    # Most are numbers, and a plan's profile has thousands: it is encoded whenever one is made.
+    if type(value) in _PLAIN:
+        return value
     if is_dataclass(value):
         return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):

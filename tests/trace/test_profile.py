@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -9,10 +10,14 @@ import torch
 from torch import nn
 
 import memo_train
+from memo_planner.kinds import STAGES
+from memo_planner.policy import TilePlace
 from memo_train.device import get_cpu_device
 from memo_train.model import Llama, LlamaConfig
-from memo_train.trace import measure_link, measure_profile, model_hash
+from memo_train.runtime._loss_pass import LossPass
+from memo_train.trace import Effort, PlainSteps, measure_link, measure_profile, model_hash
 from memo_train.trace._profile import state_bytes
+from memo_train.trace._steps import Way, measure_step, only_block
 from tests.runtime.policies import wrapped_of
 
 HIDDEN, FFN, HEADS, KV_HEADS = 64, 96, 4, 2
@@ -133,6 +138,54 @@ def test_profiling_leaves_no_trace(model) -> None:
     stats = memo_train.stats()
     assert (stats.keep_tiles, stats.swap_tiles, stats.recompute_tiles) == (0, 0, 0)
     assert stats.host_used_bytes == 0
+
+
+def test_a_profiled_step_computes_two_tiles_of_its_loss(
+    model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More would need no more bytes; and the steps that follow compute all of them."""
+
+    def watch(tokens: int) -> int:
+        """Tiles of the loss of a step, or of a profiled one if it has no tokens."""
+        seen: list[int] = []
+        tiles_of = LossPass._tiles
+
+        def tiles(loss_pass: LossPass) -> Iterator[int]:
+            for index in tiles_of(loss_pass):
+                seen.append(index)
+                yield index
+
+        with monkeypatch.context() as patched:
+            patched.setattr(LossPass, "_tiles", tiles)
+            if tokens:
+                ids = torch.randint(61, (1, tokens))
+                model(ids, ids).loss.backward()
+                model.zero_grad()
+            else:
+                way = Way(place=TilePlace.RECOMPUTE)
+                with only_block(wrapped_of(model), 0):
+                    measure_step(wrapped_of(model), 1, 8 * 32, 32, way, repeats=1)
+        return len(seen)
+
+    assert watch(0) == 2
+    loss_tile = wrapped_of(model).parts.loss_tile_tokens(32)
+    assert watch(8 * 32) == -(-8 * 32 // loss_tile) > 2
+
+
+def test_kinds_of_steps_beside_plain_ones_are_as_by_long_runs() -> None:
+    """Short runs say what parking takes more; long runs of the kind itself are the same bytes."""
+    model = memo_train.wrap(make_model(), alpha=0.5)
+    wrapped = wrapped_of(model)
+    plain = PlainSteps(profile=measure_profile(wrapped, 1, 2048))
+    by_long = measure_profile(wrapped, 1, 2048, park_pre=True)
+    beside = measure_profile(wrapped, 1, 2048, park_pre=True, effort=Effort(plain=plain))
+    memo_train.unwrap(model)
+    assert beside.times == plain.profile.times
+    for way, stage in itertools.product(TilePlace, STAGES):
+        for tokens, tile_tokens in ((1500, 200), (4096, 512), (4096, 4096)):
+            shape = (stage, way, tokens, tile_tokens)
+            expected = by_long.kinds[0].peak_bytes(*shape)
+            assert beside.kinds[0].peak_bytes(*shape) == pytest.approx(expected, rel=0.02), shape
 
 
 def test_attention_times_grow_with_the_square_of_the_length(model) -> None:

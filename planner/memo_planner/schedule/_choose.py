@@ -16,7 +16,7 @@ from memo_planner.plan import Plan
 from memo_planner.profile import Profile
 from memo_planner.programme import HOLES_SHARE, make_plan, predict, quick_plan
 from memo_planner.schedule._budget import CopyBudget
-from memo_planner.schedule._of_plan import schedule_of
+from memo_planner.schedule._of_plan import StepRest, schedule_of, tile_schedule
 from memo_planner.schedule._schedule import Stream
 from memo_planner.schedule._simulate import simulate
 from memo_planner.schedule._simulation import Simulation, Speeds
@@ -37,7 +37,9 @@ def copy_budget(plan: Plan, *, park_pre: bool = False) -> CopyBudget:
     budget = CopyBudget.of(plan, park_pre=park_pre)
     if _copies_nothing(plan) and not park_pre:
         return replace(budget, in_flight_bytes=(0,) * len(budget.in_flight_bytes))
-    step = simulate(schedule_of(plan, budget=budget), Speeds.of_link(plan.profile.link))
+    rest, inputs_hash = StepRest.of(plan), plan.inputs_hash
+    schedule = tile_schedule(plan.profile, plan.policy, budget, rest, inputs_hash=inputs_hash)
+    step = simulate(schedule, Speeds.of_link(plan.profile.link))
     needed = _MARGIN * backlog_bytes(step)
     in_flight = tuple(min(free, needed) for free in budget.in_flight_bytes)
     return replace(budget, in_flight_bytes=in_flight)
