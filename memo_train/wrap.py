@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -24,7 +25,10 @@ from memo_train.runtime import (
     causal_lm_of,
     check_shareable,
     configs_of,
+    evaluating,
     find_parts,
+    kept_model,
+    preserved_rng,
     probe_model,
     report,
     runnable,
@@ -162,12 +166,15 @@ def _planner(
     """What plans the model's steps, with the model under it and its caps set. Raises: as `wrap`."""
     device = found.device
     wrapped = WrappedModel(found.parts, found.verdicts, device, loss=found.loss)
-    wrapped.ranks = found.steps
     wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
     planner = StepPlanner(wrapped, choices, caps, layouts, group)
     wrapped.install(planner.step_policy)
     try:
+        if group is not None:
+            group.agree(lambda: _prove(found))
+            # Not before: what is proven, each rank runs alone.
+            wrapped.ranks = found.steps
         tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
         _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
         # Last: a profile's runs may need more than the plan's steps.
@@ -178,6 +185,23 @@ def _planner(
         caps.restore()
         raise
     return planner
+
+
+def _prove(found: _Found) -> tuple[dict[str, Any], None]:
+    """See that ranks may share the model, by running it wrapped. Raises: UnsupportedModel."""
+    parts, lm = found.parts, found.parts.causal_lm
+    # An even number of tokens.
+    ids = torch.arange(parts.probe_tokens() // 2 * 2, device=found.device.torch_device)[None]
+    assert found.steps is not None
+    with (
+        without_user_hooks(lm, parts.blocks),
+        kept_model(lm, parts.blocks),
+        evaluating(lm),
+        preserved_rng(found.device.generators),
+        runnable(lm, "on parts of a short sequence"),
+    ):
+        found.steps.prove(lm.forward, ids * 7 % parts.vocab_size, next(lm.parameters()).dtype)
+    return {}, None
 
 
 def _set_caps(caps: Caps, found: _Found, group: SequenceGroup | None) -> None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.parallel._batch import IGNORE_INDEX
 from memo_train.parallel._group import SequenceGroup
 from memo_train.parallel._masks import WholeSequences, mask_makers, whole_masks
+from memo_train.parallel._proof import prove_shared
 from memo_train.parallel._ulysses import SharedTokens, Ulysses, check_heads
 from memo_train.runtime import Ranks, SharedStep, attention_shared_by, configs_of
 
@@ -68,6 +69,19 @@ class SharedSteps(Ranks):
                 f"{name} makes its attention masks without transformers.masking_utils, so they "
                 "would be of one rank's tokens; wrap it without mesh"
             )
+
+    def prove(self, forward: Callable[..., Any], ids: torch.Tensor, dtype: torch.dtype) -> None:
+        """See that parts of a sequence give what the whole does, alone; as `prove_shared`.
+
+        Raises: UnsupportedModel.
+        """
+
+        def masks(positions: torch.Tensor) -> AbstractContextManager[None]:
+            return whole_masks(
+                self._makers, WholeSequences(positions=positions, attention_mask=None)
+            )
+
+        prove_shared(forward, ids, masks, dtype)
 
     def begin(self, arguments: dict[str, Any]) -> SharedStep:
         """As `Ranks.begin`."""

@@ -18,12 +18,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 import memo_train
 from memo_train.errors import InvalidInput, MemoError, PlanInfeasible, RanksDiffer, UnsupportedModel
+from memo_train.model._llama import LlamaOutput
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,
@@ -34,6 +36,7 @@ from memo_train.testing import (
 from tests.runtime.causal_lms import MODELS, gpt2_with_dropout
 from tests.runtime.mixer_blocks import TwiceAttendingBlock
 from tests.runtime.policies import POLICIES, force
+from tests.runtime.small_llama import own_llama
 from tests.runtime.toy import ToyBlock, ToyLM
 
 Case = Callable[[DeviceMesh], None]
@@ -141,6 +144,19 @@ def an_own_model(mesh: DeviceMesh) -> None:
 
 
 @case(TWO)
+def adapters(mesh: DeviceMesh) -> None:
+    """LoRA on q, k, v and o: only the adapters have gradients."""
+
+    def make() -> nn.Module:
+        names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+        config = LoraConfig(r=4, target_modules=names, init_lora_weights=False)
+        model = MODELS["llama_gqa"]()
+        return get_peft_model(model, config)
+
+    check(make, labelled(), mesh, policies=POLICIES)
+
+
+@case(TWO)
 def learned_positions(mesh: DeviceMesh) -> None:
     check(MODELS["gpt2"], labelled(), mesh)
 
@@ -184,15 +200,14 @@ def labels_on_the_last_rank_alone(mesh: DeviceMesh) -> None:
     batch["labels"] = batch["labels"].clone()
     batch["labels"][:, :-4] = -100
     check(MODELS["llama_gqa"], batch, mesh)
-    check(MeanLossLM, batch, mesh)
+    check(lambda: AroundLlama(own_llama()), batch, mesh)
 
 
-class MeanLossLM(nn.Module):
-    """The own Llama with a loss that is a mean, whatever `num_items_in_batch` says."""
+class AroundLlama(nn.Module):
+    """A causal LM with the parts of the project's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, inner: Any) -> None:
         super().__init__()
-        inner = MODELS["own"]()
         self.model, self.lm_head, self.config = inner.model, inner.lm_head, inner.config
 
     @property
@@ -202,6 +217,10 @@ class MeanLossLM(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        hidden: torch.Tensor = self.model(input_ids, position_ids)
+        return hidden
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -210,9 +229,8 @@ class MeanLossLM(nn.Module):
         position_ids: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
     ) -> Any:
-        from memo_train.model._llama import LlamaOutput
-
-        logits = self.lm_head(self.model(input_ids, position_ids))
+        """Its loss is a mean, whatever `num_items_in_batch` there might be."""
+        logits = self.lm_head(self.hidden(input_ids, position_ids))
         if shift_labels is None and labels is not None:
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is None:
@@ -220,9 +238,24 @@ class MeanLossLM(nn.Module):
         return LlamaOutput(F.cross_entropy(logits.flatten(0, 1), shift_labels.flatten()), logits)
 
 
+class ShiftedLM(AroundLlama):
+    """Mixes tokens behind its blocks."""
+
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        hidden = super().hidden(input_ids, position_ids)
+        return hidden + hidden.roll(1, dims=1)
+
+
+class CountedLM(AroundLlama):
+    """Counts positions by itself, though it takes some."""
+
+    def hidden(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
+        return super().hidden(input_ids, None)
+
+
 @case(TWO)
 def a_mean_loss(mesh: DeviceMesh) -> None:
-    check(MeanLossLM, labelled(), mesh)
+    check(lambda: AroundLlama(own_llama()), labelled(), mesh)
 
 
 @case(TWO)
@@ -452,6 +485,8 @@ def models_that_cannot_be_shared(mesh: DeviceMesh) -> None:
         (lambda: ToyLM(ToyBlock), "takes no position_ids"),
         (lambda: MODELS["llama_gqa"](rope_parameters=dynamic), "kind 'dynamic'"),
         (lambda: ToyLM(TwiceAttendingBlock), "cannot be shared by ranks"),
+        (lambda: ShiftedLM(own_llama()), "a part of a sequence comes out otherwise"),
+        (lambda: CountedLM(own_llama()), "a part of a sequence comes out otherwise"),
     ):
         run = lambda make=make: memo_train.wrap(make(), mesh=mesh, alpha=0.5)  # noqa: E731
         check_refused(UnsupportedModel, message, run)
