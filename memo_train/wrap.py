@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,7 +76,8 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         labels of all ranks, scaled such that the *mean* of the ranks' gradients (what DDP takes)
         is one process's. Each rank draws its own dropout; seed them apart. seq_len counts the
         whole sequence, the caps are of each rank. Rank 0 profiles and plans for all.
-    sp: how ranks share attention; "ulysses" (by heads), or "auto", which is that today.
+    sp: how ranks share attention: "ulysses" by heads, "ring" by passing keys and values around
+        (plain causal attention on CPUs only); "auto" is Ulysses where ranks divide the heads.
 
     The model is trained where its parameters lie: on the CPU or on one GPU.
     Blocks that are not token-wise outside attention are checkpointed whole, with a warning; ranks
@@ -83,9 +86,9 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         RanksDiffer; the model is then as it was.
     """
     group = None if mesh is None else join(mesh, sp)
-    options = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len}
     caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
-    found = _find(model, options, caps_gib, group)
+    others = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len, "sp": sp}
+    found = _find(model, caps_gib | others, group)
     choices = Choices(
         limits=_limits(found.device, *found.caps_bytes), alpha=alpha, tile_tokens=tile_tokens
     )
@@ -107,7 +110,9 @@ class _Found:
     caps_bytes: _CapsBytes
 
 
-def _look_at(model: nn.Module, group: SequenceGroup | None, caps_bytes: _CapsBytes) -> _Found:
+def _look_at(
+    model: nn.Module, steps_of: Callable[[nn.Module], SharedSteps] | None, caps_bytes: _CapsBytes
+) -> _Found:
     """Probe the model, alone, and warn of what is not tiled. Raises: as `wrap`."""
     parts = find_parts(model)
     lm = parts.causal_lm
@@ -115,10 +120,10 @@ def _look_at(model: nn.Module, group: SequenceGroup | None, caps_bytes: _CapsByt
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
     device, heads = device_of(lm.parameters()), HeadsSeen()
     tries = runnable(lm, "on the few tokens of the probe")
-    alone = attention_shared_by(None if group is None else heads)
+    alone = attention_shared_by(None if steps_of is None else heads)
     with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries, alone:
         verdicts, loss = probe_model(parts, device)
-    steps = None if group is None else SharedSteps(group, lm)
+    steps = None if steps_of is None else steps_of(lm)
     if steps is not None:
         check_shareable(parts, verdicts)
         steps.check_model(heads.num_heads)
@@ -134,12 +139,7 @@ def _look_at(model: nn.Module, group: SequenceGroup | None, caps_bytes: _CapsByt
     )
 
 
-def _find(
-    model: nn.Module,
-    options: dict[str, Any],
-    caps_gib: dict[str, float | None],
-    group: SequenceGroup | None,
-) -> _Found:
+def _find(model: nn.Module, options: dict[str, Any], group: SequenceGroup | None) -> _Found:
     """What the options and the model are found to be, of ranks once all have found the same.
 
     Raises: as `wrap`.
@@ -147,11 +147,12 @@ def _find(
     looked: list[_Found] = []
 
     def look() -> tuple[dict[str, Any], None]:
-        _check_options(**options)
-        device_bytes, host_bytes = (_cap_bytes(*cap) for cap in caps_gib.items())
-        looked.append(_look_at(model, group, (device_bytes, host_bytes)))
+        _check_options(options["alpha"], options["tile_tokens"], options["seq_len"])
+        device_bytes, host_bytes = (_cap_bytes(n, options[n]) for n in ("device_gib", "host_gib"))
+        steps_of = None if group is None else partial(SharedSteps, group, sp=options["sp"])
+        looked.append(_look_at(model, steps_of, (device_bytes, host_bytes)))
         made_of = model_hash(looked[0].parts.causal_lm)
-        return options | caps_gib | {"the model (its parameters, hashed)": made_of}, None
+        return options | {"the model (its parameters, hashed)": made_of}, None
 
     if group is None:
         look()
@@ -200,7 +201,7 @@ def _prove(found: _Found) -> tuple[dict[str, Any], None]:
         preserved_rng(found.device.generators),
         runnable(lm, "on parts of a short sequence"),
     ):
-        found.steps.prove(lm.forward, ids * 7 % parts.vocab_size, next(lm.parameters()).dtype)
+        found.steps.prove(lm.forward, ids * 7 % parts.vocab_size)
     return {}, None
 
 

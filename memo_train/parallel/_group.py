@@ -6,9 +6,11 @@ by `agree`: every rank then knows what all found, and all of them raise or none 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -16,6 +18,7 @@ from memo_train.errors import InvalidInput, MemoError, RanksDiffer
 
 _DIMENSION = "sp"
 _WAYS = ("auto", "ulysses", "ring")
+_LONGEST_HOLD_S = 0.01
 
 
 class SequenceGroup:
@@ -78,6 +81,24 @@ class SequenceGroup:
             raise made[1]
         return made[0]
 
+    def exchange(
+        self,
+        rows: torch.Tensor,
+        to: list[int] | None = None,
+        by: list[int] | None = None,
+    ) -> torch.Tensor:
+        """Rows for each rank, by their order -> rows from each. A collective call.
+
+        to, by: how many rows go to each rank and come from it; equally many if left out.
+        """
+        rows = rows.contiguous()
+        received = (
+            torch.empty_like(rows) if by is None else rows.new_empty(sum(by), *rows.shape[1:])
+        )
+        dist.all_to_all_single(received, rows, by, to, group=self.group)
+        _wait_for_its_thread(rows, received)
+        return received
+
     def _broadcast(self, values: list[Any]) -> None:
         dist.broadcast_object_list(values, group=self.group, group_src=0)
 
@@ -99,7 +120,7 @@ class SequenceGroup:
 def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
     """The group of this rank in `mesh`: its only dimension, or that named "sp".
 
-    sp: how attention is shared. "ulysses": each rank attends for some of the heads; "auto" is that.
+    sp: how ranks are to share attention, as in `wrap`.
     Raises: InvalidInput.
     """
     if not isinstance(mesh, DeviceMesh):
@@ -109,13 +130,20 @@ def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
         )
     if sp not in _WAYS:
         raise InvalidInput(f"sp must be one of {', '.join(map(repr, _WAYS))}, got {sp!r}")
-    if sp == "ring":
-        raise InvalidInput(
-            'sp="ring" is not implemented yet; use sp="ulysses", with ranks that divide the heads'
-        )
     names = mesh.mesh_dim_names or ()
     if mesh.ndim > 1 and _DIMENSION not in names:
         raise InvalidInput(
             f'a mesh of {mesh.ndim} dimensions needs one named "sp", got {names or "no names"}'
         )
     return SequenceGroup(mesh.get_group(_DIMENSION if mesh.ndim > 1 else 0))
+
+
+def _wait_for_its_thread(*tensors: torch.Tensor) -> None:
+    """Wait until nobody else holds the tensors of an exchange that is done.
+
+    The thread that gloo ran it on lets go of them a moment after it says so. Memory that is planned
+    by recorded lifetimes must not hang on that moment.
+    """
+    ends_s = time.monotonic() + _LONGEST_HOLD_S
+    while any(t._use_count() > 1 for t in tensors) and time.monotonic() < ends_s:  # type: ignore[attr-defined]
+        time.sleep(0)

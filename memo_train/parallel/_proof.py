@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from memo_train.errors import UnsupportedModel
+from memo_train.parallel._ring import causal_attention, plain_causal_scale
 from memo_train.runtime import Call, SharedAttention, attention_shared_by
 
 _NUM_RANKS = 2
@@ -27,14 +28,28 @@ Masks = Callable[[torch.Tensor], AbstractContextManager[None]]
 
 
 class _Recorded(SharedAttention):
-    """Attends alone and remembers: the q, k and v of each call, and its o."""
+    """Attends alone and remembers: the q, k and v of each call, and its o.
 
-    def __init__(self) -> None:
+    error: of the ring's kernel against the model's own attention, if `compares` them.
+    """
+
+    def __init__(self, *, compares: bool) -> None:
+        self._compares = compares
+        self.error = 0.0
         self.calls: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = []
 
-    def adapted(self, call: Call, num_heads: tuple[int, ...]) -> Call:
+    def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
         """`call` itself."""
-        return call
+        return self._compared(call, o_token_dim) if self._compares else call
+
+    def _compared(self, call: Call, o_token_dim: int) -> Call:
+        def compared(*qkv: torch.Tensor, **options: Any) -> torch.Tensor:
+            o = call(*qkv, **options)
+            plain = causal_attention(qkv, plain_causal_scale(options))
+            self.error = max(self.error, _relative_error(plain.movedim(2, o_token_dim), o))
+            return o
+
+        return compared
 
     def enter(self, tensor: torch.Tensor, token_dim: int) -> torch.Tensor:
         """`tensor` itself; a call begins with its q."""
@@ -59,7 +74,7 @@ class _Part(SharedAttention):
         self._left: list[torch.Tensor] = []
         self.error = 0.0
 
-    def adapted(self, call: Call, num_heads: tuple[int, ...]) -> Call:
+    def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
         """The recorded o, whatever it is given."""
 
         def recorded(q: torch.Tensor, *kv: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -85,17 +100,23 @@ class _Part(SharedAttention):
 
 
 def prove_shared(
-    forward: Callable[..., Any], ids: torch.Tensor, masks: Masks, dtype: torch.dtype
+    forward: Callable[..., Any], ids: torch.Tensor, masks: Masks, *, by_ring: bool
 ) -> None:
     """See that parts of a sequence give what the whole does. Raises: UnsupportedModel.
 
     forward: the wrapped model's, in eval mode, not yet shared. ids: [1, tokens], an even number of
-    them. dtype: of its arithmetic.
+    them. by_ring: whether attention is to be the ring's, which the model's own must equal.
     """
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
-    recorded = _Recorded()
+    recorded = _Recorded(compares=by_ring)
     with torch.no_grad(), attention_shared_by(recorded):
         whole = _logits(forward, ids, positions)
+    allowed = _TOLERANCES.get(whole.dtype, _TOLERANCES[torch.bfloat16])
+    if not recorded.error <= allowed:
+        raise UnsupportedModel(
+            f"the model's attention is not plain causal attention (off by {recorded.error:.2g}, "
+            'relative), which ring attention is; use sp="ulysses", with ranks that divide the heads'
+        )
     share = ids.shape[1] // _NUM_RANKS
     worst = 0.0
     for rank in range(_NUM_RANKS):
@@ -104,7 +125,7 @@ def prove_shared(
         with torch.no_grad(), attention_shared_by(part), masks(positions):
             logits = _logits(forward, ids[:, span], positions[:, span])
         worst = max(worst, part.error, _relative_error(logits, whole[:, span]))
-    if not worst <= _TOLERANCES.get(dtype, _TOLERANCES[torch.bfloat16]):
+    if not worst <= allowed:
         raise UnsupportedModel(
             f"a part of a sequence comes out otherwise than the whole (by {worst:.2g}, relative): "
             "tokens meet outside of attention, or positions are not taken from position_ids; "

@@ -26,7 +26,8 @@ from memo_train.parallel._batch import IGNORE_INDEX
 from memo_train.parallel._group import SequenceGroup
 from memo_train.parallel._masks import WholeSequences, mask_makers, whole_masks
 from memo_train.parallel._proof import prove_shared
-from memo_train.parallel._ulysses import SharedTokens, Ulysses, check_heads
+from memo_train.parallel._ring import Ring
+from memo_train.parallel._ulysses import SharedTokens, Ulysses, check_heads, divides
 from memo_train.runtime import Ranks, SharedStep, attention_shared_by, configs_of
 
 _BY_LENGTH = ("dynamic", "longrope")
@@ -34,11 +35,12 @@ _BY_LENGTH = ("dynamic", "longrope")
 
 
 class SharedSteps(Ranks):
-    """The steps of `model`, a causal LM, shared by the ranks of `group`."""
+    """The steps of `model`, a causal LM, shared by the ranks of `group`. sp: as in `wrap`."""
 
-    def __init__(self, group: SequenceGroup, model: nn.Module) -> None:
+    def __init__(self, group: SequenceGroup, model: nn.Module, sp: str) -> None:
         self.group = group
         self._model = model
+        self._sp = sp
         self._makers = mask_makers(model)
         self._tokens: SharedTokens | None = None
         self._attention_mask: torch.Tensor | None = None
@@ -49,8 +51,7 @@ class SharedSteps(Ranks):
         Raises: UnsupportedModel.
         """
         name = type(self._model).__name__
-        for heads in sorted(num_heads):
-            check_heads(heads, self.group.size)
+        self._choose_way(num_heads)
         if "position_ids" not in inspect.signature(self._model.forward).parameters:
             raise UnsupportedModel(
                 f"{name}.forward takes no position_ids, so its positions would begin anew on each "
@@ -70,7 +71,21 @@ class SharedSteps(Ranks):
                 "would be of one rank's tokens; wrap it without mesh"
             )
 
-    def prove(self, forward: Callable[..., Any], ids: torch.Tensor, dtype: torch.dtype) -> None:
+    def _choose_way(self, num_heads: set[tuple[int, ...]]) -> None:
+        if self._sp == "auto":
+            fit = all(divides(self.group.size, heads) for heads in num_heads)
+            on_gpu = next(self._model.parameters()).device.type != "cpu"
+            self._sp = "ulysses" if fit or on_gpu else "ring"
+        if self._sp == "ulysses":
+            for heads in sorted(num_heads):
+                check_heads(heads, self.group.size)
+        elif next(self._model.parameters()).device.type != "cpu":
+            raise UnsupportedModel(
+                'sp="ring" has a kernel for CPUs only so far; use sp="ulysses", with ranks that '
+                "divide the heads"
+            )
+
+    def prove(self, forward: Callable[..., Any], ids: torch.Tensor) -> None:
         """See that parts of a sequence give what the whole does, alone; as `prove_shared`.
 
         Raises: UnsupportedModel.
@@ -81,7 +96,7 @@ class SharedSteps(Ranks):
                 self._makers, WholeSequences(positions=positions, attention_mask=None)
             )
 
-        prove_shared(forward, ids, masks, dtype)
+        prove_shared(forward, ids, masks, by_ring=self._sp == "ring")
 
     def begin(self, arguments: dict[str, Any]) -> SharedStep:
         """As `Ranks.begin`."""
@@ -102,7 +117,7 @@ class SharedSteps(Ranks):
         tokens, self._tokens = self._tokens, None
         assert tokens is not None
         whole = WholeSequences(positions=tokens.positions, attention_mask=self._attention_mask)
-        attention = Ulysses(self.group, tokens)
+        attention = (Ring if self._sp == "ring" else Ulysses)(self.group, tokens)
         with attention_shared_by(attention), whole_masks(self._makers, whole):
             yield
 

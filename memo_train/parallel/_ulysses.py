@@ -5,12 +5,10 @@ Source: DeepSpeed Ulysses (arXiv 2309.14509).
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from memo_train.errors import UnsupportedModel
 from memo_train.parallel._group import SequenceGroup
@@ -18,7 +16,6 @@ from memo_train.runtime import Call, SharedAttention
 
 # Numbers a head, that attention functions of Transformers take.
 _BY_HEAD = ("s_aux", "sinks")
-_LONGEST_HOLD_S = 0.01
 # Models hand all they are called with down to attention, which looks at none of these.
 _FOR_THE_LOSS = ("labels", "shift_labels")
 
@@ -38,7 +35,7 @@ class HeadsSeen(SharedAttention):
     def __init__(self) -> None:
         self.num_heads: set[tuple[int, ...]] = set()
 
-    def adapted(self, call: Call, num_heads: tuple[int, ...]) -> Call:
+    def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
         """`call` itself."""
         self.num_heads.add(num_heads)
         return call
@@ -55,16 +52,17 @@ class HeadsSeen(SharedAttention):
 def check_heads(num_heads: tuple[int, ...], num_ranks: int) -> None:
     """Raises: UnsupportedModel unless ranks can have equal shares of the heads of q, k and v."""
     q, *kv = num_heads
-    if _divides(num_ranks, num_heads):
+    if divides(num_ranks, num_heads):
         return
-    possible = [n for n in range(1, q + 1) if _divides(n, num_heads)]
+    possible = [n for n in range(1, q + 1) if divides(n, num_heads)]
     raise UnsupportedModel(
         f"{num_ranks} ranks cannot share attention of {q} heads with {max(kv)} key-value heads "
         f"(Ulysses); use a mesh of {', '.join(map(str, possible))} ranks"
     )
 
 
-def _divides(num_ranks: int, num_heads: tuple[int, ...]) -> bool:
+def divides(num_ranks: int, num_heads: tuple[int, ...]) -> bool:
+    """Whether ranks can have equal shares of the heads of q, k and v."""
     q, *kv = num_heads
     return q % num_ranks == 0 and all(h % num_ranks == 0 or num_ranks % h == 0 for h in kv)
 
@@ -78,7 +76,7 @@ class Ulysses(SharedAttention):
     def __init__(self, group: SequenceGroup, tokens: SharedTokens) -> None:
         self._group, self._tokens = group, tokens
 
-    def adapted(self, call: Call, num_heads: tuple[int, ...]) -> Call:
+    def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
         """`call` with whole positions, and of what is there by head this rank's share."""
         check_heads(num_heads, self._group.size)
 
@@ -95,27 +93,19 @@ class Ulysses(SharedAttention):
         ranks, heads = self._group.size, rows.shape[2]
         if heads < ranks:
             rows = rows.repeat_interleave(ranks // heads, dim=2)
-        parts = self._exchanged(torch.unflatten(rows, 2, (ranks, -1)).movedim(2, 0))
+        parts = self._group.exchange(torch.unflatten(rows, 2, (ranks, -1)).movedim(2, 0))
         return parts.flatten(0, 1).movedim(0, token_dim)
 
     @torch.no_grad()
     def leave(self, tensor: torch.Tensor, token_dim: int, num_heads: int) -> torch.Tensor:
         """[batch, own heads, tokens, dim] -> [batch, heads, own tokens, dim]; or token_dim 1."""
         rows = tensor.movedim(token_dim, 0)  # [tokens, batch, own heads, dim]
-        parts = self._exchanged(torch.unflatten(rows, 0, (self._group.size, -1)))
+        parts = self._group.exchange(torch.unflatten(rows, 0, (self._group.size, -1)))
         rows = parts.movedim(0, 2).flatten(2, 3)  # [own tokens, batch, heads, dim]
         if rows.shape[2] > num_heads:
             wide = torch.promote_types(rows.dtype, torch.float32)
             rows = torch.unflatten(rows, 2, (num_heads, -1)).sum(3, dtype=wide).to(rows.dtype)
         return rows.movedim(0, token_dim)
-
-    def _exchanged(self, parts: torch.Tensor) -> torch.Tensor:
-        """[ranks, ...]: what this rank has for each -> what each had for this one."""
-        parts = parts.contiguous()
-        received = torch.empty_like(parts)
-        dist.all_to_all_single(received, parts, group=self._group.group)
-        _wait_for_its_thread(parts, received)
-        return received
 
     def _fitting(self, name: str, option: Any, num_heads: int) -> Any:
         """An option of the attention call, as this rank's call over all tokens needs it."""
@@ -140,14 +130,3 @@ class Ulysses(SharedAttention):
     def _own_heads(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         share = tensor.shape[dim] // self._group.size
         return tensor.narrow(dim, self._group.rank * share, share)
-
-
-def _wait_for_its_thread(*tensors: torch.Tensor) -> None:
-    """Wait until nobody else holds the tensors of an exchange that is done.
-
-    The thread that gloo ran it on lets go of them a moment after it says so. Memory that is planned
-    by recorded lifetimes must not hang on that moment.
-    """
-    ends_s = time.monotonic() + _LONGEST_HOLD_S
-    while any(t._use_count() > 1 for t in tensors) and time.monotonic() < ends_s:  # type: ignore[attr-defined]
-        time.sleep(0)

@@ -339,6 +339,6 @@ def _cut(
 ) -> Cut:
     ambient, shared = Ambient.current(qkv[0].device.type), shared_attention()
     if shared is not None:
-        call = shared.adapted(call, tuple(t.shape[1] for t in qkv))
+        call = shared.adapted(call, tuple(t.shape[1] for t in qkv), o_token_dim)
     form = CutForm(token_dim=2, o_token_dim=o_token_dim, ambient=ambient, shared=shared)
     return Cut(tensors=qkv, call=call, options=options, form=form)

@@ -27,10 +27,11 @@ class SharedAttention(ABC):
     """
 
     @abstractmethod
-    def adapted(self, call: Call, num_heads: tuple[int, ...]) -> Call:
+    def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
         """`call` as it runs on what `enter` gives, its options made to fit.
 
-        num_heads: of q, k and v at the cut. Raises: UnsupportedModel, also from the call.
+        num_heads: of q, k and v at the cut. o_token_dim: of what it gives.
+        Raises: UnsupportedModel, also from the call.
         """
 
     @abstractmethod
