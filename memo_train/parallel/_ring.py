@@ -93,6 +93,7 @@ class Ring(SharedAttention):
 
     def __init__(self, group: SequenceGroup, tokens: SharedTokens) -> None:
         self.group, self._tokens = group, tokens
+        self._is_packed = bool((tokens.positions.diff(dim=-1) != 1).any())
         rank, size = group.rank, group.size
         self._own = (2 * rank, 2 * rank + 1)
         self._there = (rank, 2 * size - 1 - rank)
@@ -102,7 +103,7 @@ class Ring(SharedAttention):
 
         def ring(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
             scale = plain_causal_scale(options)
-            if bool((self._tokens.positions.diff(dim=-1) != 1).any()):
+            if self._is_packed:
                 raise UnsupportedModel(
                     "ring attention takes no packed documents (position_ids that restart); use "
                     'sp="ulysses", with ranks that divide the heads'

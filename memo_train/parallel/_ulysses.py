@@ -57,7 +57,7 @@ def check_heads(num_heads: tuple[int, ...], num_ranks: int) -> None:
     possible = [n for n in range(1, q + 1) if divides(n, num_heads)]
     raise UnsupportedModel(
         f"{num_ranks} ranks cannot share attention of {q} heads with {max(kv)} key-value heads "
-        f"(Ulysses); use a mesh of {', '.join(map(str, possible))} ranks"
+        f'(Ulysses); use a mesh of {", ".join(map(str, possible))} ranks, or sp="ring"'
     )
 
 
