@@ -22,6 +22,7 @@ __all__ = [
     "MemoError",
     "NotTokenWise",
     "PlanInfeasible",
+    "RanksDiffer",
     "UnsupportedModel",
     "VerificationFailed",
 ]
@@ -57,6 +58,10 @@ class VerificationFailed(MemoError):
     def __init__(self, verification: Verification) -> None:
         super().__init__(f"the wrapped step differs from the plain one\n{verification}")
         self.verification = verification
+
+
+class RanksDiffer(MemoError):
+    """Ranks that share a sequence found unlike things, or one of them failed; it is named."""
 
 
 class DoubleBackward(MemoError):

@@ -7,6 +7,7 @@ their own is found in the background.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Hashable, Iterator
@@ -22,6 +23,7 @@ from memo_planner.programme import predict, quick_plan
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock, plan_with_copies
 from memo_train.device import Device
 from memo_train.layout import Shape, StepLayouts
+from memo_train.parallel import SequenceGroup
 from memo_train.profiling import Profiles, StepKind
 from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
 
@@ -138,8 +140,15 @@ class StepPlanner:
     """
 
     def __init__(
-        self, wrapped: WrappedModel, choices: Choices, caps: Caps, layouts: StepLayouts
+        self,
+        wrapped: WrappedModel,
+        choices: Choices,
+        caps: Caps,
+        layouts: StepLayouts,
+        group: SequenceGroup | None = None,
     ) -> None:
+        """group: the ranks that share the steps; their first one profiles and plans for all."""
+        self._group = group
         self.wrapped = wrapped
         self.caps = caps
         self.layouts = layouts
@@ -169,7 +178,10 @@ class StepPlanner:
 
     def measure(self, *, limited: bool) -> None:
         """Profile the model now, so that no step has to wait for it; as `Profiles.measure`."""
-        self._profiles.measure(limited=limited)
+        if self._group is None:
+            self._profiles.measure(limited=limited)
+        else:
+            self._group.decide(lambda: self._profiles.measure(limited=limited))
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.
@@ -180,6 +192,8 @@ class StepPlanner:
         """
         shape = Shape(batch=batch, tokens=tokens, precision=self.precision)
         key = self._key(shape, self._masked(tokens))
+        if self._group is not None:
+            return self._plan_together(self._group, key, shape)
         self._take_found()
         if key not in self._planned:
             found = self._make_plan(shape) if exactly else self._quick_plan(shape)
@@ -190,6 +204,30 @@ class StepPlanner:
             self._improvable.remove(key)
             self._seek(key, shape)
         self.last = self._planned[key]
+        return self.last
+
+    def _plan_together(self, group: SequenceGroup, key: Hashable, shape: Shape) -> PlannedStep:
+        """The plan that all ranks have of a step, or else the first one's. A collective call.
+
+        It is made for the very length and stays: no rank looks for a better one by itself.
+        Raises: PlanInfeasible; RanksDiffer.
+        """
+
+        def own() -> tuple[Plan, CopyBudget]:
+            known = self._planned.get(key)
+            if known is not None:
+                return known.plan, known.step.copies
+            found = self._make_plan(shape)
+            return found.plan, found.copies
+
+        def look() -> tuple[dict[str, str], bool]:
+            known = self._planned.get(key)
+            return ({} if known is None else {"the plan": _named(known.plan)}), known is not None
+
+        if all(group.agree(look)):
+            self.last = self._planned[key]
+        else:
+            self.last = self._adopt(key, shape, *group.decide(own))
         return self.last
 
     def wait(self) -> None:
@@ -331,6 +369,12 @@ class StepPlanner:
         policy = Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks)
         none = CopyBudget.same(len(blocks), in_flight_bytes=0, ahead_bytes=0)
         return StepPolicy(policy=policy, loss_tile_tokens=tile_tokens, copies=none)
+
+
+def _named(plan: Plan) -> str:
+    """A policy in a few words, which are others for another policy."""
+    number = hashlib.sha256(repr(plan.policy).encode()).hexdigest()[:8]
+    return f"{plan.policy.tokens:,} tokens in tiles of {plan.policy.tile_tokens:,} ({number})"
 
 
 def _bucket_tokens(tokens: int) -> int:

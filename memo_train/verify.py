@@ -12,7 +12,7 @@ from torch import nn
 
 from memo_planner.errors import format_bytes
 from memo_train.device import Device
-from memo_train.errors import InvalidInput, VerificationFailed
+from memo_train.errors import InvalidInput, UnsupportedModel, VerificationFailed
 from memo_train.planning import StepPlanner
 from memo_train.runtime import kept_model, preserved_rng
 from memo_train.trace import OPTIMIZER_STATES
@@ -104,6 +104,11 @@ def verify(model: nn.Module, batch: Mapping[str, Any], *, steps: int = 2) -> Ver
     if type(steps) is not int or steps < 1:
         raise InvalidInput(f"steps must be a whole number of at least 1, got {steps!r}")
     planner = planner_of(model)
+    if planner.wrapped.ranks is not None:
+        raise UnsupportedModel(
+            "the plain step of one rank's tokens is not what ranks that share them compute; verify "
+            "the model wrapped without mesh, on a sequence that one process holds"
+        )
     device, parts = planner.wrapped.device, planner.wrapped.parts
     with (
         preserved_rng(device.generators),

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from memo_planner import Limits, Plan
 from memo_train.device import Device, device_of, memory_share_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
+from memo_train.parallel import HeadsSeen, SequenceGroup, SharedSteps, join
 from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
+    BlockVerdict,
+    ModelParts,
+    TiledLoss,
     WrappedModel,
+    attention_shared_by,
     causal_lm_of,
+    check_shareable,
     configs_of,
+    evaluating,
     find_parts,
+    kept_model,
+    preserved_rng,
     probe_model,
     report,
     runnable,
@@ -23,12 +38,15 @@ from memo_train.runtime import (
     without_user_hooks,
 )
 from memo_train.stats import count
+from memo_train.trace import model_hash
 
 GIB = 2**30
+_CapsBytes = tuple[int | None, int | None]
+"""Of the device and of the host pool; None is no cap of one's own."""
 _ATTRIBUTE = "_memo_train"
 
 
-def wrap(
+def wrap(  # noqa: PLR0913  # each is an option that users name
     model: nn.Module,
     *,
     seq_len: int | None = None,
@@ -36,6 +54,8 @@ def wrap(
     host_gib: float | None = None,
     alpha: float | None = None,
     tile_tokens: int | None = None,
+    mesh: DeviceMesh | None = None,
+    sp: str = "auto",
 ) -> nn.Module:
     """Make `model` train by token tiles under a plan; returns the same model.
 
@@ -50,41 +70,152 @@ def wrap(
     alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
         o are swapped. None lets the planner choose what to keep, swap and recompute.
     tile_tokens: tokens per tile; None lets the planner choose.
+    mesh: the ranks that share every sequence, each with a range of its tokens: a mesh of one
+        dimension, or its dimension "sp". All of them wrap the same model with the same options,
+        and call it with `memo_train.shard_batch(batch, mesh)`. The loss is then the mean over the
+        labels of all ranks, scaled such that the *mean* of the ranks' gradients (what DDP takes)
+        is one process's. Each rank draws its own dropout; seed them apart. seq_len counts the
+        whole sequence, the caps are of each rank. Rank 0 profiles and plans for all.
+    sp: how ranks share attention: "ulysses" by heads, "ring" by passing keys and values around
+        (plain causal attention on CPUs only); "auto" is Ulysses where ranks divide the heads.
 
     The model is trained where its parameters lie: on the CPU or on one GPU.
-    Blocks that are not token-wise outside attention are checkpointed whole, with a warning.
-    Raises: UnsupportedModel, UnsupportedDevice, CudaUnavailable, InvalidInput, PlanInfeasible; the
-        model is then as it was.
+    Blocks that are not token-wise outside attention are checkpointed whole, with a warning; ranks
+    cannot share them.
+    Raises: UnsupportedModel, UnsupportedDevice, CudaUnavailable, InvalidInput, PlanInfeasible,
+        RanksDiffer; the model is then as it was.
     """
-    _check_options(alpha, tile_tokens, seq_len)
-    caps_bytes = _cap_bytes("device_gib", device_gib), _cap_bytes("host_gib", host_gib)
+    group = None if mesh is None else join(mesh, sp)
+    caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
+    others = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len, "sp": sp}
+    found = _find(model, caps_gib | others, group)
+    choices = Choices(
+        limits=_limits(found.device, *found.caps_bytes), alpha=alpha, tile_tokens=tile_tokens
+    )
+    planner = _planner(found, choices, seq_len, group)
+    setattr(found.parts.causal_lm, _ATTRIBUTE, planner)
+    count(planner.wrapped)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the probe found out about a model. steps: how ranks share them, if any do."""
+
+    parts: ModelParts
+    device: Device
+    verdicts: tuple[BlockVerdict, ...]
+    loss: TiledLoss | None
+    steps: SharedSteps | None
+    caps_bytes: _CapsBytes
+
+
+def _look_at(
+    model: nn.Module, steps_of: Callable[[nn.Module], SharedSteps] | None, caps_bytes: _CapsBytes
+) -> _Found:
+    """Probe the model, alone, and warn of what is not tiled. Raises: as `wrap`."""
     parts = find_parts(model)
-    if hasattr(parts.causal_lm, _ATTRIBUTE):
-        raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
-    device = device_of(parts.causal_lm.parameters())
-    choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
     lm = parts.causal_lm
+    if hasattr(lm, _ATTRIBUTE):
+        raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
+    device, heads = device_of(lm.parameters()), HeadsSeen()
     tries = runnable(lm, "on the few tokens of the probe")
-    with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries:
+    alone = attention_shared_by(None if steps_of is None else heads)
+    with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries, alone:
         verdicts, loss = probe_model(parts, device)
+    steps = None if steps_of is None else steps_of(lm)
+    if steps is not None:
+        check_shareable(parts, verdicts)
+        steps.check_model(heads.num_heads)
     report(parts, verdicts, loss.why_whole)
-    wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
+    tiled = None if loss.why_whole else loss
+    return _Found(
+        parts=parts,
+        device=device,
+        verdicts=verdicts,
+        loss=tiled,
+        steps=steps,
+        caps_bytes=caps_bytes,
+    )
+
+
+def _find(model: nn.Module, options: dict[str, Any], group: SequenceGroup | None) -> _Found:
+    """What the options and the model are found to be, of ranks once all have found the same.
+
+    Raises: as `wrap`.
+    """
+    looked: list[_Found] = []
+
+    def look() -> tuple[dict[str, Any], None]:
+        _check_options(options["alpha"], options["tile_tokens"], options["seq_len"])
+        device_bytes, host_bytes = (_cap_bytes(n, options[n]) for n in ("device_gib", "host_gib"))
+        steps_of = None if group is None else partial(SharedSteps, group, sp=options["sp"])
+        looked.append(_look_at(model, steps_of, (device_bytes, host_bytes)))
+        made_of = model_hash(looked[0].parts.causal_lm)
+        return options | {"the model (its parameters, hashed)": made_of}, None
+
+    if group is None:
+        look()
+    else:
+        group.agree(look)
+    return looked[0]
+
+
+def _planner(
+    found: _Found, choices: Choices, seq_len: int | None, group: SequenceGroup | None
+) -> StepPlanner:
+    """What plans the model's steps, with the model under it and its caps set. Raises: as `wrap`."""
+    device = found.device
+    wrapped = WrappedModel(found.parts, found.verdicts, device, loss=found.loss)
     wrapped.memory = layouts = StepLayouts(device)
     caps = Caps(device)
-    planner = StepPlanner(wrapped, choices, caps, layouts)
+    planner = StepPlanner(wrapped, choices, caps, layouts, group)
     wrapped.install(planner.step_policy)
     try:
-        _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
+        if group is not None:
+            group.agree(lambda: _prove(found))
+            # Not before: what is proven, each rank runs alone.
+            wrapped.ranks = found.steps
+        tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
+        _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
         # Last: a profile's runs may need more than the plan's steps.
-        caps.set(*caps_bytes, parts)
+        _set_caps(caps, found, group)
     # An interrupt, too, leaves the model as it was.
     except BaseException:
         wrapped.restore()
         caps.restore()
         raise
-    setattr(parts.causal_lm, _ATTRIBUTE, planner)
-    count(wrapped)
-    return model
+    return planner
+
+
+def _prove(found: _Found) -> tuple[dict[str, Any], None]:
+    """See that ranks may share the model, by running it wrapped. Raises: UnsupportedModel."""
+    parts, lm = found.parts, found.parts.causal_lm
+    # An even number of tokens.
+    ids = torch.arange(parts.probe_tokens() // 2 * 2, device=found.device.torch_device)[None]
+    assert found.steps is not None
+    with (
+        without_user_hooks(lm, parts.blocks),
+        kept_model(lm, parts.blocks),
+        evaluating(lm),
+        preserved_rng(found.device.generators),
+        runnable(lm, "on parts of a short sequence"),
+    ):
+        found.steps.prove(lm.forward, ids * 7 % parts.vocab_size)
+    return {}, None
+
+
+def _set_caps(caps: Caps, found: _Found, group: SequenceGroup | None) -> None:
+    """Raises: as `Caps.set`; RanksDiffer if it does on another rank."""
+
+    def put() -> tuple[dict[str, Any], None]:
+        caps.set(*found.caps_bytes, found.parts)
+        return {}, None
+
+    if group is None:
+        put()
+    else:
+        group.agree(put)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

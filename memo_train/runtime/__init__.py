@@ -24,11 +24,24 @@ from memo_train.runtime._probe import (
 )
 from memo_train.runtime._probe_calls import BlockCall, evaluating, record_calls, split_input
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE
+from memo_train.runtime._ranks import (
+    Call,
+    Ranks,
+    SharedAttention,
+    SharedStep,
+    attention_shared_by,
+)
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output
-from memo_train.runtime._wrapped import ChoosePolicy, StepPolicy, WrappedModel, report
+from memo_train.runtime._wrapped import (
+    ChoosePolicy,
+    StepPolicy,
+    WrappedModel,
+    check_shareable,
+    report,
+)
 
 __all__ = [
     "NOT_RUNNABLE",
@@ -38,12 +51,16 @@ __all__ = [
     "BlockPass",
     "BlockSpec",
     "BlockVerdict",
+    "Call",
     "ChoosePolicy",
     "CopiesInFlight",
     "HowToRun",
     "ModelParts",
     "Observer",
+    "Ranks",
     "SavedBytes",
+    "SharedAttention",
+    "SharedStep",
     "StepMemory",
     "StepPolicy",
     "TiledLoss",
@@ -51,7 +68,9 @@ __all__ = [
     "WrappedModel",
     "assumed_loss",
     "attention",
+    "attention_shared_by",
     "causal_lm_of",
+    "check_shareable",
     "configs_of",
     "evaluating",
     "find_parts",

@@ -6,6 +6,7 @@ What it gets is called q, k and v here; of a mixer it is what that module gets.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from memo_train.runtime._cut import Cut, CutForm
 from memo_train.runtime._saved import SavedTensors
-from memo_train.runtime._swap import SwapTarget
+from memo_train.runtime._swap import SwapTarget, is_plain
 from memo_train.runtime._tile import (
     Gradients,
     alias_of,
@@ -50,10 +51,18 @@ class Gathered:
             tile_of(whole, span, self._form.token_dim).copy_(tile.detach())
 
     def take(self) -> tuple[torch.Tensor, ...]:
-        """The gathered tensors; the references are given away."""
+        """What attention gets; the references are given away. Of shared attention a collective."""
         whole, self._whole = self._whole, None
         assert whole is not None
-        return whole
+        shared = self._form.shared
+        if shared is None:
+            return whole
+        mine, entered = list(whole), []
+        del whole
+        while mine:
+            # One by one: what has been handed over is let go.
+            entered.append(shared.enter(mine.pop(0), self._form.token_dim))
+        return tuple(entered)
 
     def _empty(self, tile: torch.Tensor) -> torch.Tensor:
         token_dim = self._form.token_dim
@@ -67,13 +76,48 @@ class Gathered:
         return form.ambient.attention_dtype(tensor.dtype) if form.lowers else tensor.dtype
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How a tensor lies in its memory. is_dense: it is all of that memory, without holes."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    is_dense: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Layout:
+        # PyTorch keeps strides only where they leave no holes.
+        is_dense = (
+            is_plain(tensor)
+            and torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+            and tensor.untyped_storage().nbytes() == tensor.nbytes
+        )
+        return cls(shape=tensor.shape, stride=tensor.stride(), is_dense=is_dense)
+
+    def of_values(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values in this layout."""
+        if not self.is_dense or tensor.stride() == self.stride:
+            return tensor
+        return torch.empty_strided(
+            self.shape, self.stride, dtype=tensor.dtype, device=tensor.device
+        ).copy_(tensor)
+
+
 class AttentionRun:
-    """Attention over all tokens, run once; keeps what its backward needs besides q, k, v and o."""
+    """Attention over all tokens, run once; keeps what its backward needs besides q, k, v and o.
+
+    Ranks that share it hand q, k and v over in `Gathered.take`; o, and what backward gets and
+    gives, are handed over here. So o is saved once, as this rank's tokens of it.
+    """
 
     def __init__(self, cut: Cut, options: dict[str, Any]) -> None:
         self.form = cut.form
         self._call = cut.call
         self._options = options
+        # A mixer, which ranks never share, may get tensors without heads.
+        head_dim = 3 - cut.form.token_dim
+        self._num_heads = tuple(t.shape[head_dim] for t in cut.tensors if cut.form.shared)
+        self._o_layout: _Layout | None = None
         self._edge: GradientEdge | None = None
         self._leaves: tuple[torch.Tensor, ...] = ()
         self.saved = SavedTensors()
@@ -97,17 +141,23 @@ class AttentionRun:
         """
         if not record:
             with self.form.ambient.restored(grad=False):
-                return self._call(*qkv, **self._options)
+                return self._left(self._call(*qkv, **self._options))
         leaves = tuple(t.detach().requires_grad_() for t in qkv)
         with self.form.ambient.restored(grad=True), self.saved.hooks():
             # Aliases: attention may hold what it is given, and the leaves' memory is let go.
             o = self._call(*map(alias_of, leaves), **self._options)
-        self.saved.settle(_named(leaves) | {"o": o}, swap=swap)
+        known = _named(leaves) | {"o": o}
+        if self.form.shared is not None:
+            self._o_layout = _Layout.of(o)
+            if not self._o_layout.is_dense:
+                # It could not be made again with the strides that saved tensors have in it.
+                del known["o"]
+        self.saved.settle(known, swap=swap)
         self._edge = get_gradient_edge(o)
         for leaf in leaves:
             release_data(leaf)
         self._leaves = leaves
-        return o.detach()
+        return self._left(o.detach())
 
     def backward(
         self,
@@ -117,6 +167,7 @@ class AttentionRun:
         parameters: Sequence[torch.Tensor],
     ) -> tuple[tuple[torch.Tensor, ...], Gradients]:
         """((dq, dk, dv), parameter gradients); q, k, v, o as they were in forward."""
+        o, do = self._entered(o), self._entered(do)
         self.saved.bind(**_named(qkv), o=o)
         edge, leaves = self._edge, self._leaves
         self._edge, self._leaves = None, ()
@@ -128,7 +179,29 @@ class AttentionRun:
             torch.zeros_like(leaf) if d is None else d
             for leaf, d in zip(leaves, found[: len(leaves)], strict=True)
         )
-        return dqkv, found[len(leaves) :]
+        return self._gradients_left(dqkv), found[len(leaves) :]
+
+    def _left(self, o: torch.Tensor) -> torch.Tensor:
+        """This rank's tokens of what attention gave."""
+        form = self.form
+        if form.shared is None:
+            return o
+        return form.shared.leave(o, form.o_token_dim, self._num_heads[0])
+
+    def _entered(self, o: torch.Tensor) -> torch.Tensor:
+        """o or do as attention's graph knows it, in the layout that o had in forward."""
+        if self.form.shared is None:
+            return o
+        assert self._o_layout is not None
+        return self._o_layout.of_values(self.form.shared.enter(o, self.form.o_token_dim))
+
+    def _gradients_left(self, dqkv: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """This rank's tokens of dq, dk and dv."""
+        form = self.form
+        if form.shared is None:
+            return dqkv
+        pairs = zip(dqkv, self._num_heads, strict=True)
+        return tuple(form.shared.leave(d, form.token_dim, heads) for d, heads in pairs)
 
 
 def _named(qkv: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from memo_train.errors import NotTokenWise
 from memo_train.runtime._ambient import Ambient
+from memo_train.runtime._ranks import SharedAttention, shared_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,14 @@ class CutForm:
 
     token_dim, o_token_dim: the dimension that counts tokens of what attention gets and gives.
     lowers: whether autocast would cast all that attention gets, so that it is gathered in its
-    dtype.
+    dtype. shared: the ranks that attend together; None where this process has all tokens.
     """
 
     token_dim: int
     o_token_dim: int
     ambient: Ambient
     lowers: bool = True
+    shared: SharedAttention | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,10 +305,29 @@ def _transformers_call(
         return output
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **whole: Any) -> torch.Tensor:
-        o: torch.Tensor = plain(module, q, k, v, attention_mask, **whole)[0]
+        mask = whole.pop("attention_mask")
+        with _grouped_by(module, q.shape[1] / k.shape[1]):
+            o: torch.Tensor = plain(module, q, k, v, mask, **whole)[0]
         return o
 
+    options["attention_mask"] = attention_mask
     return wait_for_attention(_cut((query, key, value), call, options, o_token_dim=1)), None
+
+
+@contextmanager
+def _grouped_by(module: torch.nn.Module, group: float) -> Iterator[None]:
+    """While active, so many heads of q share one of k and v: ranks may hold a part of a group."""
+    before = getattr(module, "num_key_value_groups", None)
+    # Alone, a module knows best: it may repeat k and v by itself.
+    if before is None or shared_attention() is None or before == group:
+        yield
+        return
+    # What mypy takes for a tensor or a submodule is a number, set by the module's own __init__.
+    vars(module)["num_key_value_groups"] = int(group)
+    try:
+        yield
+    finally:
+        vars(module)["num_key_value_groups"] = before
 
 
 def _cut(
@@ -316,6 +337,8 @@ def _cut(
     *,
     o_token_dim: int,
 ) -> Cut:
-    ambient = Ambient.current(qkv[0].device.type)
-    form = CutForm(token_dim=2, o_token_dim=o_token_dim, ambient=ambient)
+    ambient, shared = Ambient.current(qkv[0].device.type), shared_attention()
+    if shared is not None:
+        call = shared.adapted(call, tuple(t.shape[1] for t in qkv), o_token_dim)
+    form = CutForm(token_dim=2, o_token_dim=o_token_dim, ambient=ambient, shared=shared)
     return Cut(tensors=qkv, call=call, options=options, form=form)

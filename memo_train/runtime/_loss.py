@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.hooks import unserializable_hook
 
 from memo_train.device import Device
+from memo_train.errors import UnsupportedModel
 from memo_train.runtime._ambient import Ambient, preserved_rng
 from memo_train.runtime._loss_call import (
     WAYS,
@@ -36,6 +37,7 @@ from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import Observer, ignore
 from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
+from memo_train.runtime._ranks import Ranks, SharedStep
 
 # Proofs hold the loss functions they are of: a new one each step must not pile up.
 _MOST_PROOFS = 64
@@ -82,8 +84,18 @@ class TiledLoss:
 
         Its logits are then made when they are first looked at. Raises: what the model raises.
         """
+        return self._run(arguments, None)
+
+    def forward_shared(self, ranks: Ranks, step: SharedStep) -> Any:
+        """As `forward`, of a step of several ranks: `.loss` is that of all, gradients or not.
+
+        Its gradient is scaled as `ranks` says. Raises: UnsupportedModel, if it cannot be tiled.
+        """
+        return self._run(step.arguments, (ranks, step))
+
+    def _run(self, arguments: dict[str, Any], shared: tuple[Ranks, SharedStep] | None) -> Any:
         self.in_backward, self.held_bytes = False, 0
-        if not asks_for_loss(arguments) or not torch.is_grad_enabled():
+        if not asks_for_loss(arguments) or not (torch.is_grad_enabled() or shared):
             return self._forward(**arguments)
         self.why_whole = None
         decoder, decoded = run_decoder(
@@ -96,8 +108,13 @@ class TiledLoss:
         if self._template is None and self.assumed is None:
             self._template = template_of(decoder, decoded)
         try:
-            return self._tiled(tail, arguments, decoded)
+            return self._tiled(tail, arguments, decoded, shared)
         except LossIsWhole as found:
+            if shared is not None:
+                raise UnsupportedModel(
+                    f"the loss cannot be shared by ranks, for it is not tiled: {found}; call the "
+                    "model without labels, or wrap it without mesh"
+                ) from found
             self._say(str(found))
         return tail.run(decoded, arguments)
 
@@ -129,7 +146,13 @@ class TiledLoss:
             except LossIsWhole as found:
                 self.will_be_whole, self.why_whole = True, str(found)
 
-    def _tiled(self, tail: Tail, arguments: dict[str, Any], decoded: Any) -> Any:
+    def _tiled(
+        self,
+        tail: Tail,
+        arguments: dict[str, Any],
+        decoded: Any,
+        shared: tuple[Ranks, SharedStep] | None,
+    ) -> Any:
         hooked, hidden = tail.why_hooked(), hidden_of(decoded)
         if hooked is not None:
             raise LossIsWhole(hooked)
@@ -140,15 +163,20 @@ class TiledLoss:
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
             way = self._way(tail, arguments, decoded, hidden)
-            call = LossCall(arguments=arguments, tokens=hidden.shape[1], way=way)
+            num_items = None if shared is None else shared[1].num_items
+            call = LossCall(
+                arguments=arguments, tokens=hidden.shape[1], way=way, num_items=num_items
+            )
             self.in_backward = computes_in_float16(tail, hidden)
             loss_pass = LossPass(tail, call, decoded, self.tile_tokens, self.observer)
             if self.most_tiles is not None:
                 loss_pass.leave_out_all_but(self.most_tiles)
             passes.append(loss_pass)
-            return loss_pass.apply(hidden)
+            return loss_pass.apply(hidden) if torch.is_grad_enabled() else loss_pass.value(hidden)
 
         loss = tail.in_one_call(hidden, run)
+        if shared is not None:
+            loss = shared[0].loss(loss)
         logits = Logits(_maker_of_logits(tail, arguments, decoded, hidden.device.type))
         self.held_bytes = hidden.nbytes
         if loss.requires_grad:

@@ -61,11 +61,15 @@ def kept(hidden: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LossCall:
-    """A call of the model, `arguments` by name, whose logits are for `tokens` positions."""
+    """A call of the model, `arguments` by name, whose logits are for `tokens` positions.
+
+    num_items: the labels that count, where other ranks have some of them.
+    """
 
     arguments: dict[str, Any]
     tokens: int
     way: Way
+    num_items: int | None = None
 
     def __post_init__(self) -> None:
         labels = self._labels
@@ -103,6 +107,8 @@ class LossCall:
         assert self._labels is not None
         # A loss function may view its labels flat.
         labels = tile_of(self._labels, span).contiguous()
+        if self.is_empty:
+            labels = torch.zeros_like(labels)
         arguments = self.arguments | {"labels": labels}
         arguments.pop("logits_to_keep", None)
         # Both: models look at `labels` to see whether a loss is wanted at all.
@@ -114,8 +120,22 @@ class LossCall:
         return arguments
 
     @cached_property
+    def is_empty(self) -> bool:
+        """Whether other ranks have all the labels of a mean that count.
+
+        Then tiles run on made-up labels with weight 0: a mean over no labels is not a number, and
+        on every rank parameters must get a gradient.
+        """
+        if self.num_items is None or not self.way.by_count:
+            return False
+        assert self._labels is not None
+        return self.num_items > 0 and not bool(self._labels.ne(self._ignore_index).any())
+
+    @cached_property
     def _num_items(self) -> torch.Tensor:
         assert self._labels is not None
+        if self.num_items is not None:
+            return torch.tensor(self.num_items, device=self._labels.device)
         return self._labels.ne(self._ignore_index).sum()
 
     def weights(self, spans: tuple[range, ...]) -> Iterator[float]:
@@ -126,7 +146,7 @@ class LossCall:
         assert self._labels is not None
         # One copy to the host for all tiles.
         counted = self._labels.ne(self._ignore_index).sum(0).tolist()
-        total = sum(counted)
+        total = sum(counted) if self.num_items is None else self.num_items
         for span in spans:
             count = sum(counted[span.start : span.stop])
             # As a mean over no labels is.

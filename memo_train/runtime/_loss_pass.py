@@ -109,7 +109,7 @@ class LossPass:
     def _tiles(self) -> Iterator[int]:
         self._observer("loss", NOWHERE, NOWHERE)
         for index, weight in enumerate(self._weights):
-            if weight != 0:  # a mean over no labels is not a number
+            if weight != 0 or self._call.is_empty:  # a mean over no labels is not a number
                 self._observer("loss", NOWHERE, index)
                 yield index
         self._observer("between", NOWHERE, NOWHERE)

@@ -24,6 +24,7 @@ from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._fingerprint import Fingerprint
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss
+from memo_train.runtime._loss_call import asks_for_loss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -37,6 +38,7 @@ from memo_train.runtime._parts import (
 )
 from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_model
 from memo_train.runtime._probe_calls import split_input
+from memo_train.runtime._ranks import Ranks, SharedStep
 from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenArguments, split_output
@@ -66,6 +68,22 @@ def report(parts: ModelParts, verdicts: tuple[BlockVerdict, ...], whole_loss: st
             f"{type(parts.causal_lm).__name__}: the loss is not tiled: {whole_loss}",
             stacklevel=3,
         )
+
+
+def check_shareable(parts: ModelParts, verdicts: tuple[BlockVerdict, ...]) -> None:
+    """Refuse blocks whose tokens meet elsewhere than at a cut attention call.
+
+    Ranks that share sequences would each mix its own tokens only. Raises: UnsupportedModel.
+    """
+    for index, verdict in enumerate(verdicts):
+        why = verdict.because if verdict.how is not HowToRun.TILED else None
+        if verdict.mixer is not None:
+            why = "its tokens meet in another module than an attention call"
+        if why is not None:
+            raise UnsupportedModel(
+                f"{type(parts.blocks[index]).__name__}: block {index} cannot be shared by ranks: "
+                f"{why}; wrap it without mesh"
+            )
 
 
 class Replacement:
@@ -155,6 +173,7 @@ class WrappedModel:
         self.given: tuple[str, ...] = ()
         self.active_block: int | None = None
         self.masked = False
+        self.ranks: Ranks | None = None
         self.verdicts = verdicts
         self._checked_shapes: list[set[tuple[int, ...]]] = [set() for _ in parts.blocks]
         self._in_flight = CopiesInFlight(0)
@@ -222,17 +241,21 @@ class WrappedModel:
         if self._is_plain:
             return self._model_forward(*args, **kwargs)
         arguments = self._model_signature.by_name(args, kwargs)
+        shared: SharedStep | None = None
+        if self._shares:
+            assert self.ranks is not None
+            # What ranks tell each other takes memory that is in no layout.
+            self.memory.end()
+            shared = self.ranks.begin(arguments)
+            arguments = shared.arguments
         shape = check_model_call(arguments, self._model_signature)
         if self._loss is not None and shape is not None:
             # Before the step begins: a proof's memory is in no plan.
             self._loss.prepare(arguments)
-        self._begin_step(shape, arguments)
+        self._begin_step(shape, arguments, shared)
         self._in_model = True
         try:
-            loss = None if self._runs_whole else self._loss
-            run = self._model_forward if loss is None else loss.forward
-            with without_caches(self.fingerprint.configs):
-                output = run(**arguments)
+            output = self._run_forward(arguments, shared)
         finally:
             self._in_model = False
         last = self.last_pass()
@@ -242,6 +265,28 @@ class WrappedModel:
             free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
             last.prefetch(max(free_bytes, 0))
         return output
+
+    def _run_forward(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
+        loss = None if self._runs_whole else self._loss
+        if shared is None:
+            run = self._model_forward if loss is None else loss.forward
+            with without_caches(self.fingerprint.configs):
+                return run(**arguments)
+        assert self.ranks is not None
+        if loss is None and asks_for_loss(arguments):
+            raise UnsupportedModel(
+                f"the loss of {type(self.parts.causal_lm).__name__} is not tiled, so it cannot be "
+                "that of tokens on several ranks; call it without labels, or wrap without mesh"
+            )
+        with without_caches(self.fingerprint.configs), self.ranks.forward():
+            if loss is None:
+                return self._model_forward(**arguments)
+            return loss.forward_shared(self.ranks, shared)
+
+    @property
+    def _shares(self) -> bool:
+        """Whether the call that comes is of several ranks; what profiles and plans is of one."""
+        return self.ranks is not None and not self._is_profiled
 
     def _loss_is_ahead(self) -> bool:
         """Whether backward begins with the loss, which then needs what a fetch would take."""
@@ -254,6 +299,10 @@ class WrappedModel:
         arguments = self._decoder_signature.by_name(args, kwargs)
         shape = check_model_call(arguments, self._decoder_signature)
         if not self._in_model:
+            if self._shares:
+                raise UnsupportedModel(
+                    "the decoder of a model that ranks share was called by itself; call the model"
+                )
             self._begin_step(shape, arguments)
         self._in_decoder = self._step is not None
         try:
@@ -262,7 +311,12 @@ class WrappedModel:
         finally:
             self._in_decoder = False
 
-    def _begin_step(self, shape: tuple[int, int] | None, arguments: dict[str, Any]) -> None:
+    def _begin_step(
+        self,
+        shape: tuple[int, int] | None,
+        arguments: dict[str, Any],
+        shared: SharedStep | None = None,
+    ) -> None:
         """shape: (batch, tokens); None where the model is left to refuse its arguments."""
         if shape is None:
             return
@@ -273,7 +327,8 @@ class WrappedModel:
             )
         self._look_at_model()
         assert self.choose_policy is not None
-        self.masked = torch.is_grad_enabled() and makes_mask(arguments)
+        masked = makes_mask(arguments) if shared is None else shared.masked
+        self.masked = torch.is_grad_enabled() and masked
         step = self.choose_policy(*shape)  # which may run steps of its own, to profile
         config = getattr(self.parts.causal_lm, "config", None)
         self._runs_whole = needs_whole_blocks(arguments, config)
@@ -347,6 +402,8 @@ class WrappedModel:
         check_block_call(block, args, kwargs)
         if self.active_block not in (None, index):
             return self._idle_output(index, args, kwargs)
+        if self._shares:
+            check_shareable(self.parts, self.verdicts)
         if how is HowToRun.PLAIN:
             return forward(*args, **kwargs)
         x, args, kwargs = split_input(args, kwargs)
@@ -357,6 +414,11 @@ class WrappedModel:
         # A gradient of another argument has no way out of the block's one autograd function.
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
         if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
+            if self._shares:
+                raise UnsupportedModel(
+                    f"block {index} has to run whole in this step, which ranks cannot share: it "
+                    "is given tensors with gradients, or asked for router logits"
+                )
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
 

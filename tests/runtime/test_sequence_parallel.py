@@ -1,0 +1,53 @@
+"""Ranks that share sequences give one process's losses and gradients, or one error on every rank.
+
+The cases are in `shared_sequences.py`; gloo joins 1, 2 and 4 processes, each with one CPU thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.shared_sequences import CASES
+
+SCRIPT = Path(__file__).with_name("shared_sequences.py")
+
+
+@cache
+def found_by(num_ranks: int, folder: Path) -> dict[str, list[Any]]:
+    """For each case of so many ranks, what each rank found wrong."""
+    out, root = folder / f"{num_ranks}.json", SCRIPT.parents[2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", str(num_ranks), str(SCRIPT), str(out)],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, list[Any]] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "name"),
+    [(n, name) for n in (1, 2, 4) for name, (_, ranks) in CASES.items() if n in ranks],
+)
+def test_on_ranks(num_ranks: int, name: str, folder: Path) -> None:
+    assert found_by(num_ranks, folder)[name] == [None] * num_ranks
