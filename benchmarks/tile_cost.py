@@ -59,7 +59,7 @@ def main() -> None:
     write_json(options.json, {"settings": _settings(options), "costs_ms": costs})
     if options.csv:
         settings = _settings(options)
-        rows = [ResultRow.of(settings, *key.split("/"), each) for key, each in costs.items()]
+        rows = [_row(settings, key, each) for key, each in costs.items()]
         append_csv("tile_cost", rows)
 
 
@@ -154,6 +154,11 @@ def _costs(seconds: dict[str, list[float]], options: argparse.Namespace) -> dict
             whole - part for whole, part in zip(costs[f"{place}/tile_ms"], alone, strict=True)
         ]
     return costs
+
+
+def _row(settings: str, key: str, costs: list[float]) -> ResultRow:
+    fate, figure = key.split("/")
+    return ResultRow.of(settings, fate, figure, costs)
 
 
 def _print(costs: dict[str, list[float]]) -> None:
