@@ -102,7 +102,7 @@ class AttentionRun:
         with self.form.ambient.restored(grad=True), self.saved.hooks():
             # Aliases: attention may hold what it is given, and the leaves' memory is let go.
             o = self._call(*map(alias_of, leaves), **self._options)
-        self.saved.settle(_named(leaves) | {"o": o}, swap=swap)
+        self.saved.settle(_named(leaves) | {"o": o}, swap=swap, pads=True)
         self._edge = get_gradient_edge(o)
         for leaf in leaves:
             release_data(leaf)

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from memo_train.errors import InPlaceModified
+from memo_train.runtime._padded import Padded, padded_from
 from memo_train.runtime._swap import PAGE_BYTES, SwappedStorages, SwapTarget, is_plain, version_of
 
 
 class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
-    home: None (on the device), the name of a known tensor, or swapped storages, of which `index`
-    is the number of its own.
+    home: None (on the device), the name of a known tensor, such a one padded, or swapped storages,
+    of which `index` is the number of its own.
     is_plain: whether it may leave the device; a tensor that is more stays there as it is.
     """
 
@@ -34,7 +35,7 @@ class SavedTensor:
         untouched = not self.is_plain and tensor.grad_fn is None
         self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
         self.version = version_of(tensor)
-        self.home: str | SwappedStorages | None = None
+        self.home: str | Padded | SwappedStorages | None = None
 
     def value(self) -> torch.Tensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
@@ -95,6 +96,8 @@ class SavedTensors:
         known: Mapping[str, torch.Tensor],
         foreign: frozenset[int] = frozenset(),
         swap: SwapTarget | None = None,
+        *,
+        pads: bool = False,
     ) -> None:
         """Decide where the stretch's saved tensors live until backward.
 
@@ -102,6 +105,7 @@ class SavedTensors:
         foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
             never swapped.
         swap: the device and its copies in flight, or None to keep.
+        pads: whether to look for known tensors that were padded with zeros (`_padded`).
         """
         names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
         # Storages that stay where they are, and the number of each that leaves.
@@ -118,6 +122,10 @@ class SavedTensors:
             key = storage.data_ptr()
             if key in names:
                 entry.leave(tensor, names[key])
+                continue
+            padded = padded_from(tensor, known) if pads else None
+            if padded is not None:
+                entry.home, entry.tensor = padded, None
                 continue
             if key not in stay and key not in number_of:
                 # Counted once, however many saved tensors view it.
@@ -172,4 +180,6 @@ class SavedTensors:
             return entry.value()
         if isinstance(entry.home, str):
             return entry.view(self._bound[entry.home])
+        if isinstance(entry.home, Padded):
+            return entry.home.made(self._bound[entry.home.of])
         return entry.view(entry.home.take(entry.index))
