@@ -112,14 +112,16 @@ def _computation_of(
     positions = torch.arange(tile_tokens)[None]
     kwargs = {"position_embeddings": model.model.rotary_emb(x, positions), "attention_mask": None}
 
+    def compute(block: torch.nn.Module) -> None:
+        if recomputes:
+            with torch.no_grad():
+                block(x, **kwargs)
+        torch.autograd.grad(_first(block(x, **kwargs)), [x, *block.parameters()], dy)
+
     def run() -> None:
         for block in model.model.layers:
-            inputs = [x, *block.parameters()]
             for _ in range(tokens // tile_tokens):
-                if recomputes:
-                    with torch.no_grad():
-                        block(x, **kwargs)
-                torch.autograd.grad(_first(block(x, **kwargs)), inputs, dy)
+                compute(block)
 
     return run
 
