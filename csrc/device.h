@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 namespace memo {
 
@@ -87,6 +88,10 @@ class Device {
   // Adds a copy to a stream made by CreateStream and returns at once. The device side must lie in
   // one live device allocation. Throws InvalidArgument if it does not, or if rows overlap.
   virtual void CopyAsync(StreamId stream, const CopySpec& copy) = 0;
+  // The same of several copies in their order, which costs less than asking for each.
+  virtual void CopyAllAsync(StreamId stream, const std::vector<CopySpec>& copies) {
+    for (const CopySpec& copy : copies) CopyAsync(stream, copy);
+  }
 
   // An event for everything given to `stream` so far; the same for compute.
   virtual EventPtr Record(StreamId stream) = 0;

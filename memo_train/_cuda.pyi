@@ -1,5 +1,7 @@
 """Types of the CUDA device's module. Its contracts are in csrc/device.h and csrc/cuda."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from memo_train.device._steps import Departure as Departure
@@ -76,6 +78,8 @@ class Transfer:
     def to_device(
         self, target: int, source: int, shape: tuple[int, int, int, int], compute: int, /
     ) -> Event: ...
+    def all_to_host(self, copies: Sequence[tuple[int, int, int]], compute: int, /) -> Event: ...
+    def all_to_device(self, copies: Sequence[tuple[int, int, int]], compute: int, /) -> Event: ...
 
 class StepLayout:
     """requests: bytes and offset of each, uint64 [n, 2]; marks: value and first, uint64 [m, 2]."""

@@ -165,9 +165,17 @@ void BindDevice(py::module_& m) {
            [](Transfer& self, uintptr_t target, uintptr_t source, const py::tuple& shape) {
              return TransferEvent(self.device(), self.ToHost(Rows(target, source, shape), kCaller));
            })
-      .def("to_device", [](Transfer& self, uintptr_t target, uintptr_t source,
-                           const py::tuple& shape) {
-        return TransferEvent(self.device(), self.ToDevice(Rows(target, source, shape), kCaller));
+      .def("to_device",
+           [](Transfer& self, uintptr_t target, uintptr_t source, const py::tuple& shape) {
+             return TransferEvent(self.device(),
+                                  self.ToDevice(Rows(target, source, shape), kCaller));
+           })
+      .def("all_to_host",
+           [](Transfer& self, const memo::PlainCopies& copies) {
+             return TransferEvent(self.device(), self.AllToHost(memo::Specs(copies), kCaller));
+           })
+      .def("all_to_device", [](Transfer& self, const memo::PlainCopies& copies) {
+        return TransferEvent(self.device(), self.AllToDevice(memo::Specs(copies), kCaller));
       });
 }
 

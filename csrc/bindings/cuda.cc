@@ -117,6 +117,18 @@ void BindTransfer(py::module_& m) {
             return TransferEvent(self.device(),
                                  self.ToDevice(Rows(target, source, shape), compute));
           },
+          Released())
+      .def(
+          "all_to_host",
+          [](Transfer& self, const memo::PlainCopies& copies, uintptr_t compute) {
+            return TransferEvent(self.device(), self.AllToHost(memo::Specs(copies), compute));
+          },
+          Released())
+      .def(
+          "all_to_device",
+          [](Transfer& self, const memo::PlainCopies& copies, uintptr_t compute) {
+            return TransferEvent(self.device(), self.AllToDevice(memo::Specs(copies), compute));
+          },
           Released());
 }
 

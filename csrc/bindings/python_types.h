@@ -7,9 +7,12 @@
 
 #include <cstdint>
 #include <exception>
+#include <tuple>
+#include <vector>
 
 #include "base/check.h"
 #include "copies/link.h"
+#include "device.h"
 #include "memory/host_pool.h"
 #include "memory/replay.h"
 
@@ -17,6 +20,17 @@ namespace memo {
 
 inline uintptr_t Address(const void* data) { return reinterpret_cast<uintptr_t>(data); }
 inline void* Pointer(uintptr_t address) { return reinterpret_cast<void*>(address); }
+
+// (target, source, bytes) of plain copies.
+using PlainCopies = std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>;
+inline std::vector<CopySpec> Specs(const PlainCopies& copies) {
+  std::vector<CopySpec> specs;
+  specs.reserve(copies.size());
+  for (const auto& [target, source, bytes] : copies) {
+    specs.push_back(CopySpec{Pointer(target), Pointer(source), 1, bytes, bytes, bytes});
+  }
+  return specs;
+}
 
 // C++ errors as the exceptions of memo_train.device.errors; for
 // register_local_exception_translator.

@@ -101,18 +101,21 @@ void CopyStream::Hurry() {
   work_changed_.notify_all();
 }
 
-void CopyStream::AddCopy(const CopySpec& copy) {
-  link_->CountCopy(copy.Bytes());
-  Add(Work{copy.Joined(), nullptr, NowSeconds()});
+void CopyStream::AddCopies(const std::vector<CopySpec>& copies) {
+  for (const CopySpec& copy : copies) link_->CountCopy(copy.Bytes());
+  const double now_s = NowSeconds();
+  // Under one lock, so that an idle worker is woken once.
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const CopySpec& copy : copies) queue_.push_back(Work{copy.Joined(), nullptr, now_s});
+  given_ += copies.size();
+  work_changed_.notify_all();
 }
 
-void CopyStream::AddWait(EventPtr event) { Add(Work{CopySpec(), std::move(event), NowSeconds()}); }
-
-void CopyStream::Add(Work work) {
+void CopyStream::AddWait(EventPtr event) {
   std::lock_guard<std::mutex> lock(mutex_);
-  queue_.push_back(std::move(work));
-  work_changed_.notify_all();
+  queue_.push_back(Work{CopySpec(), std::move(event), NowSeconds()});
   ++given_;
+  work_changed_.notify_all();
 }
 
 EventPtr CopyStream::Record() {

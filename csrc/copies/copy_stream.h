@@ -29,7 +29,7 @@ class CopyStream {
   // first is destroyed, because they may wait for each other.
   void Hurry();
 
-  void AddCopy(const CopySpec& copy);
+  void AddCopies(const std::vector<CopySpec>& copies);
   // What is added from now on starts after `event`, which is one of any copy stream.
   void AddWait(EventPtr event);
 
@@ -61,7 +61,6 @@ class CopyStream {
 
   bool Done(Number number) const { return done_.load(std::memory_order_acquire) >= number; }
   void Wait(Number number);
-  void Add(Work work);
   void Run();
   void HoldBack(std::unique_lock<std::mutex>& lock);
   void CarryOut(const Work& work, const std::vector<Range>& ranges);

@@ -59,25 +59,38 @@ void Transfer::RetireHost(void* data) {
   FreeRetired();
 }
 
-EventPtr Transfer::ToHost(const CopySpec& copy, ComputeStream compute) {
-  device_->CheckUsable();
-  copy.Check();
-  std::lock_guard<std::mutex> lock(mutex_);
-  HostRange& range = FindRange(copy.target, copy.TargetExtentBytes());
-  // Not after range.written: that is the same stream, which keeps its order itself.
-  After(to_host_, compute, range.read);
-  device_->CopyAsync(to_host_, copy);
-  return range.written = device_->Record(to_host_);
+EventPtr Transfer::AllToHost(const std::vector<CopySpec>& copies, ComputeStream compute) {
+  // Not after what was written: that is the same stream, which keeps its order itself.
+  return Start(Direction::kToHost, copies, compute, &HostRange::read, &HostRange::written);
 }
 
-EventPtr Transfer::ToDevice(const CopySpec& copy, ComputeStream compute) {
+EventPtr Transfer::AllToDevice(const std::vector<CopySpec>& copies, ComputeStream compute) {
+  return Start(Direction::kToDevice, copies, compute, &HostRange::written, &HostRange::read);
+}
+
+EventPtr Transfer::Start(Direction direction, const std::vector<CopySpec>& copies,
+                         ComputeStream compute, EventPtr HostRange::* after,
+                         EventPtr HostRange::* done) {
   device_->CheckUsable();
-  copy.Check();
+  for (const CopySpec& copy : copies) copy.Check();
+  const bool to_host = direction == Direction::kToHost;
+  const StreamId stream = to_host ? to_host_ : to_device_;
   std::lock_guard<std::mutex> lock(mutex_);
-  HostRange& range = FindRange(copy.source, copy.SourceExtentBytes());
-  After(to_device_, compute, range.written);
-  device_->CopyAsync(to_device_, copy);
-  return range.read = device_->Record(to_device_);
+  std::vector<HostRange*> ranges;
+  for (const CopySpec& copy : copies) {
+    HostRange& range = to_host ? FindRange(copy.target, copy.TargetExtentBytes())
+                               : FindRange(copy.source, copy.SourceExtentBytes());
+    // What goes together mostly lies in one range.
+    if (ranges.empty() || ranges.back() != &range) ranges.push_back(&range);
+  }
+  device_->StreamWait(stream, device_->RecordCompute(compute));
+  for (const HostRange* range : ranges) {
+    if (range->*after != nullptr) device_->StreamWait(stream, range->*after);
+  }
+  device_->CopyAllAsync(stream, copies);
+  const EventPtr event = device_->Record(stream);
+  for (HostRange* range : ranges) range->*done = event;
+  return event;
 }
 
 Transfer::Ranges::iterator Transfer::FindStart(void* data, const char* call) {
@@ -114,11 +127,6 @@ Transfer::HostRange& Transfer::FindRange(const void* data, size_t bytes) {
       << "copy: " << FormatBytes(bytes) << " at host address " << data
       << " do not lie in one range of host_alloc";
   return found->second;
-}
-
-void Transfer::After(StreamId stream, ComputeStream compute, const EventPtr& other_direction) {
-  device_->StreamWait(stream, device_->RecordCompute(compute));
-  if (other_direction != nullptr) device_->StreamWait(stream, other_direction);
 }
 
 }  // namespace memo

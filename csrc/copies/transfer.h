@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "device.h"
 
@@ -37,8 +38,15 @@ class Transfer {
   // Start a copy after what `compute` was given so far, and return its event. Throw
   // InvalidArgument, with nothing started, if the host side does not lie in one live host range or
   // the device side not in one live allocation.
-  EventPtr ToHost(const CopySpec& copy, ComputeStream compute);
-  EventPtr ToDevice(const CopySpec& copy, ComputeStream compute);
+  EventPtr ToHost(const CopySpec& copy, ComputeStream compute) {
+    return AllToHost({copy}, compute);
+  }
+  EventPtr ToDevice(const CopySpec& copy, ComputeStream compute) {
+    return AllToDevice({copy}, compute);
+  }
+  // The same of several copies, in their order, with one event for all of them.
+  EventPtr AllToHost(const std::vector<CopySpec>& copies, ComputeStream compute);
+  EventPtr AllToDevice(const std::vector<CopySpec>& copies, ComputeStream compute);
 
   const std::shared_ptr<Device>& device() const { return device_; }
 
@@ -55,7 +63,9 @@ class Transfer {
   void FreeRetired();
   void WaitForOldestRetired();
   HostRange& FindRange(const void* data, size_t bytes);
-  void After(StreamId stream, ComputeStream compute, const EventPtr& other_direction);
+  // Copies that start after the event `after` of their ranges; their own event becomes `done`.
+  EventPtr Start(Direction direction, const std::vector<CopySpec>& copies, ComputeStream compute,
+                 EventPtr HostRange::* after, EventPtr HostRange::* done);
 
   const std::shared_ptr<Device> device_;
   const StreamId to_host_;

@@ -41,17 +41,19 @@ StreamId CpuDevice::CreateStream(Direction direction) {
   return id;
 }
 
-void CpuDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
+void CpuDevice::CopyAllAsync(StreamId stream, const std::vector<CopySpec>& copies) {
   CheckUsable();
-  copy.Check();
   Stream& found = FindStream(stream);
   const bool to_host = found.direction == Direction::kToHost;
-  const void* data = to_host ? copy.source : copy.target;
-  const size_t bytes = to_host ? copy.SourceExtentBytes() : copy.TargetExtentBytes();
-  MEMO_REQUIRE(InvalidArgument, arena_.IsLive(data, bytes))
-      << "copy " << (to_host ? "from" : "to") << " device: " << FormatBytes(bytes) << " at " << data
-      << " do not lie in one live allocation of the arena";
-  found.work.AddCopy(copy);
+  for (const CopySpec& copy : copies) {
+    copy.Check();
+    const void* data = to_host ? copy.source : copy.target;
+    const size_t bytes = to_host ? copy.SourceExtentBytes() : copy.TargetExtentBytes();
+    MEMO_REQUIRE(InvalidArgument, arena_.IsLive(data, bytes))
+        << "copy " << (to_host ? "from" : "to") << " device: " << FormatBytes(bytes) << " at "
+        << data << " do not lie in one live allocation of the arena";
+  }
+  found.work.AddCopies(copies);
 }
 
 EventPtr CpuDevice::Record(StreamId stream) { return FindStream(stream).work.Record(); }

@@ -45,7 +45,8 @@ class CpuDevice : public Device {
   void* AllocHost(size_t bytes) override { return host_pool_.Alloc(bytes); }
   void FreeHost(void* data) override { host_pool_.Free(data); }
   StreamId CreateStream(Direction direction) override;
-  void CopyAsync(StreamId stream, const CopySpec& copy) override;
+  void CopyAsync(StreamId stream, const CopySpec& copy) override { CopyAllAsync(stream, {copy}); }
+  void CopyAllAsync(StreamId stream, const std::vector<CopySpec>& copies) override;
   EventPtr Record(StreamId stream) override;
   EventPtr RecordCompute(ComputeStream compute) override;
   void StreamWait(StreamId stream, const EventPtr& event) override;

@@ -225,22 +225,26 @@ StreamId CudaDevice::CreateStream(Direction direction) {
   return static_cast<StreamId>(streams_.size());
 }
 
-void CudaDevice::CopyAsync(StreamId stream, const CopySpec& copy) {
+void CudaDevice::CopyAllAsync(StreamId stream, const std::vector<CopySpec>& copies) {
   CheckUsable();
-  copy.Check();
   const Stream found = FindStream(stream);
   const bool to_host = found.direction == Direction::kToHost;
-  const char* data = static_cast<const char*>(to_host ? copy.source : copy.target);
-  const size_t bytes = to_host ? copy.SourceExtentBytes() : copy.TargetExtentBytes();
-  MEMO_REQUIRE(InvalidArgument, Owns(data) && Owns(data + bytes - 1))
-      << "copy " << (to_host ? "from" : "to") << " device: " << FormatBytes(bytes) << " at "
-      << static_cast<const void*>(data) << " are not memory of CUDA device " << ordinal();
+  for (const CopySpec& copy : copies) {
+    copy.Check();
+    const char* data = static_cast<const char*>(to_host ? copy.source : copy.target);
+    const size_t bytes = to_host ? copy.SourceExtentBytes() : copy.TargetExtentBytes();
+    MEMO_REQUIRE(InvalidArgument, Owns(data) && Owns(data + bytes - 1))
+        << "copy " << (to_host ? "from" : "to") << " device: " << FormatBytes(bytes) << " at "
+        << static_cast<const void*>(data) << " are not memory of CUDA device " << ordinal();
+  }
   const auto direction = static_cast<size_t>(found.direction);
   const CudaGuard guard(calls_.get());
   CudaEventRef begin = timed_events_->Record(found.handle);
-  CopyRows(copy.Joined(), found);
+  for (const CopySpec& copy : copies) {
+    CopyRows(copy.Joined(), found);
+    links_[direction].CountCopy(copy.Bytes());
+  }
   copying_[direction].Add(std::move(begin), timed_events_->Record(found.handle));
-  links_[direction].CountCopy(copy.Bytes());
 }
 
 void CudaDevice::CopyRows(const CopySpec& copy, const Stream& stream) const {

@@ -65,7 +65,8 @@ class CudaDevice : public Device {
   void ReserveHost(size_t bytes);
   StreamId CreateStream(Direction direction) override;
   // The device side may be anybody's memory on this device; its first and last byte are looked at.
-  void CopyAsync(StreamId stream, const CopySpec& copy) override;
+  void CopyAsync(StreamId stream, const CopySpec& copy) override { CopyAllAsync(stream, {copy}); }
+  void CopyAllAsync(StreamId stream, const std::vector<CopySpec>& copies) override;
   EventPtr Record(StreamId stream) override;
   EventPtr RecordCompute(ComputeStream compute) override;
   void StreamWait(StreamId stream, const EventPtr& event) override;

@@ -4,7 +4,7 @@ from memo_train.device._choose import device_of, devices_in_use
 from memo_train.device._counters import CpuCounters, DeviceCounters
 from memo_train.device._cpu import CpuDevice, get_cpu_device
 from memo_train.device._cuda import CudaDevice, get_cuda_device, load_cuda
-from memo_train.device._device import CopyEvent, Device, Rows, memory_share_bytes
+from memo_train.device._device import CopyEvent, Device, PlainCopies, Rows, memory_share_bytes
 from memo_train.device._steps import (
     OUTSIDE,
     Departure,
@@ -30,6 +30,7 @@ __all__ = [
     "EventKind",
     "Events",
     "InvalidDeviceArgument",
+    "PlainCopies",
     "ReplayCounts",
     "Rows",
     "StepAddresses",

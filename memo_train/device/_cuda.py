@@ -88,6 +88,16 @@ class _Transfer:
         event = self._transfer.to_device(target, source, shape, self._current_stream())
         return _CopyEvent(event, self._current_stream)
 
+    def all_to_host(self, copies: Sequence[tuple[int, int, int]], /) -> _CopyEvent:
+        """Start copies to the host."""
+        event = self._transfer.all_to_host(copies, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
+
+    def all_to_device(self, copies: Sequence[tuple[int, int, int]], /) -> _CopyEvent:
+        """Start copies to the device."""
+        event = self._transfer.all_to_device(copies, self._current_stream())
+        return _CopyEvent(event, self._current_stream)
+
 
 class CudaDevice(Device):
     """Pinned host memory and copies of one GPU; several may live in one process.

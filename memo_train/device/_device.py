@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Protocol, SupportsIndex
+from typing import Protocol, SupportsIndex, TypeAlias
 
 import torch
 
@@ -49,6 +49,15 @@ def positive(name: str, value: SupportsIndex, way_out: str = "") -> int:
             f"{name} must be a positive whole number below 2**63, got {value!r}{way_out}"
         )
     return number
+
+
+def _checked(copies: PlainCopies) -> PlainCopies:
+    """`copies`, if there are any and all their figures are positive."""
+    if not copies or not 0 < min(map(min, copies)) <= max(map(max, copies)) < _ABOVE:
+        raise InvalidDeviceArgument(
+            f"copies need positive addresses and sizes below 2**63, got {copies!r}"
+        )
+    return copies
 
 
 def cap_bytes(name: str, value: int | None) -> int | None:
@@ -137,6 +146,10 @@ def _text(path: Path) -> str:
         return ""
 
 
+PlainCopies: TypeAlias = Sequence[tuple[int, int, int]]
+"""(target address, source address, bytes) of copies that are asked for together."""
+
+
 class CopyEvent(Protocol):
     """A point in the copies given to a device."""
 
@@ -161,6 +174,12 @@ class Transfer(Protocol):
 
     def to_device(self, target: int, source: int, shape: tuple[int, int, int, int], /) -> CopyEvent:
         """Start a copy to the device."""
+
+    def all_to_host(self, copies: PlainCopies, /) -> CopyEvent:
+        """Start copies to the host."""
+
+    def all_to_device(self, copies: PlainCopies, /) -> CopyEvent:
+        """Start copies to the device."""
 
 
 class Device(ABC):
@@ -282,6 +301,18 @@ class Device(ABC):
         shape = (rows.rows, rows.row_bytes, rows.device_pitch_bytes, rows.host_pitch_bytes)
         host, device_ptr = positive("host", host), positive("device_ptr", device_ptr)
         return self._transfer.to_device(device_ptr, host, shape)
+
+    def copy_all_to_host(self, copies: PlainCopies) -> CopyEvent:
+        """`copy_to_host` of each in turn, with one event for all, for less than each would cost.
+
+        Raises:
+            InvalidDeviceArgument: as `copy_to_host`, or there are none; nothing was started.
+        """
+        return self._transfer.all_to_host(_checked(copies))
+
+    def copy_all_to_device(self, copies: PlainCopies) -> CopyEvent:
+        """`copy_to_device` of each in turn, with one event for all. Raises as its like does."""
+        return self._transfer.all_to_device(_checked(copies))
 
     @abstractmethod
     def synchronize(self) -> None:

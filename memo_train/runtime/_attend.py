@@ -152,7 +152,7 @@ class AttentionRun:
             if not self._o_layout.is_dense:
                 # It could not be made again with the strides that saved tensors have in it.
                 del known["o"]
-        self.saved.settle(known, swap=swap)
+        self.saved.settle(known, swap=swap, pads=True)
         self._edge = get_gradient_edge(o)
         for leaf in leaves:
             release_data(leaf)

@@ -8,51 +8,26 @@ host, or kept on the device.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 import torch
 
 from memo_train.errors import InPlaceModified
-from memo_train.runtime._swap import SwappedStorage, SwapTarget, is_plain, version_of
-
-# A page, the least that the host pool hands out.
-MIN_SWAP_BYTES = 4096
-
-
-class _Geometry(NamedTuple):
-    dtype: torch.dtype
-    shape: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-
-    def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
-        empty = torch.empty(0, dtype=self.dtype, device=storage.device)
-        return empty.set_(storage, self.offset, self.shape, self.stride)
-
-
-class _Slot:
-    """One swapped storage, restored at most once however many saved tensors view it."""
-
-    def __init__(self, swapped: SwappedStorage) -> None:
-        self.swapped: SwappedStorage | None = swapped
-        self._storage: torch.UntypedStorage | None = None
-
-    def take(self) -> torch.UntypedStorage:
-        if self._storage is None:
-            assert self.swapped is not None
-            self._storage, self.swapped = self.swapped.take(), None
-        return self._storage
+from memo_train.runtime._padded import Padded, padded_from
+from memo_train.runtime._swap import PAGE_BYTES, SwappedStorages, SwapTarget, is_plain, version_of
 
 
 class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
-    home: None (on the device), the name of a known tensor, or a swapped storage.
+    home: None (on the device), the name of a known tensor, such a one padded, or swapped storages,
+    of which `index` is the number of its own.
     is_plain: whether it may leave the device; a tensor that is more stays there as it is.
     """
 
     # Dozens are made for each tile of a step, and the garbage collector looks at each.
-    __slots__ = ("_geometry", "home", "is_plain", "tensor", "version")
+    __slots__ = ("_geometry", "home", "index", "is_plain", "tensor", "version")
+    _geometry: tuple[torch.dtype, int, torch.Size, tuple[int, ...]]
+    index: int
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.is_plain = is_plain(tensor)
@@ -60,8 +35,7 @@ class SavedTensor:
         untouched = not self.is_plain and tensor.grad_fn is None
         self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
         self.version = version_of(tensor)
-        self.home: str | _Slot | None = None
-        self._geometry: _Geometry | None = None
+        self.home: str | Padded | SwappedStorages | None = None
 
     def value(self) -> torch.Tensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
@@ -75,17 +49,18 @@ class SavedTensor:
             )
         return tensor
 
-    def leave(self, tensor: torch.Tensor, home: str | _Slot) -> None:
+    def leave(self, tensor: torch.Tensor, home: str | SwappedStorages) -> None:
         """Let `tensor`, its value, go: from now on it is at `home`."""
-        self._geometry = _Geometry(
-            tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
-        )
+        offset = int(tensor.storage_offset())
+        self._geometry = tensor.dtype, offset, tensor.shape, tensor.stride()
         self.home, self.tensor = home, None
 
     def view(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The tensor that has left, in a storage with the bytes of its own."""
-        assert self._geometry is not None
-        return self._geometry.view(storage)
+        dtype, offset, shape, stride = self._geometry
+        return torch.empty(0, dtype=dtype, device=storage.device).set_(
+            storage, offset, shape, stride
+        )
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -100,9 +75,7 @@ def storage_keys(tensors: Iterable[torch.Tensor]) -> frozenset[int]:
 
 def _is_swappable(storage: torch.UntypedStorage, swap: SwapTarget | None) -> bool:
     """Worth a copy, and device memory at all (tensors older than the device are not)."""
-    return (
-        swap is not None and storage.nbytes() >= MIN_SWAP_BYTES and swap[0].owns(storage.data_ptr())
-    )
+    return swap is not None and storage.nbytes() >= PAGE_BYTES and swap[0].owns(storage.data_ptr())
 
 
 class SavedTensors:
@@ -110,7 +83,7 @@ class SavedTensors:
 
     def __init__(self) -> None:
         self._unsettled: list[SavedTensor] = []
-        self._slots: list[_Slot] = []
+        self._swapped: list[SwappedStorages] = []
         self._bound: dict[str, torch.UntypedStorage] = {}
         self.num_bytes = 0
 
@@ -123,6 +96,8 @@ class SavedTensors:
         known: Mapping[str, torch.Tensor],
         foreign: frozenset[int] = frozenset(),
         swap: SwapTarget | None = None,
+        *,
+        pads: bool = False,
     ) -> None:
         """Decide where the stretch's saved tensors live until backward.
 
@@ -130,10 +105,14 @@ class SavedTensors:
         foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
             never swapped.
         swap: the device and its copies in flight, or None to keep.
+        pads: whether to look for known tensors that were padded with zeros (`_padded`).
         """
         names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
-        stay: set[int] = set()
-        slots: dict[int, _Slot] = {}
+        # Storages that stay where they are, and the number of each that leaves.
+        stay: set[int] = set(foreign)
+        number_of: dict[int, int] = {}
+        leaving: list[tuple[SavedTensor, torch.Tensor]] = []
+        sources: list[torch.Tensor] = []
         for entry in self._unsettled:
             tensor = entry.value()
             if not entry.is_plain:
@@ -141,19 +120,31 @@ class SavedTensors:
                 continue
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
-            home: str | _Slot | None = names.get(key) or slots.get(key)
-            if home is None and key not in foreign and key not in stay:
+            if key in names:
+                entry.leave(tensor, names[key])
+                continue
+            padded = padded_from(tensor, known) if pads else None
+            if padded is not None:
+                entry.home, entry.tensor = padded, None
+                continue
+            if key not in stay and key not in number_of:
                 # Counted once, however many saved tensors view it.
                 self.num_bytes += storage.nbytes()
                 if _is_swappable(storage, swap):
-                    assert swap is not None
-                    home = slots[key] = _Slot(SwappedStorage(tensor, *swap))
+                    number_of[key] = len(sources)
+                    sources.append(tensor)
                 else:
                     stay.add(key)
-            if home is not None:
-                entry.leave(tensor, home)
-        self._slots.extend(slots.values())
+            if key in number_of:
+                entry.index = number_of[key]
+                leaving.append((entry, tensor))
         self._unsettled.clear()
+        if sources:
+            assert swap is not None
+            swapped = SwappedStorages(sources, *swap)
+            self._swapped.append(swapped)
+            for entry, tensor in leaving:
+                entry.leave(tensor, swapped)
 
     def bind(self, **known: torch.Tensor) -> None:
         """Provide the known tensors for backward, with the strides they had in forward."""
@@ -164,13 +155,12 @@ class SavedTensors:
     @property
     def swapped_bytes(self) -> int:
         """Bytes that will come back from the host."""
-        return sum(slot.swapped.num_bytes for slot in self._slots if slot.swapped is not None)
+        return sum(swapped.swapped_bytes for swapped in self._swapped)
 
     def prefetch(self) -> None:
         """Start the copies back of everything swapped."""
-        for slot in self._slots:
-            if slot.swapped is not None:
-                slot.swapped.prefetch()
+        for swapped in self._swapped:
+            swapped.prefetch()
 
     def save(self, tensor: torch.Tensor) -> SavedTensor:
         """Save a tensor by hand, under the same rules; `restore` gives it back."""
@@ -190,4 +180,6 @@ class SavedTensors:
             return entry.value()
         if isinstance(entry.home, str):
             return entry.view(self._bound[entry.home])
-        return entry.view(entry.home.take())
+        if isinstance(entry.home, Padded):
+            return entry.home.made(self._bound[entry.home.of])
+        return entry.view(entry.home.take(entry.index))

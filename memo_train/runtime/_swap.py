@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -38,14 +40,16 @@ class CopiesInFlight:
     def __init__(self, limit_bytes: int) -> None:
         self.hold = False
         self._limit_bytes = limit_bytes
-        self._copies: deque[tuple[CopyEvent, torch.Tensor, int]] = deque()
+        self._copies: deque[tuple[CopyEvent, Sequence[torch.Tensor], list[int], int]] = deque()
         self._bytes = 0
 
-    def add(self, event: CopyEvent, source: torch.Tensor) -> None:
-        """Keep `source` until `event`; waits for older copies beyond the limit."""
-        self._copies.append((event, source, source._version))
-        # All of the storage lives on, whatever part of it the tensor shows.
-        self._bytes += source.untyped_storage().nbytes()
+    def add(self, event: CopyEvent, sources: Sequence[torch.Tensor], num_bytes: int) -> None:
+        """Keep `sources` until `event`; waits for older copies beyond the limit.
+
+        num_bytes: of their storages: all of one lives on, whatever part of it a tensor shows.
+        """
+        self._copies.append((event, sources, [source._version for source in sources], num_bytes))
+        self._bytes += num_bytes
         self.allow(self._limit_bytes)
         self.release_done()
 
@@ -66,68 +70,90 @@ class CopiesInFlight:
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
-        event, source, version = self._copies.popleft()
-        self._bytes -= source.untyped_storage().nbytes()
+        event, sources, versions, num_bytes = self._copies.popleft()
+        self._bytes -= num_bytes
         event.wait()
-        if source._version != version:
-            raise InPlaceModified(
-                f"a saved tensor {tuple(source.shape)} of {source.dtype} was modified in place "
-                f"after it was swapped (version {version}, now {source._version}); keep or "
-                "recompute this model's tiles (alpha=0), or remove the in-place operation"
-            )
+        for source, version in zip(sources, versions, strict=True):
+            if source._version != version:
+                raise InPlaceModified(
+                    f"a saved tensor {tuple(source.shape)} of {source.dtype} was modified in place "
+                    f"after it was swapped (version {version}, now {source._version}); keep or "
+                    "recompute this model's tiles (alpha=0), or remove the in-place operation"
+                )
 
 
 SwapTarget = tuple[Device, CopiesInFlight]
 
 
-class SwappedStorage:
-    """One storage on the host: `prefetch` starts its way back, `take` waits for it.
+PAGE_BYTES = 4096
+"""What the host pool hands out is a multiple of it."""
 
-    Bytes move unchanged (numerics level 1). Host memory is given back once the storage is on the
+
+class SwappedStorages:
+    """Storages on the host, in one range of it: `prefetch` starts their way back together.
+
+    Bytes move unchanged (numerics level 1). Host memory is given back once all of them are on the
     device again, or when the object is dropped.
     """
 
-    def __init__(self, source: torch.Tensor, device: Device, in_flight: CopiesInFlight) -> None:
-        """Start the copy of all of `source`'s storage. Raises: HostMemoryExceeded."""
-        storage = source.untyped_storage()
-        self.num_bytes = storage.nbytes()
+    def __init__(
+        self, sources: Sequence[torch.Tensor], device: Device, in_flight: CopiesInFlight
+    ) -> None:
+        """Start the copies of all of each source's storage. Raises: HostMemoryExceeded.
+
+        sources: of different storages, without graphs.
+        """
+        storages = [source.untyped_storage() for source in sources]
+        self._sizes = [storage.nbytes() for storage in storages]
+        self.num_bytes = sum(self._sizes)
         self._device = device
-        self._host = device.host_alloc(self.num_bytes)
-        self._sent = device.copy_to_host(self._host, storage.data_ptr(), self.num_bytes)
-        self._returned: tuple[torch.UntypedStorage, CopyEvent] | None = None
-        in_flight.add(self._sent, source.detach())
+        # Each in pages of its own, as plans count them.
+        pages = [-(-num_bytes // PAGE_BYTES) * PAGE_BYTES for num_bytes in self._sizes]
+        self._host = device.host_alloc(sum(pages))
+        self._places = list(accumulate(pages[:-1], initial=self._host))
+        copies = zip(self._places, (s.data_ptr() for s in storages), self._sizes, strict=True)
+        self._sent = device.copy_all_to_host(list(copies))
+        self._returning: CopyEvent | None = None
+        self._storages: list[torch.UntypedStorage] = []
+        in_flight.add(self._sent, sources, self.num_bytes)
+
+    @property
+    def swapped_bytes(self) -> int:
+        """Bytes that will come back from the host; none once they were taken."""
+        return self.num_bytes if self._host else 0
 
     def prefetch(self) -> None:
-        """Allocate device memory and start the copy back; no-op when already started."""
-        if self._returned is not None:
+        """Allocate device memory and start the copies back; no-op when already started."""
+        if self._storages:
             return
         self._sent.wait()
-        storage = torch.empty(
-            self.num_bytes, dtype=torch.uint8, device=self._device.torch_device
-        ).untyped_storage()
-        event = self._device.copy_to_device(storage.data_ptr(), self._host, self.num_bytes)
-        self._returned = (storage, event)
+        where = self._device.torch_device
+        self._storages = [
+            torch.empty(num_bytes, dtype=torch.uint8, device=where).untyped_storage()
+            for num_bytes in self._sizes
+        ]
+        copies = zip((s.data_ptr() for s in self._storages), self._places, self._sizes, strict=True)
+        self._returning = self._device.copy_all_to_device(list(copies))
 
-    def take(self) -> torch.UntypedStorage:
-        """The storage on the device, its copy finished."""
-        self.prefetch()
-        assert self._returned is not None
-        storage, event = self._returned
-        event.wait()
-        self._free_host()
-        return storage
+    def take(self, index: int) -> torch.UntypedStorage:
+        """A storage on the device, its copy finished; as often as it is asked for."""
+        if self._host:
+            self.prefetch()
+            assert self._returning is not None
+            self._returning.wait()
+            self._free_host()
+        return self._storages[index]
 
     def _free_host(self) -> None:
-        if self._host:
-            self._device.host_free(self._host)
-            self._host = 0
+        self._device.host_free(self._host)
+        self._host = 0
 
     def __del__(self) -> None:
-        # Absent where host memory was refused; set where no backward took the storage.
+        # Absent where host memory was refused; set where no backward took the storages.
         if getattr(self, "_host", 0):
             self._sent.wait()
-            if self._returned is not None:
-                self._returned[1].wait()
+            if self._returning is not None:
+                self._returning.wait()
             self._free_host()
 
 
@@ -146,7 +172,8 @@ class WholeTensor:
         swap = swap and is_plain(tensor) and device.owns(tensor.untyped_storage().data_ptr())
         self._kept: torch.Tensor | None = None if swap else tensor.detach()
         self._version = tensor._version
-        self._swapped = SwappedStorage(tensor, device, in_flight) if swap else None
+        sources = (tensor.detach(),)
+        self._swapped = SwappedStorages(sources, device, in_flight) if swap else None
 
     @property
     def swapped_bytes(self) -> int:
@@ -161,7 +188,7 @@ class WholeTensor:
     def take(self) -> torch.Tensor:
         """The tensor, once: the reference is given away."""
         if self._swapped is not None:
-            storage, self._swapped = self._swapped.take(), None
+            storage, self._swapped = self._swapped.take(0), None
             return torch.empty(0, dtype=self._dtype, device=storage.device).set_(
                 storage, self._offset, self._shape, self._stride
             )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memo_planner.checks import check_fields
-from memo_train.device import CpuCounters, CpuDevice, Rows, get_cpu_device
+from memo_train.device import CpuCounters, CpuDevice, PlainCopies, Rows, get_cpu_device
 from memo_train.trace._flops import OpCost
 
 _PAGE_BYTES = 4096
@@ -120,6 +120,14 @@ class FakeDevice(CpuDevice):
     def copy_rows_to_device(self, device_ptr: int, host: int, rows: Rows) -> Any:
         """The event of a copy that takes its time and moves nothing."""
         return self._copy("h2d", rows)
+
+    def copy_all_to_host(self, copies: PlainCopies) -> Any:
+        """The event of the last of copies that take their time and move nothing."""
+        return [self.copy_to_host(*copy) for copy in copies][-1]
+
+    def copy_all_to_device(self, copies: PlainCopies) -> Any:
+        """The event of the last of copies that take their time and move nothing."""
+        return [self.copy_to_device(*copy) for copy in copies][-1]
 
     def synchronize(self) -> None:
         """Let the clock reach the end of all copies."""

@@ -43,23 +43,25 @@ class StageRecorder:
         self._device = device
         self._before_bytes = device.counters().device_used_bytes
         self._stage = "between"
-        self._since = self._computed_s()
         device.reset_peak()
+        self._begin("between")
 
     def __call__(self, stage: str, block: int = NOWHERE, tile: int = NOWHERE) -> None:
         """`stage` begins: note what the one before it took."""
         if stage == self._stage:
             return
-        now = self._computed_s()
-        self.seconds[self._stage] += now - self._since
-        peak = self._device.counters().device_peak_bytes - self._before_bytes
+        # Before the counters, which take time that is no stage's: on a GPU torch's own are slow.
+        now = self._device.now()
+        counters = self._device.counters()
+        self.seconds[self._stage] += now - self._since - (counters.stall_s - self._stalled_s)
+        peak = counters.device_peak_bytes - self._before_bytes
         self.peak_bytes[self._stage] = max(self.peak_bytes[self._stage], peak)
         self._device.reset_peak()
-        # Read again: the counters above took time that is no stage's.
-        self._stage, self._since = stage, self._computed_s()
+        self._begin(stage)
 
-    def _computed_s(self) -> float:
-        return self._device.now() - self._device.counters().stall_s
+    def _begin(self, stage: str) -> None:
+        self._stage, self._stalled_s = stage, self._device.counters().stall_s
+        self._since = self._device.now()  # last: see above
 
 
 REPEATS = 3

@@ -69,6 +69,41 @@ def test_rows_arrive_and_gaps_stay(view, rows, row_bytes, device_gap, host_gap, 
     assert np.array_equal(memory[target], returned)
 
 
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_copies_that_are_asked_for_together(device: CpuDevice, view, seed) -> None:
+    """Levels 1 and 2: every one arrives before the event is done, and every one is counted."""
+    device.adversary(seed)
+    sizes = (4096, 1, 70_000)
+    places = (0, 4096, 8192)
+    sources = [device.device_alloc(nbytes) for nbytes in sizes]
+    targets = [device.device_alloc(nbytes) for nbytes in sizes]
+    host = device.host_alloc(8192 + sizes[-1])
+    for source, nbytes in zip(sources, sizes, strict=True):
+        view(source, nbytes)[:] = random_bytes(nbytes, seed=nbytes)
+    hosts = [host + place for place in places]
+    sent = device.copy_all_to_host(list(zip(hosts, sources, sizes, strict=True)))
+    # In the order of the calls on one host range, without a wait between them.
+    device.copy_all_to_device(list(zip(targets, hosts, sizes, strict=True))).wait()
+    assert sent.done()
+    for target, nbytes in zip(targets, sizes, strict=True):
+        assert np.array_equal(view(target, nbytes), random_bytes(nbytes, seed=nbytes))
+    counters = device.counters()
+    assert (counters.d2h_copies, counters.h2d_copies) == (3, 3)
+    assert counters.d2h_bytes == counters.h2d_bytes == sum(sizes)
+
+
+def test_of_copies_that_are_asked_for_together_one_is_wrong(device: CpuDevice) -> None:
+    block, host = device.device_alloc(8192), device.host_alloc(8192)
+    good = (host, block, 4096)
+    elsewhere = (host + 4096, host, 4096)
+    outside = (host + 4096, block, 8192)
+    for copies in ([], [good, elsewhere], [good, outside], [good, (host, block, 0)]):
+        with pytest.raises(InvalidDeviceArgument):
+            device.copy_all_to_host(copies)
+    assert device.counters().d2h_copies == 0, "none was started"
+    device.host_free(host)
+
+
 def test_event_is_not_done_before_the_bytes_have_moved(device: CpuDevice, view) -> None:
     device.set_bandwidth(SLOW, None)
     source, host = device.device_alloc(MIB), device.host_alloc(MIB)

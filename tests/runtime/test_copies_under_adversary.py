@@ -86,7 +86,7 @@ def forget_waits(monkeypatch, device) -> Iterator[Callable[[str], None]]:
     def forget(copy: str) -> None:
         start = getattr(CpuDevice, copy)
 
-        def start_and_forget(self: CpuDevice, *args: int) -> _NeverWaited:
+        def start_and_forget(self: CpuDevice, *args: object) -> _NeverWaited:
             start(self, *args)
             return _NeverWaited()
 
@@ -100,7 +100,7 @@ def forget_waits(monkeypatch, device) -> Iterator[Callable[[str], None]]:
 
 
 @pytest.mark.parametrize("planned", [False, True])
-@pytest.mark.parametrize("copy", ["copy_to_host", "copy_to_device"])
+@pytest.mark.parametrize("copy", ["copy_all_to_host", "copy_all_to_device"])
 def test_a_missing_wait_would_show(copy, planned, ids, wrapped, device, forget_waits) -> None:
     model = wrapped(own_llama(), "keep")
     keep = step_of(model, ids)

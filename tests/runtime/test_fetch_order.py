@@ -7,6 +7,7 @@ from collections import defaultdict
 import pytest
 import torch
 
+from memo_train.device import PlainCopies
 from tests.runtime.causal_lms import own_llama
 from tests.runtime.policies import force, wrapped_of
 
@@ -22,12 +23,12 @@ def fetched(device, wrapped, monkeypatch) -> dict[tuple[str, int], list[int]]:
     def observe(name: str, block: int, tile: int) -> None:
         stage[:] = [name, block]
 
-    def copy(device_ptr: int, host: int, nbytes: int):
-        sizes[(stage[0], stage[1])].append(nbytes)
-        return plain(device_ptr, host, nbytes)
+    def copy(copies: PlainCopies):
+        sizes[(stage[0], stage[1])].extend(nbytes for _, _, nbytes in copies)
+        return plain(copies)
 
-    plain = device.copy_to_device
-    monkeypatch.setattr(device, "copy_to_device", copy)
+    plain = device.copy_all_to_device
+    monkeypatch.setattr(device, "copy_all_to_device", copy)
     monkeypatch.setattr(wrapped_of(model), "observer", observe)
     model(input_ids=ids, labels=ids).loss.backward()
     return sizes

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from memo_train.device import CpuDevice, Rows
+from memo_train.device import CpuDevice, PlainCopies, Rows
 from memo_train.selftest import _gradients as gradients
 from memo_train.selftest import _modes as modes
 from memo_train.selftest import _step_times as step_times
@@ -19,15 +19,22 @@ from memo_train.selftest.__main__ import main
 
 def flip_a_byte() -> None:
     """What comes back to the device has its first byte changed."""
-    copy = CpuDevice.copy_rows_to_device
+    in_rows, together = CpuDevice.copy_rows_to_device, CpuDevice.copy_all_to_device
 
     def flipped(self: CpuDevice, device_ptr: int, host: int, rows: Rows) -> object:
-        event = copy(self, device_ptr, host, rows)
+        event = in_rows(self, device_ptr, host, rows)
         event.wait()
         ctypes.c_uint8.from_address(device_ptr).value ^= 1
         return event
 
-    CpuDevice.copy_rows_to_device = flipped
+    def all_flipped(self: CpuDevice, copies: PlainCopies) -> object:
+        event = together(self, copies)
+        event.wait()
+        for device_ptr, _, _ in copies:
+            ctypes.c_uint8.from_address(device_ptr).value ^= 1
+        return event
+
+    CpuDevice.copy_rows_to_device, CpuDevice.copy_all_to_device = flipped, all_flipped
 
 
 def flip_on_rank_1() -> None:
