@@ -19,10 +19,12 @@ from memo_train.runtime import (
     probe_model,
     report,
     runnable,
+    settled,
     without_caches,
     without_user_hooks,
 )
 from memo_train.stats import count
+from memo_train.trace import kinds_of
 
 GIB = 2**30
 _ATTRIBUTE = "_memo_train"
@@ -65,7 +67,8 @@ def wrap(
     choices = Choices(limits=_limits(device, *caps_bytes), alpha=alpha, tile_tokens=tile_tokens)
     lm = parts.causal_lm
     tries = runnable(lm, "on the few tokens of the probe")
-    with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries:
+    hooks = without_user_hooks(lm, parts.blocks)
+    with settled(model), hooks, without_caches(configs_of(lm)), tries:
         verdicts, loss = probe_model(parts, device)
     report(parts, verdicts, loss.why_whole)
     wrapped = WrappedModel(parts, verdicts, device, loss=None if loss.why_whole else loss)
@@ -74,7 +77,8 @@ def wrap(
     planner = StepPlanner(wrapped, choices, caps, layouts)
     wrapped.install(planner.step_policy)
     try:
-        _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
+        with wrapped.whole(kind.index for kind in kinds_of(wrapped)):
+            _plan_ahead(planner, seq_len, fits_at_all=device_gib is not None)
         # Last: a profile's runs may need more than the plan's steps.
         caps.set(*caps_bytes, parts)
     # An interrupt, too, leaves the model as it was.

@@ -23,6 +23,7 @@ from memo_train.trace._profile import (
     OPTIMIZER_STATES,
     Effort,
     for_two_sequences,
+    kinds_of,
     measure_profile,
     model_hash,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PlaceMarks",
     "PlaceRecorder",
     "for_two_sequences",
+    "kinds_of",
     "measure_link",
     "measure_link_rates",
     "measure_profile",
