@@ -8,13 +8,16 @@ came out: "right", or the error's class and words; and what was counted on the w
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -23,16 +26,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.nn.parallel import DistributedDataParallel
 
 import memo_train
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,
+    assert_same_losses,
     float64_step,
     run_step,
 )
 from tests.runtime.causal_lms import MODELS
+from tests.runtime.policies import force
 
 TILE_TOKENS = 8
 IDS = torch.randint(1, 61, (2, 37), generator=torch.Generator().manual_seed(3))
@@ -246,12 +252,138 @@ def parts_of_another_precision(after: bool) -> None:
     step_of(wrap(model) if after else model, batch_of())
 
 
+# What is counted: level 2
+
+
+@contextmanager
+def counting_gathers() -> Iterator[Counter[str]]:
+    """Gathers of FSDP2 by a parameter's name in each group, while active."""
+    counts: Counter[str] = Counter()
+    own = _fsdp_param_group.foreach_all_gather
+
+    def counted(fsdp_params: Any, *args: Any, **kwargs: Any) -> Any:
+        counts[fsdp_params[0]._param_fqn] += 1
+        return own(fsdp_params, *args, **kwargs)
+
+    _fsdp_param_group.foreach_all_gather = counted
+    try:
+        yield counts
+    finally:
+        _fsdp_param_group.foreach_all_gather = own
+
+
+def gathers(how: str, after: bool) -> None:
+    """As many as without wrap: one in forward and one in backward, for five tiles as for one."""
+    batch = batch_of()
+    plain = SHARDINGS[how](make())
+    model = sharded(how, after=after)
+    for step in range(2):
+        with counting_gathers() as expected:
+            step_of(plain, batch)
+        for policy in ("keep", "swap", "recompute"):
+            with counting_gathers() as found:
+                step_of(force(model, policy, TILE_TOKENS), batch)
+            assert found == expected, f"step {step}, {policy}: {found}, plain {expected}"
+    in_blocks = {name: n for name, n in found.items() if ".layers." in name}
+    assert set(in_blocks.values()) == {2}, in_blocks
+    if dist.get_rank() == 0:
+        print(f"{how}, {'after' if after else 'before'}: {dict(found)}", flush=True)
+
+
+def hooks_of_parameters(model: Any, parameters: Any = None) -> None:
+    """Each fires once a step, with the whole step's gradient."""
+    named = dict((parameters or model).named_parameters())
+    fired: Counter[str] = Counter()
+    for name, parameter in named.items():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, name=name: fired.update({name: int(p.grad is not None)})
+        )
+    for policy in ("keep", "swap", "recompute"):
+        force(getattr(model, "module", model), policy, TILE_TOKENS)
+        fired.clear()
+        step_of(model, batch_of())
+        assert fired == dict.fromkeys(named, 1), f"{policy}: {fired}"
+
+
+def used_bytes() -> int:
+    gc.collect()  # outputs and what makes their logits hold one another
+    return memo_train.stats().device_used_bytes
+
+
+def bytes_between(how: str, **policy: Any) -> None:
+    """Gathered weights of blocks are gone between forward and backward, whatever tiles saved."""
+    away = sharded(how, after=True, **policy)
+    here = sharded(how, after=True, reshard_after_forward=False, **policy)
+    low = 2 if policy else 4
+    weights_bytes = sum(low * p.numel() for p in make().model.layers.parameters())
+    off = {}
+    for places in ("keep", "swap", "recompute"):
+        held = []
+        for model in (away, here):
+            # Without bytes for copies: what is under way when one looks hangs on the clock.
+            memo_train.use_layouts(force(model, places, TILE_TOKENS, free_bytes=0), False)
+            step_of(model, batch_of())
+            model.reshard()
+            before = used_bytes()
+            loss = model(**mine(batch_of())).loss
+            held.append(used_bytes() - before)
+            loss.backward()
+            del loss
+        off[places] = (held[1] - held[0]) / weights_bytes - 1
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, off)
+    # Each request is rounded up.
+    assert all(abs(part) < 0.03 for found in every for part in found.values()), every
+
+
+def twenty_steps(prepare: Callable[[Any], Any]) -> None:
+    """Level 6: every step's loss, of AdamW on changing batches."""
+    generator = torch.Generator().manual_seed(5)
+    batches = [batch_of(torch.randint(1, 61, (2, 37), generator=generator)) for _ in range(4)] * 5
+
+    def losses(model: Any, loss_of: Callable[[Any], torch.Tensor]) -> list[float]:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        found = []
+        for batch in batches:
+            optimizer.zero_grad()
+            found.append(float(loss_of(model(**batch_for(model, batch)).loss)))
+            optimizer.step()
+        return found
+
+    plain = make()
+
+    def batch_for(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return batch if model is plain else mine(batch)
+
+    def alone(loss: torch.Tensor) -> torch.Tensor:
+        loss.backward()
+        return loss.detach()
+
+    def together(loss: torch.Tensor) -> torch.Tensor:
+        mean = alone(loss).clone()
+        dist.all_reduce(mean)
+        return mean / dist.get_world_size()
+
+    expected, model = losses(plain, alone), prepare(make())
+    with counting_gathers() as counts:
+        found = losses(model, together)
+    assert_same_losses(found, expected)
+    if dist.get_rank() == 0:
+        print(f"20 steps, losses {found[0]:.4f} to {found[-1]:.4f}", flush=True)
+        print(f"gathers of each group: {dict(counts)}", flush=True)
+
+
 CASES: dict[str, Callable[[], None]] = {
     "ddp": ddp,
     "ddp, static graph": partial(ddp, static_graph=True),
     "ddp, unused found": partial(ddp, find_unused_parameters=True),
     "ddp, no_sync": ddp_no_sync,
     "ddp, wrapped after": partial(ddp, after=True),
+    "ddp, hooks": lambda: hooks_of_parameters(DistributedDataParallel(wrap(make()))),
+    "ddp, 20 steps": lambda: twenty_steps(lambda m: DistributedDataParallel(wrap(m))),
+    "fsdp bytes": partial(bytes_between, "blocks"),
+    "fsdp bytes of parts": partial(bytes_between, "parts and blocks"),
+    "fsdp bytes in bf16": partial(bytes_between, "blocks", mp_policy=LOW),
     "blocks without the model": blocks_without_the_model,
     "parts of another precision": partial(parts_of_another_precision, False),
     "parts of another precision, wrapped after": partial(parts_of_another_precision, True),
@@ -271,6 +403,15 @@ for _after, _when in ((False, "wrapped before"), (True, "wrapped after")):
         f"fsdp no sync, {_when}": partial(fsdp_no_sync, _after),
         f"fsdp shapes, {_when}": partial(shapes, _after),
         f"fsdp frozen, {_when}": partial(frozen, _after),
+        f"fsdp gathers, {_when}": partial(gathers, "blocks", _after),
+        f"fsdp gathers of parts, {_when}": partial(gathers, "parts and blocks", _after),
+        f"fsdp gathers of head, {_when}": partial(gathers, "embedding", _after),
+        f"fsdp hooks, {_when}": lambda a=_after: hooks_of_parameters(
+            sharded("parts and blocks", after=a)
+        ),
+        f"fsdp 20 steps, {_when}": lambda a=_after: twenty_steps(
+            lambda m: sharded("parts and blocks", after=a, model=m)
+        ),
     }
 
 
@@ -290,9 +431,13 @@ def outcome(run: Callable[[], None]) -> str:
 
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    # Collections need not look at the libraries' million objects.
+    gc.collect()
+    gc.freeze()
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     found: dict[str, str] = {}
     for name in names or CASES:
+        began = time.monotonic()
         found[name] = outcome(CASES[name])
         every: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(every, found[name])
@@ -300,6 +445,7 @@ def main(out: Path, names: list[str]) -> None:
             found[name] = f"ranks differ: {every}"
         if dist.get_rank() == 0:
             out.write_text(json.dumps(found, indent=1))
+            print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # without the process group's threads at interpreter exit

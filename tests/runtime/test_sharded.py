@@ -60,6 +60,16 @@ def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
 
 
+def test_no_logits_are_made_for_the_root_s_hooks(mesh, ids) -> None:
+    """FSDP2 rebuilds the model's output, field by field; who asks that for logits has them."""
+    model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
+    expected = MODELS["llama"]()(input_ids=ids, labels=ids).logits
+    output = shard(model, mesh)(input_ids=ids, labels=ids)
+    assert output.lazy_logits._made is None
+    torch.testing.assert_close(output.logits, expected)
+    assert output.lazy_logits._made is output.logits
+
+
 def test_sharding_before_wrap(mesh, ids) -> None:
     """Parts of blocks, too: the step is bit for bit the one of a model that is not sharded."""
     model = memo_train.wrap(shard(MODELS["llama"](), mesh, inside=True), alpha=0.5, tile_tokens=8)
