@@ -25,7 +25,7 @@ from memo_train.device import Device
 from memo_train.layout import Shape, StepLayouts
 from memo_train.parallel import SequenceGroup
 from memo_train.profiling import Profiles, StepKind
-from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, precision
+from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, held_here, precision
 
 
 class Caps:
@@ -45,7 +45,8 @@ class Caps:
         """
         if device_bytes is not None:
             where = self._device.torch_device
-            tensors = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
+            every = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
+            tensors = map(held_here, every)
             here = [tensor for tensor in tensors if tensor.device == where]
             older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
             # 0 is no cap that may be set; under 1 byte the first request says what is short.

@@ -202,10 +202,10 @@ class _ProfilesOfState:
         return profile
 
     def _measure(self, kind: StepKind, longest: int, repeats: int) -> Profile:
-        if self._wrapped.fingerprint.is_sharded:
+        if self._wrapped.fingerprint.is_away:
             raise UnsupportedModel(
-                "the model was not profiled for such a step before fully_shard took its "
-                "parameters, and cannot be after; run one before fully_shard"
+                "the model could not be profiled for such a step at wrap, and cannot be while "
+                "FSDP2 brings its parameters in and out; run one before fully_shard"
             )
         one = None if kind.alone else self.of(replace(kind, alone=True), longest)
         causal_lm = self._wrapped.parts.causal_lm

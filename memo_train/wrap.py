@@ -34,11 +34,12 @@ from memo_train.runtime import (
     probe_model,
     report,
     runnable,
+    settled,
     without_caches,
     without_user_hooks,
 )
 from memo_train.stats import count
-from memo_train.trace import model_hash
+from memo_train.trace import kinds_of, model_hash
 
 GIB = 2**30
 _CapsBytes = tuple[int | None, int | None]
@@ -121,7 +122,8 @@ def _look_at(
     device, heads = device_of(lm.parameters()), HeadsSeen()
     tries = runnable(lm, "on the few tokens of the probe")
     alone = attention_shared_by(None if steps_of is None else heads)
-    with without_user_hooks(lm, parts.blocks), without_caches(configs_of(lm)), tries, alone:
+    hooks = without_user_hooks(lm, parts.blocks)
+    with settled(model), hooks, without_caches(configs_of(lm)), tries, alone:
         verdicts, loss = probe_model(parts, device)
     steps = None if steps_of is None else steps_of(lm)
     if steps is not None:
@@ -172,12 +174,13 @@ def _planner(
     planner = StepPlanner(wrapped, choices, caps, layouts, group)
     wrapped.install(planner.step_policy)
     try:
-        if group is not None:
-            group.agree(lambda: _prove(found))
-            # Not before: what is proven, each rank runs alone.
-            wrapped.ranks = found.steps
-        tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
-        _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
+        with wrapped.whole(kind.index for kind in kinds_of(wrapped)):
+            if group is not None:
+                group.agree(lambda: _prove(found))
+                # Not before: what is proven, each rank runs alone.
+                wrapped.ranks = found.steps
+            tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
+            _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
         # Last: a profile's runs may need more than the plan's steps.
         _set_caps(caps, found, group)
     # An interrupt, too, leaves the model as it was.

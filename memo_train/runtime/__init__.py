@@ -33,6 +33,7 @@ from memo_train.runtime._ranks import (
 )
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
+from memo_train.runtime._sharded import held_here, settled
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output
 from memo_train.runtime._wrapped import (
@@ -74,6 +75,7 @@ __all__ = [
     "configs_of",
     "evaluating",
     "find_parts",
+    "held_here",
     "ignore",
     "installed",
     "judge_plain_run",
@@ -85,6 +87,7 @@ __all__ = [
     "record_calls",
     "report",
     "runnable",
+    "settled",
     "shadows_of",
     "split_input",
     "split_output",

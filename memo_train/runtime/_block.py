@@ -45,6 +45,7 @@ from memo_train.runtime._shadow import (
     shadows_of,
     take_written_gradients,
 )
+from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import WholeTensor, is_plain, version_of
 from memo_train.runtime._tile import (
     TileGraph,
@@ -482,9 +483,11 @@ class _Repeated:
         spec = self._spec
         if self._is_first:
             self._is_first = False
-            return spec.forward(*args, **kwargs)
+            with without_moves(spec.sharded):
+                return spec.forward(*args, **kwargs)
         # Without shadows: this graph is differentiated once, by autograd itself.
         with ExitStack() as stack:
+            stack.enter_context(without_moves(spec.sharded))
             stack.enter_context(self._tensors.installed((), ()))
             stack.enter_context(kept_state(spec.module, spec.changes))
             stack.enter_context(in_function_modes(self._modes))

@@ -23,6 +23,7 @@ from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
 from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
 from memo_train.runtime._shadow import ModuleTensors
+from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
 
@@ -47,6 +48,7 @@ class BlockSpec:
     changes: buffers and attributes that forward changes, which its repetition must not.
     mixer: the module at which the block is cut; None cuts it at its attention call.
     checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
+    sharded: modules inside the block whose own hooks bring their parameters in and let them go.
     """
 
     module: nn.Module
@@ -64,6 +66,7 @@ class BlockSpec:
     changes: frozenset[StatePlace] = frozenset()
     mixer: Mixer | None = None
     checked_shapes: set[tuple[int, ...]] = field(default_factory=set)
+    sharded: tuple[nn.Module, ...] = ()
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
@@ -150,6 +153,7 @@ class BlockState:
 
     def enter(self, stack: ExitStack) -> None:
         """The surroundings in which the block's own code runs, in forward and in backward."""
+        stack.enter_context(without_moves(self.spec.sharded))
         stack.enter_context(intercept())
         if self.spec.mixer is not None:
             stack.enter_context(self.spec.cut_at_mixer())

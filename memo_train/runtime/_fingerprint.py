@@ -7,11 +7,15 @@ Both read attributes only: well under a millisecond for a model of a thousand mo
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from torch import nn
+
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of, is_fully_sharded
+from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of
+from memo_train.runtime._sharded import is_fully_sharded, sharded_in
 
 _WAY_OUT = "call memo_train.unwrap(model), change it, and wrap it again"
 
@@ -38,12 +42,15 @@ class Fingerprint:
         self._names = [name for name, *_ in filled]
         self._places = [(slots, key) for _, slots, key in filled]
         self._shapes, self._devices = self._shapes_and_devices()
-        self._inside_blocks = {
-            id(inner) for block in parts.blocks for inner in block.modules() if inner is not block
-        }
+        self._blocks = parts.blocks
         self.configs = configs_of(parts.causal_lm)
         self.is_sharded = False
         """Whether FSDP2 holds the parameters; their types and devices then change in mid-step."""
+        self.is_away = False
+        """Whether parameters come and go: nothing can be measured in a step."""
+        self.sharded_inside: tuple[tuple[nn.Module, ...], ...] = ((),) * len(parts.blocks)
+        """Of each block the modules inside it that are sharded by themselves, outer ones first."""
+        self._look_for_shards()
         self._state = self._read_state()
 
     def check(self) -> None:
@@ -114,15 +121,23 @@ class Fingerprint:
             f"{devices[moved]}; {_WAY_OUT}"
         )
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """While active, sharded parameters are whole: their types are those that they have now."""
+        self._state, self.is_away = self._read_state(), False
+        try:
+            yield
+        finally:
+            self.is_away = self.is_sharded
+
     def _note_types(self) -> None:
         """FSDP2 changes the class of the modules that it shards."""
         self._types = [type(module) for module in self._modules]
-        for module in self._modules:
-            if not is_fully_sharded(module):
-                continue
-            self.is_sharded = True
-            if id(module) in self._inside_blocks:
-                raise UnsupportedModel(
-                    f"fully_shard was called on {type(module).__name__} inside a block; its "
-                    "parameters come and go in mid-tile: shard whole blocks and the model"
-                )
+        self._look_for_shards()
+
+    def _look_for_shards(self) -> None:
+        self.is_sharded = self.is_away = any(map(is_fully_sharded, self._modules))
+        self.sharded_inside = tuple(
+            tuple(module for module in sharded_in(block) if module is not block)
+            for block in self._blocks
+        )

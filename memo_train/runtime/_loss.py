@@ -38,6 +38,7 @@ from memo_train.runtime._observe import Observer, ignore
 from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
 from memo_train.runtime._ranks import Ranks, SharedStep
+from memo_train.runtime._sharded import whole
 
 # Proofs hold the loss functions they are of: a new one each step must not pile up.
 _MOST_PROOFS = 64
@@ -270,9 +271,11 @@ def probe_loss(
     arguments: dict[str, Any] = {"input_ids": ids, "labels": ids, **options}
     kept = kept_model(parts.causal_lm, parts.blocks)
     with kept, preserved_rng(device.generators), torch.enable_grad():
-        with evaluating(parts.causal_lm):
+        outside = parts.sharded_outside
+        with evaluating(parts.causal_lm), whole(outside):
             tiled.learn_decoder(*(seen or tiled.run_decoder(arguments)))
-        tiled.prepare(arguments)  # in the mode that the model is in, as the first step will be
+        with whole(outside):
+            tiled.prepare(arguments)  # in the mode that the model is in, as in its first step
     # A `LossIsWhole` without a reason: there was no loss to tile.
     if tiled.why_whole == "":
         tiled.why_whole = "it returns none"

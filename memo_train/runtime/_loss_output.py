@@ -45,11 +45,7 @@ def with_loss(output: Any, loss: torch.Tensor, logits: Logits) -> Any:
     lazy = without_logits(output, loss)
     kind = _lazy_kind(type(output))  # type: ignore[arg-type]
     values = {f.name: getattr(lazy, f.name) for f in dataclasses.fields(lazy)}
-    values.pop("logits")
-    result = kind(**values, logits=None)
-    # An output may be a frozen dataclass.
-    object.__setattr__(result, "lazy_logits", logits)
-    return result
+    return kind(**values, lazy_logits=logits)
 
 
 def without_logits(output: Any, loss: torch.Tensor | None) -> Any:
@@ -68,9 +64,12 @@ def loss_of(output: Any) -> torch.Tensor | None:
 class _LazyTuple(tuple[Any, ...]):
     """(loss, logits, ...) whose logits are made when they are looked at."""
 
-    lazy_logits: Logits
+    lazy_logits: Logits | None = None
+    """None in what somebody has made of its items, which has what they were."""
 
     def __getitem__(self, index: SupportsIndex | slice) -> Any:
+        if self.lazy_logits is None:
+            return super().__getitem__(index)
         if isinstance(index, slice) or index.__index__() in (1, 1 - len(self)):
             return (super().__getitem__(0), self.lazy_logits.get(), *super().__getitem__(_REST))[
                 index
@@ -84,24 +83,34 @@ class _LazyTuple(tuple[Any, ...]):
 _REST = slice(2, None)
 
 
+@dataclasses.dataclass
+class _Carrier:
+    lazy_logits: Logits | None = None
+
+
 @functools.cache
 def _lazy_kind(kind: type) -> type:
     """A kind of output as `kind`, whose `logits` come from `lazy_logits`.
 
-    Walks of its items (DistributedDataParallel, accelerate) meet no logits and ask for none.
+    Walks of its items (DistributedDataParallel, accelerate) meet no logits and ask for none. Nor do
+    walks of its fields, which FSDP2 rebuilds an output of: there `lazy_logits` stand for them.
     """
 
+    def init(self: Any, *args: Any, lazy_logits: Logits | None = None, **values: Any) -> None:
+        kind.__init__(self, *args, **values)  # type: ignore[misc]
+        if lazy_logits is not None and "lazy_logits" not in self.__dict__:
+            # An output may be a frozen dataclass, and may list in its items what is set.
+            object.__setattr__(self, "lazy_logits", lazy_logits)
+
     def get_logits(self: Any) -> torch.Tensor:
-        given = self.__dict__.get("_given_logits")
-        if given is None:
-            lazy = self.__dict__.get("lazy_logits")
-            if lazy is None:
-                raise _no_logits("somebody has copied this output since")
-            given = lazy.get()
-        return given  # type: ignore[no-any-return]
+        lazy: Logits | None = self.lazy_logits
+        if lazy is None:
+            raise _no_logits("somebody has copied this output since")
+        return lazy.get()
 
     def set_logits(self: Any, value: torch.Tensor | None) -> None:
-        self.__dict__["_given_logits"] = value
+        if value is not None:
+            object.__setattr__(self, "lazy_logits", Logits(lambda: value))
 
     def to_tuple(self: Any) -> tuple[Any, ...]:
         rest = [value for name, value in self.items() if name not in ("loss", "logits")]
@@ -117,13 +126,17 @@ def _lazy_kind(kind: type) -> type:
 
     def reduce(self: Any) -> Any:
         # As a plain output; one that somebody has copied has nothing to make logits of.
-        names = [field.name for field in dataclasses.fields(self)]
-        has_logits = "lazy_logits" in self.__dict__ or self.__dict__["_given_logits"] is not None
+        names = [field.name for field in dataclasses.fields(kind)]
+        has_logits = self.lazy_logits is not None
         return kind, tuple(
             None if name == "logits" and not has_logits else getattr(self, name) for name in names
         )
 
+    own = {f.name: f for f in dataclasses.fields(kind) if f.name != "logits"}
     members: dict[str, Any] = {
+        "__init__": init,
+        "__dataclass_fields__": own | _Carrier.__dataclass_fields__,
+        "lazy_logits": None,
         "logits": property(get_logits, set_logits),
         "__repr__": represent,
         "__reduce__": reduce,

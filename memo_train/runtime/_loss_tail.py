@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from memo_train.runtime._sharded import moves_parameters
+
 Slot = tuple[dict[str, Any], str, torch.Tensor]
 """Where a module keeps a parameter or a buffer, under which name, and which."""
 
@@ -165,7 +167,7 @@ class Tail:
             if module is self.model:
                 continue  # its hooks are around this all
             for hook in _hooks_of(module):
-                if module is not self.head or not _moves_parameters(hook):
+                if module is not self.head or not moves_parameters(hook):
                     return (
                         f"{type(module).__name__} has a hook ("
                         f"{getattr(hook, '__qualname__', type(hook).__name__)}), which a tile "
@@ -206,11 +208,6 @@ def _hooks_of(module: nn.Module) -> Iterator[Callable[..., Any]]:
         module._backward_hooks,
     ):
         yield from hooks.values()
-
-
-def _moves_parameters(hook: Callable[..., Any]) -> bool:
-    """FSDP2's hooks care for the parameters and for whether an output needs gradients."""
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from memo_train.errors import CachedGeneration, InvalidInput, MemoError, UnsupportedModel
+from memo_train.runtime._sharded import class_of, is_fully_sharded, sharded_in
 
 UNSUPPORTED_OUTPUTS = ("output_attentions",)
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
@@ -171,12 +172,23 @@ rows, on a CPU, also products that are seven times less exact over a large vocab
 
 @dataclass(frozen=True, kw_only=True)
 class ModelParts:
-    """The parts of a causal LM; all are modules of the user's own model."""
+    """The parts of a causal LM; all are modules of the user's own model.
+
+    outer: what stands around the causal LM (PEFT's model), if anything does.
+    """
 
     causal_lm: nn.Module
     decoder: nn.Module
     head: nn.Module
     blocks: tuple[nn.Module, ...]
+    outer: nn.Module | None = None
+
+    @property
+    def sharded_outside(self) -> tuple[nn.Module, ...]:
+        """The modules outside of blocks that FSDP2 shards, outer ones first."""
+        inside = {id(inner) for block in self.blocks for inner in block.modules()}
+        every = sharded_in(self.outer or self.causal_lm)
+        return tuple(module for module in every if id(module) not in inside)
 
     @property
     def vocab_size(self) -> int:
@@ -237,7 +249,7 @@ def find_parts(model: nn.Module) -> ModelParts:
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"wrap takes a torch.nn.Module, got {type(model).__name__}")
     causal_lm = causal_lm_of(model)
-    _check_placing(causal_lm)
+    _check_placing(model, causal_lm)
     _check_config(causal_lm)
     body = _body_of(causal_lm)
     get_head = getattr(causal_lm, "get_output_embeddings", None)
@@ -262,10 +274,11 @@ def find_parts(model: nn.Module) -> ModelParts:
         decoder=body if inner is None or called.has(body) else inner,
         head=head,
         blocks=_largest([s for s in stacks if any(map(called.has, s))] or stacks, body),
+        outer=None if model is causal_lm else model,
     )
 
 
-def _check_placing(causal_lm: nn.Module) -> None:
+def _check_placing(model: nn.Module, causal_lm: nn.Module) -> None:
     """Refuse what has taken the parameters away, or stands around the model."""
     name = type(causal_lm).__name__
     if name in _AROUND and isinstance(getattr(causal_lm, "module", None), nn.Module):
@@ -273,20 +286,15 @@ def _check_placing(causal_lm: nn.Module) -> None:
             f"{name} stands around the model; call memo_train.wrap(model.module), or wrap the "
             f"model first and give the wrapped one to {name}"
         )
-    if is_fully_sharded(causal_lm):
+    sharded = sharded_in(model)
+    if sharded and not is_fully_sharded(model):
         raise UnsupportedModel(
-            f"fully_shard was called on {name} before wrap, which measures whole blocks; call "
-            "memo_train.wrap(model, seq_len=...) first, then fully_shard on its blocks and on it"
+            f"fully_shard was called on {type(sharded[0]).__name__}, but not on "
+            f"{type(model).__name__} itself; call fully_shard(model), too, before memo_train.wrap"
         )
     # What ZeRO 3 leaves on a parameter that it has taken away.
     if any(hasattr(parameter, "ds_id") for parameter in causal_lm.parameters()):
         raise UnsupportedModel(ZERO3_MESSAGE)
-
-
-def is_fully_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2's `fully_shard` was called on it."""
-    fsdp = getattr(torch.distributed, "fsdp", None)
-    return fsdp is not None and isinstance(module, getattr(fsdp, "FSDPModule", ()))
 
 
 def _body_of(causal_lm: nn.Module) -> nn.Module | None:
@@ -328,7 +336,12 @@ class _Called:
         try:
             with torch.no_grad(), without_caches(configs_of(self._causal_lm)), rng:
                 # Not the module itself: users' hooks on it need not run.
-                self._causal_lm.forward(input_ids=ids)
+                run = (
+                    self._causal_lm
+                    if is_fully_sharded(self._causal_lm)
+                    else self._causal_lm.forward
+                )
+                run(input_ids=ids)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
             return  # whoever runs it next says why
         finally:
@@ -342,7 +355,7 @@ class _Called:
 
 
 def _check_config(causal_lm: nn.Module) -> None:
-    name, config = type(causal_lm).__name__, getattr(causal_lm, "config", None)
+    name, config = class_of(causal_lm).__name__, getattr(causal_lm, "config", None)
     if getattr(config, "is_encoder_decoder", False) or getattr(
         config, "add_cross_attention", False
     ):

@@ -47,6 +47,7 @@ from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, Gradien
 from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
 from memo_train.runtime._probe_mixers import mixers_of
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
+from memo_train.runtime._sharded import refuse_casts, sharded_in, whole
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import (
     TokenDims,
@@ -150,8 +151,8 @@ def _probe_blocks(
         for index, kind in enumerate(kinds):
             if kind not in verdicts:
                 dims = learn_token_dims(shorter[index].arguments, longer[index].arguments)
-                calls = on_few[index], longer[index]
-                verdicts[kind] = _probe_block(parts.blocks[index], calls, dims, device)
+                calls, block = (on_few[index], longer[index]), parts.blocks[index]
+                verdicts[kind] = _probe_whole(block, calls, dims, device)
             if id(parts.blocks[index]) in watched.leave_in_arguments:
                 plain = BlockVerdict(how=HowToRun.PLAIN, because=LEAVES_IN_ARGUMENTS)
                 verdicts[kind] = plain
@@ -206,6 +207,16 @@ def _record_idle(
             return record_calls(parts, tokens, device)
     except (MemoError, *NOT_RUNNABLE):  # it computes with what a block returns besides y
         return record_calls(parts, tokens, device)
+
+
+def _probe_whole(
+    block: nn.Module, calls: tuple[BlockCall, BlockCall], dims: TokenDims, device: Device
+) -> BlockVerdict:
+    """`_probe_block` where FSDP2 may hold the parameters. Raises: UnsupportedModel."""
+    sharded = sharded_in(block)
+    refuse_casts([module for module in sharded if module is not block], calls[0].x.dtype)
+    with whole(sharded):
+        return _probe_block(block, calls, dims, device)
 
 
 def _probe_block(

@@ -15,6 +15,7 @@ from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime._loss_tail import run_decoder
 from memo_train.runtime._parts import ModelParts
+from memo_train.runtime._sharded import is_fully_sharded, whole
 from memo_train.runtime._tile import split_output
 
 
@@ -78,7 +79,9 @@ def record_run(parts: ModelParts, tokens: int, device: Device) -> RecordedRun:
     ]
     ids = probe_ids(parts, tokens, device)
     try:
-        with torch.enable_grad():
+        # Of a model that is sharded as a whole, its own hooks bring its parameters in.
+        outer = () if is_fully_sharded(parts.causal_lm) else parts.sharded_outside
+        with torch.enable_grad(), whole(outer):
             decoder, decoded = _run(parts, ids)
             if decoder is not None and len(calls) < len(parts.blocks):
                 decoder, decoded = None, parts.run(ids)  # some may be called behind the decoder
@@ -93,7 +96,8 @@ def record_run(parts: ModelParts, tokens: int, device: Device) -> RecordedRun:
 def _run(parts: ModelParts, ids: torch.Tensor) -> tuple[nn.Module | None, Any]:
     """Run the model, without its head where that can be: on a large vocabulary it takes longest."""
     model = parts.causal_lm
-    if model._forward_pre_hooks or model._forward_hooks:  # each counts on the other to follow
+    # Each counts on the other to follow, and so do those of what is sharded with others.
+    if model._forward_pre_hooks or model._forward_hooks or parts.sharded_outside:
         return None, parts.run(ids)
     return run_decoder(model, parts.decoder, lambda: parts.run(ids))
 

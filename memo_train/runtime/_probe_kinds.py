@@ -86,6 +86,8 @@ class WatchedBlocks:
         if id(block) not in self._rest:  # its output cannot be told from x
             return forward(*args(x), **kwargs(x))
         others = self._rest[id(block)]
+        # FSDP2 warns of an output that is a view, as its own hooks have made x one.
+        x = x.clone() if x._is_view() else x
         return x if others is None else (x, *others)
 
 

@@ -40,6 +40,13 @@ from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_model
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._ranks import Ranks, SharedStep
 from memo_train.runtime._shadow import trainable_parameters
+from memo_train.runtime._sharded import (
+    in_one_call,
+    pretended,
+    sharded_in,
+    whole,
+    without_moves,
+)
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenArguments, split_output
 
@@ -84,6 +91,11 @@ def check_shareable(parts: ModelParts, verdicts: tuple[BlockVerdict, ...]) -> No
                 f"{type(parts.blocks[index]).__name__}: block {index} cannot be shared by ranks: "
                 f"{why}; wrap it without mesh"
             )
+
+
+def _parameter_types(block: nn.Module) -> Hashable:
+    named = block.named_parameters()
+    return tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in named)
 
 
 class Replacement:
@@ -222,6 +234,33 @@ class WrappedModel:
             yield
         finally:
             self._is_plain = False
+
+    @contextmanager
+    def whole(self, indices: Iterable[int]) -> Iterator[None]:
+        """While active, what FSDP2 shards outside of blocks, and of these blocks, is whole.
+
+        Whatever runs then enters no collective, and calls no other block that computes. Coming in
+        here is one: all ranks do, with the same `indices`, of one block of each kind at least.
+        """
+        blocks = self.parts.blocks
+        if not self.fingerprint.is_sharded:
+            yield
+            return
+        run_even_so = (
+            i for i, v in enumerate(self.verdicts) if v.how is HowToRun.PLAIN or v.hands_on_tensors
+        )
+        chosen = sorted({*indices, *run_even_so})
+        of_kind = {_parameter_types(blocks[index]): blocks[index] for index in reversed(chosen)}
+        beside = [
+            block if index in chosen else of_kind[_parameter_types(block)]
+            for index, block in enumerate(blocks)
+        ]
+        inside = [module for block in blocks for module in sharded_in(block)]
+        brought = [module for index in chosen for module in sharded_in(blocks[index])]
+        modules = (*self.parts.sharded_outside, *brought)
+        types = self.fingerprint.whole()
+        with whole(modules), pretended(blocks, beside), without_moves(inside), types:
+            yield
 
     def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
         """Equal for steps that ask for the same memory, as far as one can tell beforehand.
@@ -407,16 +446,26 @@ class WrappedModel:
         if how is HowToRun.PLAIN:
             return forward(*args, **kwargs)
         x, args, kwargs = split_input(args, kwargs)
-        spec = self._spec(index, block)
+        run = partial(self._run_block, self._spec(index, block), how, args, kwargs)
+        return in_one_call(self.fingerprint.sharded_inside[index], x, run)
+
+    def _run_block(
+        self,
+        spec: BlockSpec,
+        how: HowToRun,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        x: torch.Tensor,
+    ) -> Any:
         assert self._step is not None
-        self._in_flight.allow(self._step.copies.in_flight_bytes[index])
+        self._in_flight.allow(self._step.copies.in_flight_bytes[spec.index])
         others = list(TokenArguments(x.shape[1], args, kwargs, {}).tensors())
         # A gradient of another argument has no way out of the block's one autograd function.
         needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others)
         if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
             if self._shares:
                 raise UnsupportedModel(
-                    f"block {index} has to run whole in this step, which ranks cannot share: it "
+                    f"block {spec.index} has to run whole in this step, which ranks cannot share: it "
                     "is given tensors with gradients, or asked for router logits"
                 )
             return run_checkpointed(spec, x, args, kwargs, others)
@@ -473,4 +522,5 @@ class WrappedModel:
             changes=verdict.changes,
             mixer=verdict.mixer,
             checked_shapes=self._checked_shapes[index],
+            sharded=self.fingerprint.sharded_inside[index],
         )

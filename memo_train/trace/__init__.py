@@ -24,6 +24,7 @@ from memo_train.trace._profile import (
     Effort,
     PlainSteps,
     for_two_sequences,
+    kinds_of,
     measure_profile,
     model_hash,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "PlaceRecorder",
     "PlainSteps",
     "for_two_sequences",
+    "kinds_of",
     "measure_link",
     "measure_link_rates",
     "measure_profile",

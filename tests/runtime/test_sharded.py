@@ -1,4 +1,4 @@
-"""FSDP2 around a wrapped model: whole blocks are right, what is not right is refused by name."""
+"""FSDP2 in a world of one: the same step bit for bit, sharded before `wrap` or after it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import memo_train
-from memo_train.errors import UnsupportedModel
 from memo_train.testing import Step, assert_same_bits, gradients_of, run_step
 from tests.runtime.causal_lms import MODELS
 
@@ -46,14 +46,6 @@ def test_blocks_and_root(mesh, ids) -> None:
     assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
 
 
-def test_parts_of_a_block(mesh, ids) -> None:
-    model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
-    run_step(model, input_ids=ids, labels=ids)
-    shard(model, mesh, inside=True)
-    with pytest.raises(UnsupportedModel, match=r"FSDPLlamaMLP inside a block.*shard whole blocks"):
-        model(input_ids=ids, labels=ids)
-
-
 def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     """`wrap` has measured what any length needs: nothing is profiled under FSDP2's hooks."""
     model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
@@ -68,6 +60,25 @@ def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
 
 
-def test_sharding_before_wrap(mesh) -> None:
-    with pytest.raises(UnsupportedModel, match=r"fully_shard was called on .* before wrap"):
-        memo_train.wrap(shard(MODELS["llama"](), mesh))
+def test_no_logits_are_made_for_the_root_s_hooks(mesh, ids) -> None:
+    """FSDP2 rebuilds the model's output, field by field; who asks that for logits has them."""
+    model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
+    expected = MODELS["llama"]()(input_ids=ids, labels=ids).logits
+    output = shard(model, mesh)(input_ids=ids, labels=ids)
+    assert output.lazy_logits._made is None
+    torch.testing.assert_close(output.logits, expected)
+    assert output.lazy_logits._made is output.logits
+
+
+def test_sharding_before_wrap(mesh, ids) -> None:
+    """Parts of blocks, too: the step is bit for bit the one of a model that is not sharded."""
+    model = memo_train.wrap(shard(MODELS["llama"](), mesh, inside=True), alpha=0.5, tile_tokens=8)
+    memo_train.use_layouts(model, False)
+    assert {type(p) for p in model.parameters()} == {DTensor}
+    torch.manual_seed(0)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    gradients = {name: g.full_tensor() for name, g in gradients_of(model).items()}
+    whole = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
+    good = run_step(whole, input_ids=ids, labels=ids)
+    assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)

@@ -1,0 +1,49 @@
+"""Two ranks whose model DDP or FSDP2 looks after give one process's losses and gradients."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.model_state import CASES, REFUSED
+
+SCRIPT = Path(__file__).with_name("model_state.py")
+ROOT = SCRIPT.parents[2]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """What came out of every case. They run one behind another: starting takes longest."""
+    out = tmp_path_factory.mktemp("model_state") / "outcomes.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", "2", str(SCRIPT), str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, str] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in REFUSED])
+def test_one_process_s_loss_and_gradients(case: str, outcomes) -> None:
+    """Level 4: errors against float64 at most twice plain autograd's, of all ranks together."""
+    assert outcomes[case] == "right"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_says_the_way_out(case: str, outcomes) -> None:
+    assert outcomes[case].startswith("UnsupportedModel: ")
+    assert REFUSED[case] in outcomes[case]
