@@ -465,8 +465,8 @@ class WrappedModel:
         if how is HowToRun.CHECKPOINTED or needs_grad or self._runs_whole:
             if self._shares:
                 raise UnsupportedModel(
-                    f"block {spec.index} has to run whole in this step, which ranks cannot share: it "
-                    "is given tensors with gradients, or asked for router logits"
+                    f"block {spec.index} has to run whole in this step, which ranks cannot share: "
+                    "it is given tensors with gradients, or asked for router logits"
                 )
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
