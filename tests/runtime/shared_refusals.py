@@ -76,7 +76,7 @@ def an_error_on_one_rank(mesh: DeviceMesh) -> None:
     check_refused(InvalidInput, message, lambda: model(**part), f"rank 0 of .*{message}")
 
 
-@case(SEVERAL)
+@case(TWO)
 def heads_that_ranks_do_not_divide(mesh: DeviceMesh) -> None:
     sizes = {"num_attention_heads": 6, "hidden_size": 48, "num_key_value_heads": 3}
     make = lambda: memo_train.wrap(MODELS["llama_gqa"](**sizes), mesh=mesh, sp="ulysses")  # noqa: E731

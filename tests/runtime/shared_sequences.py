@@ -64,7 +64,7 @@ def half_precision(mesh: DeviceMesh) -> None:
     check(make, labelled(), mesh, dtype=torch.bfloat16)
 
 
-@case()
+@case(TWO)
 def an_own_model(mesh: DeviceMesh) -> None:
     check(MODELS["own"], labelled(), mesh, policies=POLICIES)
 
@@ -165,7 +165,7 @@ def dropout(mesh: DeviceMesh) -> None:
         assert_same_bits(step, steps["keep"])
 
 
-@case(SEVERAL)
+@case(TWO)
 def a_step_of_adamw_under_ddp(mesh: DeviceMesh) -> None:
     """Weights and losses of two steps are one process's; eps is large, so that scale shows."""
 
@@ -281,7 +281,7 @@ def an_o_that_lies_otherwise(mesh: DeviceMesh) -> None:
 # Plans
 
 
-@case(SEVERAL)
+@case(TWO)
 def one_plan_for_all(mesh: DeviceMesh) -> None:
     """Rank 0 makes it, at wrap and for shapes that come later; seq_len is of all ranks."""
     model = memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, seq_len=50, tile_tokens=8)

@@ -18,6 +18,7 @@ import pytest
 
 from tests.runtime.on_ranks import CASES
 
+pytestmark = pytest.mark.slow  # the first case of each number of ranks runs all of it
 SCRIPT = Path(__file__).with_name("on_ranks.py")
 
 
