@@ -289,8 +289,10 @@ class WrappedModel:
             arguments = shared.arguments
         shape = check_model_call(arguments, self._model_signature)
         if self._loss is not None and shape is not None:
-            # Before the step begins: a proof's memory is in no plan.
-            self._loss.prepare(arguments)
+            # Before the step begins: a proof's memory is in no plan. With settings as in the step:
+            # a proof holds for no others.
+            with without_caches(self.fingerprint.configs):
+                self._loss.prepare(arguments)
         self._begin_step(shape, arguments, shared)
         self._in_model = True
         try:

@@ -16,7 +16,9 @@ import transformers
 from torch import nn
 
 from memo_train.errors import InvalidInput
-from memo_train.testing import Step, assert_as_exact_as_plain, gradients_of
+from memo_train.runtime import _loss
+from memo_train.runtime._loss_proof import find_way
+from memo_train.testing import Step, assert_as_exact_as_plain, gradients_of, run_step
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.tiled_loss import WHOLE, check, is_tiled
 
@@ -149,3 +151,13 @@ def test_logits_that_nobody_looks_at_are_never_made(ids, wrapped) -> None:
     model(input_ids=ids, labels=ids).loss.backward()
     assert max(rows) <= 8
     assert sum(rows) >= ids.shape[1]
+
+
+def test_a_new_kind_of_call_is_proven_once_before_its_step(ids, wrapped, monkeypatch) -> None:
+    """A second proof, in the step, would take memory that later steps of its shape do not."""
+    model, proofs = wrapped(MODELS["llama"]()), []
+    monkeypatch.setattr(_loss, "find_way", lambda *a: proofs.append(a) or find_way(*a))
+    positions = torch.arange(ids.shape[1])[None]
+    for _ in range(2):
+        run_step(model, input_ids=ids, labels=ids, position_ids=positions)
+    assert len(proofs) == 1

@@ -1,6 +1,7 @@
 """Ranks that share sequences give one process's losses and gradients, or one error on every rank.
 
-The cases are in `shared_sequences.py`; gloo joins 1, 2 and 4 processes, each with one CPU thread.
+The cases are in `shared_sequences.py` and `shared_refusals.py`; gloo joins 1, 2 and 4 processes,
+each with one CPU thread.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.shared_sequences import CASES
+from tests.runtime.on_ranks import CASES
 
-SCRIPT = Path(__file__).with_name("shared_sequences.py")
+pytestmark = pytest.mark.slow  # the first case of each number of ranks runs all of it
+SCRIPT = Path(__file__).with_name("on_ranks.py")
 
 
 @cache
