@@ -7,7 +7,7 @@ host, or kept on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,18 @@ class _Geometry(NamedTuple):
         return empty.set_(storage, self.offset, self.shape, self.stride)
 
 
+class InWeight(NamedTuple):
+    """Where a saved tensor lies: so many elements behind the start of a parameter's memory."""
+
+    parameter: torch.Tensor
+    elements: int
+
+    def view(self, shape: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+        """The tensor, in the memory that the parameter has now."""
+        offset = int(self.parameter.storage_offset()) + self.elements
+        return self.parameter.detach().as_strided(shape, stride, offset)
+
+
 class _Slot:
     """One swapped storage, restored at most once however many saved tensors view it."""
 
@@ -47,7 +59,7 @@ class _Slot:
 class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
-    home: None (on the device), the name of a known tensor, or a swapped storage.
+    home: None (on the device), the name of a known tensor, a swapped storage, or a parameter.
     is_plain: whether it may leave the device; a tensor that is more stays there as it is.
     """
 
@@ -60,7 +72,7 @@ class SavedTensor:
         untouched = not self.is_plain and tensor.grad_fn is None
         self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
         self.version = version_of(tensor)
-        self.home: str | _Slot | None = None
+        self.home: str | _Slot | InWeight | None = None
         self._geometry: _Geometry | None = None
 
     def value(self) -> torch.Tensor:
@@ -75,7 +87,7 @@ class SavedTensor:
             )
         return tensor
 
-    def leave(self, tensor: torch.Tensor, home: str | _Slot) -> None:
+    def leave(self, tensor: torch.Tensor, home: str | _Slot | InWeight) -> None:
         """Let `tensor`, its value, go: from now on it is at `home`."""
         self._geometry = _Geometry(
             tensor.dtype, tensor.shape, tensor.stride(), int(tensor.storage_offset())
@@ -86,6 +98,11 @@ class SavedTensor:
         """The tensor that has left, in a storage with the bytes of its own."""
         assert self._geometry is not None
         return self._geometry.view(storage)
+
+    def in_weight(self, home: InWeight) -> torch.Tensor:
+        """The tensor that has left, as it is in a parameter's memory now."""
+        assert self._geometry is not None
+        return home.view(self._geometry.shape, self._geometry.stride)
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -123,6 +140,7 @@ class SavedTensors:
         known: Mapping[str, torch.Tensor],
         foreign: frozenset[int] = frozenset(),
         swap: SwapTarget | None = None,
+        place_of: Callable[[torch.Tensor], InWeight | None] | None = None,
     ) -> None:
         """Decide where the stretch's saved tensors live until backward.
 
@@ -130,6 +148,7 @@ class SavedTensors:
         foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
             never swapped.
         swap: the device and its copies in flight, or None to keep.
+        place_of: finds what lies in a parameter that has other memory in backward.
         """
         names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
         stay: set[int] = set()
@@ -138,6 +157,10 @@ class SavedTensors:
             tensor = entry.value()
             if not entry.is_plain:
                 self.num_bytes += tensor.nbytes
+                continue
+            weight = None if place_of is None else place_of(tensor)
+            if weight is not None:
+                entry.leave(tensor, weight)
                 continue
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
@@ -188,6 +211,8 @@ class SavedTensors:
     def _unpack(self, entry: SavedTensor) -> torch.Tensor:
         if entry.home is None:
             return entry.value()
+        if isinstance(entry.home, InWeight):
+            return entry.in_weight(entry.home)
         if isinstance(entry.home, str):
             return entry.view(self._bound[entry.home])
         return entry.view(entry.home.take())
