@@ -22,7 +22,7 @@ from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
 from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
-from memo_train.runtime._shadow import ModuleTensors
+from memo_train.runtime._shadow import ModuleTensors, Weights
 from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
@@ -142,6 +142,7 @@ class BlockState:
     record: bool
     ambient: Ambient
     tensors: ModuleTensors | None = None
+    weights: Weights | None = None
     x_needs_grad: bool = False
     tiles: list[TileRecord] = field(default_factory=list)
     attention: AttentionRun | None = None
@@ -162,6 +163,9 @@ class BlockState:
             # As forward found them: by backward others may be in their places.
             if self.tensors is None:
                 self.tensors = ModuleTensors(self.spec.module)
+            if self.weights is None:
+                self.weights = Weights(self.spec.module, self.parameters, self.shadows)
+            stack.enter_context(self.weights.present())
             stack.enter_context(self.tensors.installed(self.parameters, self.shadows))
 
     def prefetch(self, limit_bytes: int) -> None:
@@ -182,7 +186,9 @@ class BlockState:
         swap: bool,
     ) -> None:
         """Decide where a stretch's saved tensors live; what outlives the step is not swapped."""
-        saved.settle(known, self._foreign(arguments), self.spec.swap_target if swap else None)
+        target = self.spec.swap_target if swap else None
+        place_of = self.weights.place_of if self.weights is not None and self.weights.move else None
+        saved.settle(known, self._foreign(arguments), target, place_of)
 
     def _foreign(self, arguments: TokenArguments) -> frozenset[int]:
         """The memory of what outlives the step, looked up once for each direction of a pass.

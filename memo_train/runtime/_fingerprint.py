@@ -14,8 +14,13 @@ from typing import Any, NoReturn
 from torch import nn
 
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime._parts import ZERO3_MESSAGE, ModelParts, configs_of
-from memo_train.runtime._sharded import is_fully_sharded, sharded_in
+from memo_train.runtime._parts import ModelParts, configs_of
+from memo_train.runtime._sharded import (
+    is_fully_sharded,
+    is_taken_by_zero,
+    refuse_torn_blocks,
+    sharded_in,
+)
 
 _WAY_OUT = "call memo_train.unwrap(model), change it, and wrap it again"
 
@@ -45,7 +50,7 @@ class Fingerprint:
         self._blocks = parts.blocks
         self.configs = configs_of(parts.causal_lm)
         self.is_sharded = False
-        """Whether FSDP2 holds the parameters; their types and devices then change in mid-step."""
+        """Whether FSDP2 or ZeRO 3 holds the parameters, which then change in mid-step."""
         self.is_away = False
         """Whether parameters come and go: nothing can be measured in a step."""
         self.sharded_inside: tuple[tuple[nn.Module, ...], ...] = ((),) * len(parts.blocks)
@@ -71,7 +76,10 @@ class Fingerprint:
         if [[*slots] for slots in self._slots] != self._slot_names:
             raise UnsupportedModel(f"parameters were added or removed after wrap; {_WAY_OUT}")
         if not self.is_sharded and self._shapes_and_devices() != (self._shapes, self._devices):
-            self._refuse_parameters()
+            if not any(is_taken_by_zero(slots[key]) for slots, key in self._places):
+                self._refuse_parameters()
+            refuse_torn_blocks(self._blocks)
+            self.is_sharded = self.is_away = True
 
     def state(self, *, trains: bool) -> Hashable:
         """Equal while steps may be run in the ways that were proven.
@@ -109,8 +117,6 @@ class Fingerprint:
 
     def _refuse_parameters(self) -> NoReturn:
         shapes, devices = self._shapes_and_devices()
-        if any(hasattr(slots[key], "ds_id") for slots, key in self._places):
-            raise UnsupportedModel(ZERO3_MESSAGE)
         for index, name in enumerate(self._names):
             if shapes[index] != self._shapes[index]:
                 then, now = tuple(self._shapes[index]), tuple(shapes[index])

@@ -13,7 +13,12 @@ import torch
 from torch import nn
 
 from memo_train.errors import CachedGeneration, InvalidInput, MemoError, UnsupportedModel
-from memo_train.runtime._sharded import class_of, is_fully_sharded, sharded_in
+from memo_train.runtime._sharded import (
+    class_of,
+    is_fully_sharded,
+    is_taken_by_zero,
+    sharded_in,
+)
 
 UNSUPPORTED_OUTPUTS = ("output_attentions",)
 """Tensors that leave a block beside its output: tiles cannot hand them out."""
@@ -155,11 +160,6 @@ def check_block_call(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 _AROUND = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 
-ZERO3_MESSAGE = (
-    "DeepSpeed's ZeRO stage 3 takes parameters away between the calls of a module, which tiles do "
-    "not see; train with stage 2 (zero_optimization.stage), or without memo_train.wrap"
-)
-
 # A prime: no window or chunk divides it, and the last of three tiles is shorter.
 _PROBE_TOKENS = 131
 # Numbers a token: a block makes 16 over its hidden size, a loss 3 over its vocabulary.
@@ -292,9 +292,12 @@ def _check_placing(model: nn.Module, causal_lm: nn.Module) -> None:
             f"fully_shard was called on {type(sharded[0]).__name__}, but not on "
             f"{type(model).__name__} itself; call fully_shard(model), too, before memo_train.wrap"
         )
-    # What ZeRO 3 leaves on a parameter that it has taken away.
-    if any(hasattr(parameter, "ds_id") for parameter in causal_lm.parameters()):
-        raise UnsupportedModel(ZERO3_MESSAGE)
+    if any(map(is_taken_by_zero, causal_lm.parameters())):
+        raise UnsupportedModel(
+            "DeepSpeed's ZeRO stage 3 has taken the parameters away, and memo_train.wrap measures "
+            "with them; call it before deepspeed.initialize and outside of deepspeed.zero.Init, "
+            "or train with stage 2 (zero_optimization.stage)"
+        )
 
 
 def _body_of(causal_lm: nn.Module) -> nn.Module | None:

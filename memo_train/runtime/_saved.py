@@ -7,7 +7,8 @@ host, or kept on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -16,11 +17,23 @@ from memo_train.runtime._padded import Padded, padded_from
 from memo_train.runtime._swap import PAGE_BYTES, SwappedStorages, SwapTarget, is_plain, version_of
 
 
+class InWeight(NamedTuple):
+    """Where a saved tensor lies: so many elements behind the start of a parameter's memory."""
+
+    parameter: torch.Tensor
+    elements: int
+
+    def view(self, shape: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+        """The tensor, in the memory that the parameter has now."""
+        offset = int(self.parameter.storage_offset()) + self.elements
+        return self.parameter.detach().as_strided(shape, stride, offset)
+
+
 class SavedTensor:
     """One saved tensor: on the device until settled, then wherever `home` says.
 
-    home: None (on the device), the name of a known tensor, such a one padded, or swapped storages,
-    of which `index` is the number of its own.
+    home: None (on the device), the name of a known tensor, such a one padded, swapped storages, of
+    which `index` is the number of its own, or a place in a parameter.
     is_plain: whether it may leave the device; a tensor that is more stays there as it is.
     """
 
@@ -35,7 +48,7 @@ class SavedTensor:
         untouched = not self.is_plain and tensor.grad_fn is None
         self.tensor: torch.Tensor | None = tensor if untouched else tensor.detach()
         self.version = version_of(tensor)
-        self.home: str | Padded | SwappedStorages | None = None
+        self.home: str | Padded | SwappedStorages | InWeight | None = None
 
     def value(self) -> torch.Tensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
@@ -49,7 +62,7 @@ class SavedTensor:
             )
         return tensor
 
-    def leave(self, tensor: torch.Tensor, home: str | SwappedStorages) -> None:
+    def leave(self, tensor: torch.Tensor, home: str | SwappedStorages | InWeight) -> None:
         """Let `tensor`, its value, go: from now on it is at `home`."""
         offset = int(tensor.storage_offset())
         self._geometry = tensor.dtype, offset, tensor.shape, tensor.stride()
@@ -61,6 +74,11 @@ class SavedTensor:
         return torch.empty(0, dtype=dtype, device=storage.device).set_(
             storage, offset, shape, stride
         )
+
+    def in_weight(self, home: InWeight) -> torch.Tensor:
+        """The tensor that has left, as it is in a parameter's memory now."""
+        _, _, shape, stride = self._geometry
+        return home.view(shape, stride)
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -96,6 +114,7 @@ class SavedTensors:
         known: Mapping[str, torch.Tensor],
         foreign: frozenset[int] = frozenset(),
         swap: SwapTarget | None = None,
+        place_of: Callable[[torch.Tensor], InWeight | None] | None = None,
         *,
         pads: bool = False,
     ) -> None:
@@ -105,6 +124,7 @@ class SavedTensors:
         foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
             never swapped.
         swap: the device and its copies in flight, or None to keep.
+        place_of: finds what lies in a parameter that has other memory in backward.
         pads: whether to look for known tensors that were padded with zeros (`_padded`).
         """
         names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
@@ -117,6 +137,10 @@ class SavedTensors:
             tensor = entry.value()
             if not entry.is_plain:
                 self.num_bytes += tensor.nbytes
+                continue
+            weight = None if place_of is None else place_of(tensor)
+            if weight is not None:
+                entry.leave(tensor, weight)
                 continue
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
@@ -178,6 +202,8 @@ class SavedTensors:
     def _unpack(self, entry: SavedTensor) -> torch.Tensor:
         if entry.home is None:
             return entry.value()
+        if isinstance(entry.home, InWeight):
+            return entry.in_weight(entry.home)
         if isinstance(entry.home, str):
             return entry.view(self._bound[entry.home])
         if isinstance(entry.home, Padded):

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from memo_train.runtime._saved import InWeight
+from memo_train.runtime._sharded import is_taken_by_zero
+from memo_train.runtime._tile import release_data
+
 
 def trainable_parameters(module: nn.Module) -> tuple[torch.Tensor, ...]:
     """The parameters of `module` that require gradients, each once."""
@@ -79,6 +83,54 @@ class ModuleTensors:
         finally:
             for slots, name, found in replaced:
                 slots[name] = found
+
+
+class Weights:
+    """A block's parameters and their aliases, where ZeRO 3 takes their memory away.
+
+    Between forward and backward nothing holds the memory that they had in forward: neither the
+    aliases nor what tiles saved of them. In backward they have other memory, with equal values.
+    Attributes: move, whether that is so.
+    """
+
+    def __init__(
+        self, module: nn.Module, parameters: Sequence[torch.Tensor], shadows: Sequence[torch.Tensor]
+    ) -> None:
+        self._pairs = tuple(zip(parameters, shadows, strict=True))
+        taken = [p for p in module.parameters() if is_taken_by_zero(p)]
+        self.move = bool(taken)
+        self._places: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        for parameter in taken:
+            at = int(parameter.storage_offset())
+            self._places.setdefault(_memory_of(parameter), []).append((at, parameter))
+
+    def place_of(self, tensor: torch.Tensor) -> InWeight | None:
+        """Where a tensor lies in them; None if it does not."""
+        at = int(tensor.storage_offset())
+        for start, parameter in self._places.get(_memory_of(tensor), ()):
+            # Several may lie in one buffer.
+            if tensor.dtype == parameter.dtype and start <= at < start + parameter.numel():
+                return InWeight(parameter, at - start)
+        return None
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        """While active, the aliases have the memory that the parameters have now; after it none."""
+        if not self.move:
+            yield
+            return
+        for parameter, shadow in self._pairs:
+            shadow.data = parameter.detach()
+        try:
+            yield
+        finally:
+            for _, shadow in self._pairs:
+                release_data(shadow)
+            self._places.clear()
+
+
+def _memory_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def take_written_gradients(shadows: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:

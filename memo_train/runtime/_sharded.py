@@ -1,4 +1,4 @@
-"""Parameters that are divided among ranks (FSDP2), brought in and let go around a block.
+"""Parameters that are divided among ranks (FSDP2, ZeRO 3), brought in and let go around a block.
 
 What shards a module brings its parameters in by hooks around the module's call, on all ranks at
 once. Tiles call modules many times a step; so the hooks of modules inside a block run once around
@@ -18,6 +18,8 @@ from torch import nn
 
 from memo_train.errors import UnsupportedModel
 
+# ZeRO 3 puts a timer for NVTX around some of its hooks.
+_MOVERS = ("torch.distributed.fsdp.", "deepspeed.runtime.zero.", "deepspeed.utils.nvtx")
 _BEFORE = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
 _BEHIND = ("_forward_hooks", "_forward_hooks_with_kwargs")
 
@@ -43,7 +45,28 @@ def sharded_in(module: nn.Module) -> tuple[Any, ...]:
 
 def moves_parameters(hook: Callable[..., Any]) -> bool:
     """Whether it cares for parameters only, and for whether an output needs gradients."""
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
+    return str(getattr(hook, "__module__", "")).startswith(_MOVERS)
+
+
+def is_taken_by_zero(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed's ZeRO 3 has it, which gives it other memory whenever it is needed."""
+    return hasattr(parameter, "ds_id")
+
+
+def refuse_torn_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Whether ZeRO 3 would move the parameters of some block part by part, while tiles run.
+
+    Raises: UnsupportedModel.
+    """
+    for block in blocks:
+        taken = any(map(is_taken_by_zero, block.parameters()))
+        if taken and not getattr(block, "_z3_leaf", False):
+            name = type(block).__name__
+            raise UnsupportedModel(
+                f"DeepSpeed's ZeRO stage 3 moves the parameters of {name} module by module, many "
+                f"times for its tiles; call deepspeed.utils.set_z3_leaf_modules(model, [{name}]) "
+                "after memo_train.wrap and before deepspeed.initialize, or train with stage 2"
+            )
 
 
 def in_one_call(

@@ -17,14 +17,12 @@ SCRIPT = Path(__file__).with_name("model_state.py")
 ROOT = SCRIPT.parents[2]
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+def run_ranks(script: Path, out: Path) -> Mapping[str, str]:
     """What came out of every case. They run one behind another: starting takes longest."""
-    out = tmp_path_factory.mktemp("model_state") / "outcomes.json"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(SCRIPT), str(out)],
+        [*launcher, "--nproc-per-node", "2", str(script), str(out)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
         capture_output=True,
@@ -35,6 +33,22 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, str] = json.loads(out.read_text())
     return found
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    return run_ranks(SCRIPT, tmp_path_factory.mktemp("model_state") / "outcomes.json")
+
+
+def test_zero_gives_one_process_s_losses(tmp_path: Path) -> None:
+    """Of 20 steps (level 6), and without gathered weights between forward and backward."""
+    pytest.importorskip("deepspeed")
+    # Not imported here: that reads the machine and takes long.
+    outcomes = run_ranks(SCRIPT.with_name("zero_state.py"), tmp_path / "outcomes.json")
+    refused = {name: text for name, text in outcomes.items() if text != "right"}
+    assert sorted(refused) == ["stage 3 without leaves", "stage 3, wrapped after"], refused
+    assert "set_z3_leaf_modules(model, [LlamaDecoderLayer])" in refused["stage 3 without leaves"]
+    assert "call it before deepspeed.initialize" in refused["stage 3, wrapped after"]
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in REFUSED])

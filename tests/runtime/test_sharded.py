@@ -1,8 +1,10 @@
-"""FSDP2 in a world of one: the same step bit for bit, sharded before `wrap` or after it."""
+"""The same step bit for bit: FSDP2 in a world of one, and weights that come and go."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.distributed.tensor import DTensor
 import memo_train
 from memo_train.testing import Step, assert_same_bits, gradients_of, run_step
 from tests.runtime.causal_lms import MODELS
+from tests.runtime.policies import POLICIES, force
 
 
 @pytest.fixture
@@ -82,3 +85,47 @@ def test_sharding_before_wrap(mesh, ids) -> None:
     whole = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
     good = run_step(whole, input_ids=ids, labels=ids)
     assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
+
+
+class OtherMemory:
+    """Gives blocks their weights for each forward and each backward, as ZeRO 3 does.
+
+    In other memory each time; what was before is poisoned, as somebody else's values would.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        for block in blocks:
+            block._z3_leaf = True
+            weights = {p: p.detach().clone() for p in block.parameters()}
+            for number, parameter in enumerate(weights):
+                parameter.ds_id = number
+            bring, take = partial(self._bring, weights), partial(self._take, weights)
+            take()
+            block.register_forward_pre_hook(bring)
+            block.register_forward_hook(partial(self._behind, bring, take))
+
+    def _behind(self, bring: Any, take: Any, block: nn.Module, x: Any, y: torch.Tensor) -> None:
+        take()
+        y.register_hook(bring)
+
+    def _bring(self, weights: dict[Any, torch.Tensor], *_: Any) -> None:
+        for parameter, values in weights.items():
+            # Behind something else in one buffer, at another place each time.
+            self._num_brought = getattr(self, "_num_brought", 0) + 1
+            buffer = torch.full((values.numel() + self._num_brought,), torch.nan)
+            parameter.data = buffer[self._num_brought :].view_as(values).copy_(values)
+
+    def _take(self, weights: dict[Any, torch.Tensor]) -> None:
+        for parameter in weights:
+            parameter.data.fill_(torch.nan)
+            parameter.data = parameter.data.new_empty(0)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_that_come_back_in_other_memory(policy: str, ids) -> None:
+    model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
+    memo_train.use_layouts(force(model, policy, 8), False)
+    good = run_step(model, input_ids=ids, labels=ids)
+    model.zero_grad()
+    OtherMemory(model.model.layers)
+    assert_same_bits(run_step(model, input_ids=ids, labels=ids), good)
