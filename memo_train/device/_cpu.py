@@ -10,6 +10,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -70,6 +71,11 @@ class CpuDevice(Device):
         reserve_bytes = _RESERVE_BYTES if reserve_bytes is None else reserve_bytes
         self.core = _core.CpuDevice(positive("reserve_bytes", reserve_bytes))
         self._transfer: _core.Transfer = _core.Transfer(self.core)
+
+    @cached_property
+    def _arena(self) -> _core.Arena:
+        """Looked up once: it is asked many times for each tile."""
+        return self.core.arena
 
     @property
     def generators(self) -> Sequence[torch.Generator]:
@@ -154,7 +160,7 @@ class CpuDevice(Device):
 
     def owns(self, ptr: int) -> bool:
         """Whether the address `ptr` is device memory: in the arena's range of addresses."""
-        return ptr > 0 and self.core.arena.owns(ptr)
+        return ptr > 0 and self._arena.owns(ptr)
 
     def counters(self) -> CpuCounters:
         """All counters at this moment."""
@@ -170,7 +176,7 @@ class CpuDevice(Device):
 
     def mark(self, value: int) -> None:
         """Put `value`, in [0, 2**64), among the recorded events; nothing if none are recorded."""
-        self.core.arena.mark(value)
+        self._arena.mark(value)
 
     def stop_recording(self) -> Events:
         """The events since `start_recording`, in order; empty if it was not called."""

@@ -41,13 +41,14 @@ class Ambient(NamedTuple):
     @classmethod
     def current(cls, device_type: str) -> Ambient:
         """The state in force now, for computation on devices of that type."""
+        # By position: frames ask a dozen times for each tile.
         return cls(
-            device_type=device_type,
-            grad=torch.is_grad_enabled(),
-            autocast=torch.is_autocast_enabled(device_type),
-            autocast_dtype=torch.get_autocast_dtype(device_type),
-            autocast_cache=torch.is_autocast_cache_enabled(),
-            kernels=(
+            device_type,
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled(device_type),
+            torch.get_autocast_dtype(device_type),
+            torch.is_autocast_cache_enabled(),
+            (
                 torch._C._get_flash_sdp_enabled(),
                 torch._C._get_mem_efficient_sdp_enabled(),
                 torch._C._get_math_sdp_enabled(),

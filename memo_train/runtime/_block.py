@@ -48,12 +48,11 @@ from memo_train.runtime._shadow import (
 from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import WholeTensor, is_plain, version_of
 from memo_train.runtime._tile import (
-    TileGraph,
     TileRun,
     TokenArguments,
     release_data,
-    tile_of,
     tile_spans,
+    tiles_of,
 )
 
 
@@ -98,10 +97,14 @@ class BlockForward:
         state = self._state
         gathered: Gathered | None = None
         untouchable = storage_keys((x, *state.shadows))
+        x_tiles = tiles_of(x, state.spec.tile_tokens)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("pre", index)
-            tile.pre_rng = self._rng.take()
-            x_tile = state.leaf(x, tile.span) if tile.is_recorded else tile_of(x, tile.span)
+            x_tile = x_tiles[index]
+            if tile.is_recorded:
+                x_tile = state.leaf(x_tile)
+            else:
+                tile.pre_rng = self._rng.take()
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
                 gathered = Gathered(x.shape[1], cut.form)
@@ -139,11 +142,14 @@ class BlockForward:
         state = self._state
         assert state.attention is not None
         y: torch.Tensor | None = None
+        y_tiles: tuple[torch.Tensor, ...] = ()
+        tile_tokens = state.spec.tile_tokens
+        o_tiles = tiles_of(o, tile_tokens, state.attention.form.o_token_dim)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
-            tile.post_rng = self._rng.take()
-            o_tile = tile_of(o, tile.span, state.attention.form.o_token_dim)
-            y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
+            if not tile.is_recorded:
+                tile.post_rng = self._rng.take()
+            y_tile, self.rest = run.post(o_tiles[index], tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.post_saved, {"x": x, "o": o}, arguments, swap=swap)
@@ -153,7 +159,8 @@ class BlockForward:
             if y is None:
                 # Only a tile tells y's dtype: autocast may have made it another.
                 y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
-            tile_of(y, tile.span).copy_(y_tile)
+                y_tiles = tiles_of(y, tile_tokens)
+            y_tiles[index].copy_(y_tile)
         assert y is not None
         return y
 
@@ -208,6 +215,9 @@ class BlockBackward:
         self._sums = GradientSum(state.parameters)
         # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
         self._dx = torch.empty_like(x) if state.x_needs_grad else None
+        tile_tokens = state.spec.tile_tokens
+        self._x_tiles = tiles_of(x, tile_tokens)
+        self._dx_tiles = None if self._dx is None else tiles_of(self._dx, tile_tokens)
 
     def run(
         self, o: torch.Tensor, dy: torch.Tensor
@@ -244,25 +254,26 @@ class BlockBackward:
     ) -> torch.Tensor:
         """Post of every tile: do of all tokens, part of dx; q, k and v go to `gathered`."""
         do = torch.empty_like(o)
-        tiles = self._state.tiles
+        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
+        o_tiles, do_tiles = (tiles_of(t, tile_tokens, o_token_dim) for t in (o, do))
+        dy_tiles = tiles_of(dy, tile_tokens)
         self._prefetch_tile(tiles[-1])
         # From the last: kept tiles are last, so swapped ones have longest to come back.
         for index, tile in reversed(list(enumerate(tiles))):
             self._state.spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
-            o_tile = tile_of(o, tile.span, o_token_dim)
-            gathered.put(self._qkv(tile, o, o_tile), tile.span)
+            gathered.put(self._qkv(index, o, o_tiles[index]), tile.span)
             assert tile.graph is not None
             # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
                 self._check(tile.graph.roots, (tile.graph.x, tile.graph.o))
-            gradients = tile.graph.post_backward(tile_of(dy, tile.span), self._state.shadows)
+            gradients = tile.graph.post_backward(dy_tiles[index], self._state.shadows)
             tile.post_saved = SavedTensors()
             self._add(gradients[2:])
-            _write(tile_of(do, tile.span, o_token_dim), gradients[1])
-            if self._dx is not None:
+            _write(do_tiles[index], gradients[1])
+            if self._dx_tiles is not None:
                 # Written here, added to by pre: no zeroes of all tokens are needed.
-                _write(tile_of(self._dx, tile.span), gradients[0])
+                _write(self._dx_tiles[index], gradients[0])
             del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
 
@@ -282,10 +293,9 @@ class BlockBackward:
             if not spec.park_pre:
                 tile.pre_saved.prefetch()
 
-    def _qkv(
-        self, tile: TileRecord, o: torch.Tensor, o_tile: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """The tile's q, k and v, with its graph in place."""
+    def _qkv(self, index: int, o: torch.Tensor, o_tile: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The q, k and v of tile number `index`, with its graph in place."""
+        tile = self._state.tiles[index]
         if tile.is_recorded:
             tile.pre_saved.bind(x=self._x)
             tile.post_saved.bind(x=self._x, o=o)
@@ -295,7 +305,7 @@ class BlockBackward:
         generators = state.spec.device.generators
         # Forward's random numbers again, so that dropout drops the same.
         set_rng(generators, tile.pre_rng)
-        x_tile = state.leaf(self._x, tile.span)
+        x_tile = state.leaf(self._x_tiles[index])
         saved = tile.pre_saved if state.spec.park_pre else None
         with kept_state(state.spec.module, state.spec.changes):
             cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
@@ -308,21 +318,23 @@ class BlockBackward:
         return cut.tensors
 
     def _all_pre(self, dqkv: tuple[torch.Tensor, ...], token_dim: int) -> None:
-        tiles = self._state.tiles
-        for index, tile in reversed(list(enumerate(tiles))):
+        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
+        dqkv_tiles = list(zip(*(tiles_of(d, tile_tokens, token_dim) for d in dqkv), strict=True))
+        for index in reversed(range(len(tiles))):
             self._state.spec.observe("pre_backward", index)
             if index:
                 tiles[index - 1].pre_saved.prefetch()
-            graph, tile.graph = tile.graph, None
-            assert graph is not None
-            self._pre(tile, graph, tuple(tile_of(d, tile.span, token_dim) for d in dqkv))
+            self._pre(index, dqkv_tiles[index])
 
-    def _pre(self, tile: TileRecord, graph: TileGraph, dqkv: tuple[torch.Tensor, ...]) -> None:
+    def _pre(self, index: int, dqkv: tuple[torch.Tensor, ...]) -> None:
+        tile = self._state.tiles[index]
+        graph, tile.graph = tile.graph, None
+        assert graph is not None
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
         tile.pre_saved = SavedTensors()
         self._add(gradients)
-        if self._dx is not None and dx is not None:
-            tile_of(self._dx, tile.span).add_(dx)
+        if self._dx_tiles is not None and dx is not None:
+            self._dx_tiles[index].add_(dx)
 
     def _add(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Add what a stretch's backward gave to the sums, and what it wrote to `.grad`."""

@@ -25,7 +25,7 @@ from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
 from memo_train.runtime._shadow import ModuleTensors, Weights
 from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
-from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tile_of
+from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims
 
 
 class AtCut(Enum):
@@ -87,8 +87,9 @@ class BlockSpec:
 class TileRecord:
     """What is kept of one tile between forward and backward.
 
-    pre_rng, post_rng: random-number states at the start of pre and post. Of a recorded tile:
-    its graph, what pre and post saved for it, and q, k and v, which attention's backward needs.
+    pre_rng, post_rng: random-number states at the start of pre and post, of a tile that runs again.
+    Of a recorded tile: its graph, what pre and post saved for it, and q, k and v, which attention's
+    backward needs.
     """
 
     def __init__(self, span: range, place: TilePlace) -> None:
@@ -206,6 +207,6 @@ class BlockState:
         """The block's further arguments, ready to be cut to tiles."""
         return TokenArguments(tokens, self.args, self.kwargs, self.spec.token_dims)
 
-    def leaf(self, x: torch.Tensor, span: range) -> torch.Tensor:
+    def leaf(self, x_tile: torch.Tensor) -> torch.Tensor:
         """A tile of x as the leaf of its graph."""
-        return tile_of(x, span).detach().requires_grad_(self.x_needs_grad)
+        return x_tile.detach().requires_grad_(self.x_needs_grad)

@@ -54,11 +54,11 @@ class SavedTensor:
         """The tensor while it is on the device. Raises: InPlaceModified."""
         tensor = self.tensor
         assert tensor is not None
-        version = version_of(tensor)
-        if version != self.version:
+        # Not by `version_of`: it is asked twice of each of the dozens of tensors that a tile saves.
+        if not tensor.is_inference() and tensor._version != self.version:
             raise InPlaceModified(
                 f"a tensor {tuple(tensor.shape)} needed for backward was modified in place: "
-                f"version {version}, saved at version {self.version}"
+                f"version {tensor._version}, saved at version {self.version}"
             )
         return tensor
 
@@ -127,7 +127,8 @@ class SavedTensors:
         place_of: finds what lies in a parameter that has other memory in backward.
         pads: whether to look for known tensors that were padded with zeros (`_padded`).
         """
-        names = {storage_key(tensor): name for name, tensor in known.items() if is_plain(tensor)}
+        known = {name: tensor for name, tensor in known.items() if is_plain(tensor)}
+        names = {storage_key(tensor): name for name, tensor in known.items()}
         # Storages that stay where they are, and the number of each that leaves.
         stay: set[int] = set(foreign)
         number_of: dict[int, int] = {}

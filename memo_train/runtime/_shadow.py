@@ -155,6 +155,7 @@ class GradientSum:
 
     def add(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Add one tile's gradients; None where a parameter was not used."""
+        totals, added = [], []
         for index, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -164,7 +165,11 @@ class GradientSum:
                 wide = torch.promote_types(gradient.dtype, torch.float32)
                 self._sums[index] = gradient.to(wide, copy=True)
             else:
-                total.add_(gradient)
+                totals.append(total)
+                added.append(gradient)
+        if totals:
+            # The same sums as one by one, for one call of each tile's backward.
+            torch._foreach_add_(totals, added)
 
     def take(self) -> list[torch.Tensor | None]:
         """The sums in the inputs' dtypes; the references are given away."""

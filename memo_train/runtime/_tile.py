@@ -25,6 +25,12 @@ def tile_of(tensor: torch.Tensor, span: range, dim: int = 1) -> torch.Tensor:
     return tensor.narrow(dim, span.start, len(span))
 
 
+def tiles_of(tensor: torch.Tensor, tile_tokens: int, dim: int = 1) -> tuple[torch.Tensor, ...]:
+    """`tile_of` of every tile, for less than each would cost; `tensor` lives as long as one."""
+    tiles: tuple[torch.Tensor, ...] = tensor.split(tile_tokens, dim)  # type: ignore[no-untyped-call]
+    return tiles
+
+
 Path = tuple[str | int, ...]
 TokenDims = Mapping[Path, int | None]
 """Where a tensor is among a block's arguments -> its dimension that counts tokens, or None."""
@@ -63,11 +69,18 @@ class TokenArguments:
         self._kwargs = kwargs
         self._dims = dims
         self._pieces: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # Most arguments are the same for every tile: settings, None.
+        self._cut_args = any(map(_may_be_cut, args))
+        self._cut_kwargs = [key for key, value in kwargs.items() if _may_be_cut(value)]
 
     def tile(self, span: range) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) for the tile `span`."""
         self._pieces.clear()
-        args, kwargs = self._cut((self._args, self._kwargs), span, ())
+        args, kwargs = self._args, self._kwargs.copy()
+        if self._cut_args:
+            args = self._cut(args, span, (0,))
+        for key in self._cut_kwargs:
+            kwargs[key] = self._cut(kwargs[key], span, (1, key))
         return args, kwargs
 
     def whole(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +116,10 @@ class TokenArguments:
             return None
         # Batch first is the rule; tables of positions may have no batch.
         return next((d for d in (1, 0) if value.shape[d : d + 1] == (self._tokens,)), None)
+
+
+def _may_be_cut(value: Any) -> bool:
+    return isinstance(value, torch.Tensor | dict | tuple | list)
 
 
 def replaced_in(value: Any, replace: Callable[[Any], Any]) -> Any:

@@ -519,7 +519,8 @@ class WrappedModel:
             token_dims=verdict.token_dims,
             ahead_bytes=self._step.copies.ahead_bytes[index],
             park_pre=self._step.copies.park_pre,
-            observer=self._observe,
+            # Of an ordinary step only the memory is told, many times for each tile.
+            observer=self.memory if self.observer is ignore else self._observe,
             index=index,
             changes=verdict.changes,
             mixer=verdict.mixer,
