@@ -109,10 +109,15 @@ class SwappedStorages:
         self._device = device
         # Each in pages of its own, as plans count them.
         pages = [-(-num_bytes // PAGE_BYTES) * PAGE_BYTES for num_bytes in self._sizes]
-        self._host = device.host_alloc(sum(pages))
-        self._places = list(accumulate(pages[:-1], initial=self._host))
+        host = device.host_alloc(sum(pages))
+        self._places = list(accumulate(pages[:-1], initial=host))
         copies = zip(self._places, (s.data_ptr() for s in storages), self._sizes, strict=True)
-        self._sent = device.copy_all_to_host(list(copies))
+        try:
+            self._sent = device.copy_all_to_host(list(copies))
+        except BaseException:
+            device.host_free(host)
+            raise
+        self._host = host
         self._returning: CopyEvent | None = None
         self._storages: list[torch.UntypedStorage] = []
         in_flight.add(self._sent, sources, self.num_bytes)

@@ -204,6 +204,29 @@ def test_out_of_host_memory(policy: str, ids, wrapped, device) -> None:
     assert_nothing_left(model, good, ids, device)
 
 
+@pytest.mark.parametrize("policy", ["swap", "mixed"])
+def test_a_copy_that_cannot_be_asked_for(
+    policy: str, ids, wrapped, device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host range that was to take it is given back."""
+    model = wrapped(MODELS["llama"](), policy)
+    good = run_step(model, input_ids=ids, labels=ids)
+    send, calls = type(device).copy_all_to_host, 0
+
+    def refuse(device: object, copies: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Boom
+        return send(device, copies)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(device), "copy_all_to_host", refuse)
+        with pytest.raises(Boom):
+            run_step(model, input_ids=ids, labels=ids)
+    assert_nothing_left(model, good, ids, device)
+
+
 def test_failures_do_not_add_up(ids, wrapped, device) -> None:
     """Device memory after many failed steps is what it was after the first."""
     model = wrapped(MODELS["llama"](), "swap")
