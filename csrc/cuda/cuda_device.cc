@@ -318,12 +318,14 @@ void CudaDevice::Synchronize() {
   for (const Stream& stream : streams) {
     calls_->Check(cudaStreamSynchronize(stream.handle), "cudaStreamSynchronize");
   }
+  for (CudaStopwatch& watch : copying_) watch.Finish();
 }
 
 void CudaDevice::SynchronizeCompute(ComputeStream compute) {
   CheckUsable();
   const CudaGuard guard(calls_.get());
   calls_->Check(cudaStreamSynchronize(Handle(compute)), "cudaStreamSynchronize");
+  stalled_.Finish();
 }
 
 int CudaDevice::numa_node() const { return pages_->numa_node(); }

@@ -84,6 +84,12 @@ double CudaStopwatch::Seconds() const {
   return seconds_;
 }
 
+void CudaStopwatch::Finish() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const auto& interval : open_) interval.second->Wait();
+  Settle();
+}
+
 void CudaStopwatch::Reset() {
   std::lock_guard<std::mutex> lock(mutex_);
   open_.clear();

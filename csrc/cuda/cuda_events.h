@@ -88,8 +88,12 @@ class CudaStopwatch {
  public:
   // An interval of one stream; both events are of a pool that times. Throws CudaError.
   void Add(CudaEventRef begin, CudaEventRef end);
-  // Of the intervals since Reset that are over. Throws CudaError when the device has failed.
+  // Of the intervals since Reset that are known to be over. Throws CudaError when the device has
+  // failed.
   double Seconds() const;
+  // Waits for all intervals, which are over where their streams have been waited for: a query may
+  // say so later.
+  void Finish();
   // Forgets all intervals, also those under way.
   void Reset();
 

@@ -187,7 +187,8 @@ class ModelParts:
     def sharded_outside(self) -> tuple[nn.Module, ...]:
         """The modules outside of blocks that FSDP2 shards, outer ones first."""
         inside = {id(inner) for block in self.blocks for inner in block.modules()}
-        every = sharded_in(self.outer or self.causal_lm)
+        # A compiled model is false, for it asks the model for a length.
+        every = sharded_in(self.causal_lm if self.outer is None else self.outer)
         return tuple(module for module in every if id(module) not in inside)
 
     @property

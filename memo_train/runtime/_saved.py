@@ -139,14 +139,12 @@ class SavedTensors:
             if not entry.is_plain:
                 self.num_bytes += tensor.nbytes
                 continue
-            weight = None if place_of is None else place_of(tensor)
-            if weight is not None:
-                entry.leave(tensor, weight)
-                continue
             storage = tensor.untyped_storage()
             key = storage.data_ptr()
-            if key in names:
-                entry.leave(tensor, names[key])
+            weight = None if place_of is None else place_of(tensor)
+            home = names.get(key) if weight is None else weight
+            if home is not None:
+                entry.leave(tensor, home)
                 continue
             padded = padded_from(tensor, known) if pads else None
             if padded is not None:

@@ -218,9 +218,9 @@ def test_a_fault_of_one_way_is_found_in_nearly_every_tile(place, tile, monkeypat
     """Two of the three tiles are run in each way; a fault of it in either is seen."""
     own, met = BlockBackward._qkv, []
 
-    def faulty(self, record, o, o_tile):
-        q, k, v = own(self, record, o, o_tile)
-        if record.place is place and record is self._state.tiles[tile]:
+    def faulty(self, index, o, o_tile):
+        q, k, v = own(self, index, o, o_tile)
+        if index == tile and self._state.tiles[index].place is place:
             met.append(tile)
             v = v * 2
         return q, k, v
@@ -229,9 +229,8 @@ def test_a_fault_of_one_way_is_found_in_nearly_every_tile(place, tile, monkeypat
     model = toy.toy(toy.ToyBlock)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        memo_train.wrap(model)
-    tiled = wrapped_of(model).verdicts[0].how is HowToRun.TILED
-    memo_train.unwrap(model)
+        verdicts, _ = probe_model(find_parts(model), device_of(model.parameters()))
+    tiled = verdicts[0].how is HowToRun.TILED
     never = {TilePlace.SWAP: 2, TilePlace.RECOMPUTE: 1, TilePlace.KEEP: 0}[place]
     assert tiled == (tile == never)
     assert bool(met) == (tile != never)
