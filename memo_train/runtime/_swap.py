@@ -118,8 +118,8 @@ class SwappedStorages:
             device.host_free(host)
             raise
         self._host = host
-        self._returning: CopyEvent | None = None
-        self._storages: list[torch.UntypedStorage] = []
+        self._returning: list[CopyEvent] = []
+        self._here: dict[int, tuple[torch.UntypedStorage, CopyEvent]] = {}
         in_flight.add(self._sent, sources, self.num_bytes)
 
     @property
@@ -128,26 +128,41 @@ class SwappedStorages:
         return self.num_bytes if self._host else 0
 
     def prefetch(self) -> None:
-        """Allocate device memory and start the copies back; no-op when already started."""
-        if self._storages:
-            return
-        self._sent.wait()
-        where = self._device.torch_device
-        self._storages = [
-            torch.empty(num_bytes, dtype=torch.uint8, device=where).untyped_storage()
-            for num_bytes in self._sizes
-        ]
-        copies = zip((s.data_ptr() for s in self._storages), self._places, self._sizes, strict=True)
-        self._returning = self._device.copy_all_to_device(list(copies))
+        """Allocate device memory and start the copies back of all that did not start yet."""
+        missing = [i for i in range(len(self._sizes)) if i not in self._here]
+        if missing:
+            self._fetch(missing)
 
     def take(self, index: int) -> torch.UntypedStorage:
-        """A storage on the device, its copy finished; as often as it is asked for."""
+        """A storage on the device, its copy finished; as often as it is asked for.
+
+        Where nobody has fetched it, it comes alone: memory is short, and the others come later.
+        """
+        if index not in self._here:
+            self._fetch([index])
+        storage, returned = self._here[index]
         if self._host:
-            self.prefetch()
-            assert self._returning is not None
-            self._returning.wait()
-            self._free_host()
-        return self._storages[index]
+            returned.wait()
+            self._returning = [event for event in self._returning if event is not returned]
+            if len(self._here) == len(self._sizes) and not self._returning:
+                self._free_host()
+        return storage
+
+    def _fetch(self, indices: Sequence[int]) -> None:
+        self._sent.wait()
+        where = self._device.torch_device
+        storages = [
+            torch.empty(self._sizes[index], dtype=torch.uint8, device=where).untyped_storage()
+            for index in indices
+        ]
+        returned = self._device.copy_all_to_device(
+            [
+                (storage.data_ptr(), self._places[index], self._sizes[index])
+                for index, storage in zip(indices, storages, strict=True)
+            ]
+        )
+        self._returning.append(returned)
+        self._here |= {i: (s, returned) for i, s in zip(indices, storages, strict=True)}
 
     def _free_host(self) -> None:
         self._device.host_free(self._host)
@@ -157,8 +172,8 @@ class SwappedStorages:
         # Absent where host memory was refused; set where no backward took the storages.
         if getattr(self, "_host", 0):
             self._sent.wait()
-            if self._returning is not None:
-                self._returning.wait()
+            for event in self._returning:
+                event.wait()
             self._free_host()
 
 
