@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,16 +22,25 @@ def without_user_hooks(model: nn.Module, but_inside: Iterable[nn.Module] = ()) -
     embeddings require gradients.
     """
     kept = {id(m) for block in but_inside for m in block.modules() if m is not block}
-    found = [
-        (hooks, list(hooks.items()))
+    every = (
+        getattr(module, kind)
         for module in model.modules()
         if id(module) not in kept
-        for hooks in (getattr(module, kind) for kind in _KINDS)
-        if hooks
-    ]
+        for kind in _KINDS
+    )
+    with hooks_taken_out(every, lambda hook: not _is_a_librarys(hook)):
+        yield
+
+
+@contextmanager
+def hooks_taken_out(
+    every: Iterable[dict[int, Any]], is_one: Callable[[Any], bool]
+) -> Iterator[None]:
+    """While active, the hooks for which `is_one` holds are not in these dictionaries of modules."""
+    found = [(hooks, list(hooks.items())) for hooks in every if any(map(is_one, hooks.values()))]
     for hooks, items in found:
         for key, hook in items:
-            if not _is_a_librarys(hook):
+            if is_one(hook):
                 del hooks[key]
     try:
         yield

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from memo_train.errors import UnsupportedModel
+from memo_train.runtime._hooks import hooks_taken_out
 
 # ZeRO 3 puts a timer for NVTX around some of its hooks.
 _MOVERS = ("torch.distributed.fsdp.", "deepspeed.runtime.zero.", "deepspeed.utils.nvtx")
@@ -126,24 +127,11 @@ def _run_hooks(
 @contextmanager
 def without_moves(modules: Iterable[nn.Module]) -> Iterator[None]:
     """While active, calls of `modules` move no parameters; their other hooks run."""
-    found = [
-        (hooks, list(hooks.items()))
-        for module in modules
-        for hooks in (module._forward_pre_hooks, module._forward_hooks)
-        if any(map(moves_parameters, hooks.values()))
-    ]
-    for hooks, items in found:
-        for key, hook in items:
-            if moves_parameters(hook):
-                del hooks[key]
-    try:
+    every = (
+        hooks for module in modules for hooks in (module._forward_pre_hooks, module._forward_hooks)
+    )
+    with hooks_taken_out(every, moves_parameters):
         yield
-    finally:
-        for hooks, items in found:
-            # Hooks that were put on meanwhile stay.
-            added = [item for item in hooks.items() if item not in items]
-            hooks.clear()
-            hooks.update([*items, *added])
 
 
 @contextmanager

@@ -5,9 +5,6 @@ Numerics level 4, fp16 included: error against float64 at most twice plain autog
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from memo_train.testing import (
     run_step,
 )
 from tests.runtime.causal_lms import MODELS, gpt2_with_dropout
+from tests.runtime.ranks import run_ranks
 from tests.runtime.tiled_loss import WHOLE, Make, check, family
 
 # The loss function and what else may change after wrap
@@ -306,20 +304,7 @@ def test_a_head_with_layers_before_it(ids, wrapped) -> None:
 def test_a_head_that_fsdp2_shards(how: str) -> None:
     """Its hooks fire once a step, around all tiles: every parameter has plain's gradient."""
     script = Path(__file__).with_name("sharded_head.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += ["--nproc-per-node", "2"]
-    root = script.parents[2]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launcher, str(script), how],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1100,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(2, script, how)
 
 
 # Large vocabularies

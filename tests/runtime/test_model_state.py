@@ -3,48 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.runtime.model_state import CASES, REFUSED
+from tests.runtime.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("model_state.py")
-ROOT = SCRIPT.parents[2]
 
 
-def run_ranks(script: Path, out: Path) -> Mapping[str, str]:
+def outcomes_of(script: Path, out: Path) -> Mapping[str, str]:
     """What came out of every case. They run one behind another: starting takes longest."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", "2", str(script), str(out)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1100,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(2, script, out)
     found: dict[str, str] = json.loads(out.read_text())
     return found
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    return run_ranks(SCRIPT, tmp_path_factory.mktemp("model_state") / "outcomes.json")
+    return outcomes_of(SCRIPT, tmp_path_factory.mktemp("model_state") / "outcomes.json")
 
 
 def test_zero_gives_one_process_s_losses(tmp_path: Path) -> None:
     """Of 20 steps (level 6), and without gathered weights between forward and backward."""
     pytest.importorskip("deepspeed")
     # Not imported here: that reads the machine and takes long.
-    outcomes = run_ranks(SCRIPT.with_name("zero_state.py"), tmp_path / "outcomes.json")
+    outcomes = outcomes_of(SCRIPT.with_name("zero_state.py"), tmp_path / "outcomes.json")
     refused = {name: text for name, text in outcomes.items() if text != "right"}
     assert sorted(refused) == ["stage 3 without leaves", "stage 3, wrapped after"], refused
     assert "set_z3_leaf_modules(model, [LlamaDecoderLayer])" in refused["stage 3 without leaves"]

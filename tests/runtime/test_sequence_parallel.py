@@ -7,9 +7,6 @@ each with one CPU thread.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.on_ranks import CASES
+from tests.runtime.ranks import run_ranks
 
 pytestmark = pytest.mark.slow  # the first case of each number of ranks runs all of it
 SCRIPT = Path(__file__).with_name("on_ranks.py")
@@ -25,19 +23,8 @@ SCRIPT = Path(__file__).with_name("on_ranks.py")
 @cache
 def found_by(num_ranks: int, folder: Path) -> dict[str, list[Any]]:
     """For each case of so many ranks, what each rank found wrong."""
-    out, root = folder / f"{num_ranks}.json", SCRIPT.parents[2]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launcher, "--nproc-per-node", str(num_ranks), str(SCRIPT), str(out)],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1100,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    out = folder / f"{num_ranks}.json"
+    run_ranks(num_ranks, SCRIPT, out)
     found: dict[str, list[Any]] = json.loads(out.read_text())
     return found
 

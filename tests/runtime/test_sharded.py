@@ -36,17 +36,22 @@ def shard(model: nn.Module, mesh: dist.DeviceMesh, *, inside: bool = False) -> n
     return model
 
 
+def sharded_step(model: nn.Module, ids: torch.Tensor) -> Step:
+    """Loss and whole gradients of a step of a model that FSDP2 shards."""
+    torch.manual_seed(0)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    gradients = {name: g.full_tensor() for name, g in gradients_of(model).items()}
+    return Step(loss=loss.detach(), gradients=gradients)
+
+
 def test_blocks_and_root(mesh, ids) -> None:
     model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
     memo_train.use_layouts(model, False)  # gathered parameters are not the layout's
     good = run_step(model, input_ids=ids, labels=ids)
     model.zero_grad()
     shard(model, mesh)
-    torch.manual_seed(0)
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    gradients = {name: g.full_tensor() for name, g in gradients_of(model).items()}
-    assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
+    assert_same_bits(sharded_step(model, ids), good)
 
 
 def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
@@ -54,13 +59,9 @@ def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
     memo_train.use_layouts(model, False)
     shard(model, mesh)
-    torch.manual_seed(0)
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    gradients = {name: g.full_tensor() for name, g in gradients_of(model).items()}
+    step = sharded_step(model, ids)
     whole = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
-    good = run_step(whole, input_ids=ids, labels=ids)
-    assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
+    assert_same_bits(step, run_step(whole, input_ids=ids, labels=ids))
 
 
 def test_no_logits_are_made_for_the_root_s_hooks(mesh, ids) -> None:
@@ -78,13 +79,9 @@ def test_sharding_before_wrap(mesh, ids) -> None:
     model = memo_train.wrap(shard(MODELS["llama"](), mesh, inside=True), alpha=0.5, tile_tokens=8)
     memo_train.use_layouts(model, False)
     assert {type(p) for p in model.parameters()} == {DTensor}
-    torch.manual_seed(0)
-    loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    gradients = {name: g.full_tensor() for name, g in gradients_of(model).items()}
+    step = sharded_step(model, ids)
     whole = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
-    good = run_step(whole, input_ids=ids, labels=ids)
-    assert_same_bits(Step(loss=loss.detach(), gradients=gradients), good)
+    assert_same_bits(step, run_step(whole, input_ids=ids, labels=ids))
 
 
 class OtherMemory:
