@@ -43,6 +43,7 @@ _LEAST_PROFILED_TOKENS = 16
 """Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
 
 
+_HALVES = (torch.bfloat16, torch.float16)
 _SILENT_S = 2.0
 """Before a bar shows how far it is; kept profiles take no such time."""
 
@@ -144,8 +145,13 @@ class _ProfilesOfState:
         return self._found[kind]
 
     def _autocast_dtypes(self) -> tuple[torch.dtype | None, ...]:
-        """None stands for no autocast. On the CPU float16 is rare, and each takes its time."""
-        usual = (torch.bfloat16, torch.float16) if self._where == "cuda" else (torch.bfloat16,)
+        """None stands for no autocast. On the CPU float16 is rare, and each takes its time.
+
+        A model of 16-bit numbers is not trained under autocast to the other ones.
+        """
+        usual: tuple[torch.dtype, ...] = _HALVES if self._where == "cuda" else _HALVES[:1]
+        dtypes = {p.dtype for p in self._wrapped.parts.causal_lm.parameters()}
+        usual = tuple(dtype for dtype in usual if not dtypes <= set(_HALVES) or dtype in dtypes)
         is_on = torch.is_autocast_enabled(self._where)
         now = (torch.get_autocast_dtype(self._where),) if is_on else ()
         return tuple(dict.fromkeys((None, *now, *usual)))

@@ -174,7 +174,7 @@ class Check:
             path = self._out / f"selftest-{allocator}.json"
             path.unlink(missing_ok=True)
             command = [sys.executable, "-m", "memo_train.selftest", "--quick", "--json", str(path)]
-            command += ["--allocator", allocator]
+            command += ["--allocator", allocator, "--gpus-only"]
             ended = run(command, deadline_s - time.time(), log=self._log)
             row = {"part": "selftest", "what": "selftest", "mode": allocator}
             self._add(row | _selftest_outcome(path, ended.why))

@@ -13,7 +13,7 @@ Job = dict[str, Any]
 
 GIB = 2**30
 KILO = 1024
-DEFAULT_PARTS = ("machine", "build", "selftest", "kernels", "speeds", "gradients", "a", "b")
+DEFAULT_PARTS = ("build", "machine", "selftest", "kernels", "speeds", "gradients", "a", "b")
 """Of one call under 8 minutes; c and d have calls of their own."""
 OURS = ("memo", "memo_recompute", "memo_swap")
 
@@ -78,8 +78,8 @@ def parts(*, tiny: bool) -> list[Part]:
     """All parts, in order; `tiny`: the same with sizes for a CPU."""
     cap_gib, most = (0.004, 512) if tiny else (20.0, 512)
     made = [
-        Part(name="machine", budget_s=30, jobs=({"kind": "machine"},)),
         Part(name="build", budget_s=150),
+        Part(name="machine", budget_s=30, jobs=({"kind": "machine"},)),
         Part(name="selftest", budget_s=100),
         Part(name="kernels", budget_s=40),
         Part(name="speeds", budget_s=60, jobs=tuple(_speeds(tiny=tiny))),

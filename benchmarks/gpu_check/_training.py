@@ -241,7 +241,10 @@ def _adapt(model: Any, rank: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """How often a step is timed: `most` times after the first, before `deadline_s` of the epoch."""
+    """How often a step is timed: `most` times after the first, before `deadline_s` of the epoch.
+
+    most: 0 for long steps, of which the first counts.
+    """
 
     most: int
     deadline_s: float

@@ -8,6 +8,7 @@ The caller starts it again behind a job that ended the process: a CUDA error is 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import math
 import os
@@ -29,11 +30,15 @@ _WHOLE = 1024
 """Lengths that are searched for are multiples of it."""
 _LEAST_S = 4.0
 """A job is not begun with less time left."""
+_STACKS_S = 20.0
+"""So often all threads' stacks go to the log: a job that is killed shows where it was."""
 
 
 def main() -> None:
     """Do the jobs and leave without what libraries do at exit: it must not look like a failure."""
     options = _parse()
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(_STACKS_S, repeat=True)
     part = next(p for p in parts(tiny=options.tiny) if p.name == options.part)
     if options.allocator == "memo":
         from memo_train.device._cuda_memory import install_cuda_allocator
@@ -117,7 +122,7 @@ class Jobs:
         self,
         mode: str,
         tokens: int,
-        repeats: int = 1,
+        repeats: int = 0,
         tile_tokens: int | None = None,
         or_shorter: bool = False,
     ) -> dict[str, Any]:
@@ -135,8 +140,11 @@ class Jobs:
     ) -> dict[str, Any]:
         limits = self._limits(tile_tokens=tile_tokens)
         wanted = Repeats(most=repeats, deadline_s=self._deadline_s)
-        with self._model.trained_by(mode, tokens, limits) as planner:
-            figures = figures_of_steps(self._model, tokens, planner, wanted)
+        model, started_s = self._model, time.time()
+        with model.trained_by(mode, tokens, limits) as planner:
+            enter_s = time.time() - started_s
+            figures = figures_of_steps(model, tokens, planner, wanted)
+            figures["enter_s"] = enter_s
             geometry = self._part.geometry
             found = {"model": geometry.name, "lora_rank": geometry.lora_rank, "figures": figures}
             if planner is None or planner.last is None:

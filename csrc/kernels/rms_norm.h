@@ -36,6 +36,12 @@ struct RmsNormBackward {
   float epsilon;
 };
 
+// 1 / rms(x) of a row of `numbers`, rounded once: its error is one of all the row's numbers.
+MEMO_HOST_DEVICE float RmsScale(float squares, size_t numbers, float epsilon) {
+  const double mean = static_cast<double>(squares) / static_cast<double>(numbers);
+  return static_cast<float>(1.0 / sqrt(mean + static_cast<double>(epsilon)));
+}
+
 template <typename T>
 MEMO_HOST_DEVICE LaneSums<1> SumLane(const RmsNorm<T>& args, size_t row, unsigned lane) {
   using P = Pack<T>;
@@ -54,8 +60,7 @@ template <typename T>
 MEMO_HOST_DEVICE void FinishLane(const RmsNorm<T>& args, size_t row, unsigned lane,
                                  const LaneSums<1>& sums) {
   using P = Pack<T>;
-  const float mean = sums.values[0] / static_cast<float>(args.row_packs * P::kElements);
-  const float scale = 1.0f / sqrtf(mean + args.epsilon);
+  const float scale = RmsScale(sums.values[0], args.row_packs * P::kElements, args.epsilon);
   for (size_t i = lane; i < args.row_packs; i += kLanes) {
     P pack = LoadPack<P>(args.x, row * args.row_packs + i);
     const P weight = LoadPack<P>(args.weight, i);
@@ -90,7 +95,7 @@ MEMO_HOST_DEVICE void FinishLane(const RmsNormBackward<T>& args, size_t row, uns
                                  const LaneSums<2>& sums) {
   using P = Pack<T>;
   const float numbers = static_cast<float>(args.row_packs * P::kElements);
-  const float scale = 1.0f / sqrtf(sums.values[0] / numbers + args.epsilon);
+  const float scale = RmsScale(sums.values[0], args.row_packs * P::kElements, args.epsilon);
   const float along = scale * scale * (sums.values[1] / numbers);
   if (lane == 0) args.scales[row] = scale;
   for (size_t i = lane; i < args.row_packs; i += kLanes) {

@@ -175,6 +175,7 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, default=Path("memo-selftest.json"), metavar="PATH")
     parser.add_argument("--quick", action="store_true", help="only proofs, nothing is timed")
+    parser.add_argument("--gpus-only", action="store_true", help="not the CPU device")
     parser.add_argument(
         "--allocator",
         choices=_ALLOCATORS,
@@ -192,7 +193,9 @@ def main() -> int:
         other = _prepare_allocator(arguments)
     elif arguments.allocator == "memo":
         parser.error("--allocator memo: this process sees no GPU, or is one of several ranks")
-    return max(_test_here(path, quick=arguments.quick), other)
+    elif arguments.gpus_only and not torch.cuda.is_available():
+        parser.error("--gpus-only: this process sees no GPU")
+    return max(_test_here(path, arguments), other)
 
 
 def _prepare_allocator(arguments: argparse.Namespace) -> int:
@@ -207,11 +210,12 @@ def _prepare_allocator(arguments: argparse.Namespace) -> int:
     path: Path = arguments.json
     command = [sys.executable, "-m", "memo_train.selftest", "--allocator", "memo"]
     command += ["--json", str(path.with_name(f"{path.stem}-memo{path.suffix}"))]
+    command += ["--gpus-only"]  # the CPU's tensors are here as there
     command += ["--quick"] if arguments.quick else []
     return int(subprocess.run(command, check=False).returncode != 0)
 
 
-def _test_here(path: Path, *, quick: bool) -> int:
+def _test_here(path: Path, arguments: argparse.Namespace) -> int:
     """Run this process's part, of all ranks if there are several; the exit code."""
     ranks = Ranks.join()
     is_first = ranks.rank == 0
@@ -220,7 +224,8 @@ def _test_here(path: Path, *, quick: bool) -> int:
         result = run_selftest(
             ranks,
             started=lambda what, share: progress.update(task, description=what, completed=share),
-            quick=quick,
+            quick=arguments.quick,
+            gpus_only=arguments.gpus_only,
         )
     if is_first:
         path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -23,6 +23,8 @@ _TILE = slice(10, 20)
 _NUM_ROUNDS = 20
 _NUM_PREFETCHED = 3
 _ROUNDS_TOGETHER = 10
+_HOST_BYTES = 1 << 20
+"""More than the tensors of a round."""
 
 
 class Piece(NamedTuple):
@@ -184,6 +186,8 @@ def _rounds(way: Callable[[Round, Delay], bool], place: Place, late: str) -> Fig
     if late == "compute" and not place.on_gpu:
         raise NotSupported("the CPU computes on the calling thread, which cannot be late")
     num_late = 0
+    # As before a planned step: pinning memory in the middle of one would wait for what is late.
+    place.device.reserve_host(_HOST_BYTES)
     with place.backlog() as backlog:
         delays: dict[str, Delay] = {
             "compute": place.delay_compute,

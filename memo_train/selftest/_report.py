@@ -86,15 +86,20 @@ Started = Callable[[str, float], None]
 
 
 def run_selftest(
-    ranks: Ranks | None = None, started: Started | None = None, *, quick: bool = False
+    ranks: Ranks | None = None,
+    started: Started | None = None,
+    *,
+    quick: bool = False,
+    gpus_only: bool = False,
 ) -> dict[str, Any]:
     """Results of every rank and device; `passed` says that nothing failed. A collective call.
 
-    quick: only what proves something; nothing is timed.
+    quick: only what proves something; nothing is timed. gpus_only: nothing on the CPU device.
     """
     start_s = time.monotonic()
     ranks = Ranks() if ranks is None else ranks
-    every = ranks.gather(_run_rank(ranks, started or (lambda _what, _share: None), quick))
+    started = started or (lambda _what, _share: None)
+    every = ranks.gather(_run_rank(ranks, started, quick=quick, gpus_only=gpus_only))
     counts = Counter(kind_of(outcome) for *_, outcome in outcomes(every))
     return {
         "format": FORMAT,
@@ -118,11 +123,13 @@ def outcomes(ranks: list[dict[str, Any]]) -> list[tuple[int, str, str, str]]:
     ]
 
 
-def _run_rank(ranks: Ranks, started: Started, quick: bool) -> dict[str, Any]:
+def _run_rank(ranks: Ranks, started: Started, *, quick: bool, gpus_only: bool) -> dict[str, Any]:
     machine = describe_machine()
     places: dict[str, Place] = {}
     results: dict[str, dict[str, Figures]] = {}
     for name, make in _makers(ranks, machine).items():
+        if gpus_only and name == "cpu":
+            continue
         results[name] = {"open": outcome_of(partial(_open, places, name, make))}
     runs = _runs(ranks, places, list(results), quick)
     for index, (where, scenario, run) in enumerate(runs):

@@ -26,13 +26,11 @@ def fractions(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", give)
     monkeypatch.setattr(torch.cuda.memory, "get_per_process_memory_fraction", given.__getitem__)
     stats = {
-        "allocated_bytes.all.current": 10,
-        "allocated_bytes.all.peak": 30,
-        "reserved_bytes.all.peak": 50,
-        "allocation.all.current": 1,
-        "allocation.all.allocated": 7,
+        "allocated_bytes": {"all": {"current": 10, "peak": 30}},
+        "reserved_bytes": {"all": {"peak": 50}},
+        "allocation": {"all": {"current": 1, "allocated": 7}},
     }
-    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: stats)
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     return given
 
