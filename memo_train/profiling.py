@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from memo_planner import Link, Profile
+from memo_planner.profile import BlockTimes
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime import WrappedModel, precision, runnable, without_user_hooks
 from memo_train.trace import (
@@ -43,7 +44,7 @@ _LEAST_PROFILED_TOKENS = 16
 """Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
 
 
-_HALVES = (torch.bfloat16, torch.float16)
+_HALVES = frozenset((torch.bfloat16, torch.float16))
 _SILENT_S = 2.0
 """Before a bar shows how far it is; kept profiles take no such time."""
 
@@ -149,9 +150,10 @@ class _ProfilesOfState:
 
         A model of 16-bit numbers is not trained under autocast to the other ones.
         """
-        usual: tuple[torch.dtype, ...] = _HALVES if self._where == "cuda" else _HALVES[:1]
-        dtypes = {p.dtype for p in self._wrapped.parts.causal_lm.parameters()}
-        usual = tuple(dtype for dtype in usual if not dtypes <= set(_HALVES) or dtype in dtypes)
+        usual: tuple[torch.dtype, ...] = (torch.bfloat16,)
+        if self._where == "cuda":
+            usual += (torch.float16,)
+        usual = tuple(d for d in usual if d in self._dtypes or not self._dtypes <= _HALVES)
         is_on = torch.is_autocast_enabled(self._where)
         now = (torch.get_autocast_dtype(self._where),) if is_on else ()
         return tuple(dict.fromkeys((None, *now, *usual)))
@@ -228,8 +230,22 @@ class _ProfilesOfState:
                     repeats=repeats,
                     timed_tokens=self._table_tokens() or longest,
                     plain=self._plain_steps(kind),
+                    times=self._known_times(),
                 ),
             )
+
+    def _known_times(self) -> BlockTimes | None:
+        """Of a model of 16-bit numbers, which takes as long under autocast; None: not known.
+
+        Elsewhere than on a device that runs behind, runs that tell bytes tell seconds as well.
+        """
+        if not self._found or not self._wrapped.device.runs_behind or not self._dtypes <= _HALVES:
+            return None
+        return next(iter(self._found.values())).times
+
+    @property
+    def _dtypes(self) -> set[torch.dtype]:
+        return {p.dtype for p in self._wrapped.parts.causal_lm.parameters()}
 
     def _plain_steps(self, kind: StepKind) -> PlainSteps | None:
         """What steps of `kind` are compared with; None for plain ones, or if there are none."""

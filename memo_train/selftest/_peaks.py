@@ -132,8 +132,8 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
     others_bytes = (loaded["device"] or 0) - _sum_bytes([*model.parameters(), *model.buffers()])
     limit_bytes = int(_LIMIT_OVER_PLANNED * told.device_room_bytes)
     # What an allocator rounds up is within the limit: where it is much, a plan may use some of it.
-    limit_bytes += place.device.rounding_bytes + _cut_bytes(place)
-    with wrapped(model, mode, device_bytes=limit_bytes + others_bytes):
+    limit_bytes += others_bytes + place.device.rounding_bytes + _cut_bytes(place)
+    with wrapped(model, mode, device_bytes=limit_bytes):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         # The first step is recorded and makes the moments; the second one is the planned one.
         run_step(model, **batch)
@@ -152,7 +152,7 @@ def _peaks(place: Place, mode: str) -> dict[str, Any]:
     return {
         "planned_peak_bytes": planned_bytes,
         "planned_room_bytes": told.device_room_bytes,
-        "limit_bytes": limit_bytes,
+        "limit_bytes": limit_bytes - (others["device"] or 0),
         **peaks,
     }
 

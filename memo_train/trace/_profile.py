@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from memo_planner.kinds import BlockKind, SavedPerToken
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
+from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
     STAGES_OF_POINT,
@@ -40,7 +42,11 @@ from memo_train.trace._steps import (
     measure_tile_shapes,
     only_block,
 )
-from memo_train.trace._timing import LONGEST_TIMED_TOKENS, measure_times
+from memo_train.trace._timing import (
+    LONGEST_SWAPPED_TOKENS,
+    LONGEST_TIMED_TOKENS,
+    measure_times,
+)
 
 OPTIMIZER_STATES = 2
 """AdamW's moments, each as large as the parameters it trains."""
@@ -73,12 +79,18 @@ class Effort:
 
     repeats: of each run that is timed. timed_tokens: what no step is longer than that finds seconds
     on a device that runs behind; None: no longer than other runs. plain: with it runs are short;
-    they say what differs from plain steps, and seconds are theirs.
+    they say what differs from plain steps, and seconds are theirs. times: what is known already.
     """
 
     repeats: int = REPEATS
     timed_tokens: int | None = None
     plain: PlainSteps | None = None
+    times: BlockTimes | None = None
+
+    @property
+    def known_times(self) -> BlockTimes | None:
+        """Seconds that are not measured again."""
+        return self.times if self.plain is None else self.plain.profile.times
 
 
 _ALL = Effort()
@@ -110,6 +122,7 @@ def measure_profile(
         padded=padded,
         effort=effort,
         timed_tokens=min(effort.timed_tokens or tokens, LONGEST_TIMED_TOKENS),
+        runs_behind=wrapped.device.runs_behind,
     )
     kept = kept_model(causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
@@ -131,7 +144,7 @@ def measure_profile(
         state_bytes=state_bytes(causal_lm),
         # Kinds that need the same have one line.
         peaks=tuple(dict.fromkeys([*(line for each in found for line in each.peaks), *peaks])),
-        times=_mean_times(found) if effort.plain is None else effort.plain.profile.times,
+        times=effort.known_times or _mean_times(found),
         link=measure_link(wrapped.device),
         gradient_bytes=gradient_bytes(causal_lm),
         kinds=tuple(blocks[kind.index] for kind in kinds),
@@ -182,8 +195,12 @@ _SAVED = tuple(f"{field.name}_bytes_per_token" for field in fields(SavedBytes))
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """Blocks that ask for the same memory: one of them, and how many there are."""
+    """Blocks that ask for the same memory: one of them, and how many there are.
 
+    number: among the kinds.
+    """
+
+    number: int
     index: int
     num_blocks: int
     is_tiled: bool
@@ -197,8 +214,8 @@ def kinds_of(wrapped: WrappedModel) -> tuple[Kind, ...]:
     """
     rows = _kind_rows(wrapped)
     return tuple(
-        Kind(index=rows.index(row), num_blocks=count, is_tiled=row[1])
-        for row, count in Counter(rows).items()
+        Kind(number=number, index=rows.index(row), num_blocks=count, is_tiled=row[1])
+        for number, (row, count) in enumerate(Counter(rows).items())
     )
 
 
@@ -240,10 +257,13 @@ class _Ask:
     effort: Effort
     timed_tokens: int
 
+    runs_behind: bool
+
     @property
     def repeats(self) -> int:
-        """Of steps that are timed."""
-        return self.effort.repeats if self.effort.plain is None else 1
+        """Of steps whose seconds are used: a device that runs behind has longer ones for that."""
+        used = self.effort.known_times is None and not self.runs_behind
+        return self.effort.repeats if used else 1
 
     def way(self, place: TilePlace) -> Way:
         return Way(place=place, park_pre=self.park_pre, padded=self.padded)
@@ -269,9 +289,11 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         # mixer saves none of what it makes.
         is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None
         with_pairs = is_cut_at_mixer or saved["attention_bytes_per_token2"] > 0
+        most_bytes = sum(value for name, value in saved.items() if not name.endswith("token2"))
+        _reserve(wrapped, int(most_bytes), ask)
         shapes, by_share = _measure_ways(wrapped, kind, ask)
         times = None
-        if ask.effort.plain is None:
+        if ask.effort.known_times is None:
             times = _times_of(wrapped, ask, shapes)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
     recomputed = with_prefetch(shapes[TilePlace.RECOMPUTE], fetched)
@@ -294,6 +316,14 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         times=times,
         num_blocks=kind.num_blocks,
     )
+
+
+def _reserve(wrapped: WrappedModel, bytes_per_token: int, ask: _Ask) -> None:
+    """Host memory for the longest runs that swap: to pin each tensor's takes longer than a run."""
+    times = ask.effort.known_times is None and ask.runs_behind
+    tokens = min(ask.timed_tokens, LONGEST_SWAPPED_TOKENS) if times else 16 * ask.tile
+    with suppress(HostMemoryExceeded):
+        wrapped.device.reserve_host(bytes_per_token * tokens)
 
 
 _Ways = tuple[dict[TilePlace, Shapes], dict[TilePlace, TileShapes]]
@@ -337,8 +367,7 @@ def _beside_plain(
         plain.steps[key] = measure_step(
             wrapped, ask.batch, step.tokens, step.tile_tokens, way, repeats=1
         )
-    number = _kind_of_block(wrapped)[kind.index]
-    by_long = plain.profile.kinds[number]
+    by_long = plain.profile.kinds[kind.number]
     peaks = dict(step.peak_bytes)
     for stage, num_bytes in plain.steps[key].peak_bytes.items():
         long_bytes = by_long.peak_bytes(stage, place, step.tokens, step.tile_tokens)

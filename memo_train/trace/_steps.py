@@ -119,7 +119,7 @@ def measure_saved(
     operations that want it so save a copy. A block that is not run by tiles saves its input only.
     """
     tile_tokens = tokens if batch == 1 and not by_tiles else -(-tokens // 4)
-    policy = _profiled_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
+    policy = profiled_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
     loss = _loss(wrapped, batch, policy, padded=padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:
@@ -141,7 +141,7 @@ def measure_step(
     """A step with all tiles run one way, x and o swapped: least seconds, highest peaks."""
     seconds: dict[str, float] = {}
     peak_bytes: dict[str, int] = {}
-    policy, began_s = _profiled_policy(wrapped, tokens, tile_tokens, way), wrapped.device.now()
+    policy, began_s = profiled_policy(wrapped, tokens, tile_tokens, way), wrapped.device.now()
     for repeat in range(repeats):
         if repeat and wrapped.device.now() - began_s > _ENOUGH_S:
             break
@@ -167,7 +167,7 @@ def run_step(
 ) -> None:
     """Forward and backward of a step under `policy`, watched; no gradient is kept."""
     causal_lm = wrapped.parts.causal_lm
-    trained = trainable_parameters(causal_lm)
+    trained = _trained(wrapped)
     # On aliases of the parameters, hooks that users put on them do not fire.
     shadows = shadows_of(trained)
     wrapped.observer = observer
@@ -175,6 +175,16 @@ def run_step(
         loss = _loss(wrapped, batch, policy, padded=padded)
         if loss.requires_grad:  # nothing before a frozen last block, say, has a backward
             torch.autograd.grad(loss, shadows, allow_unused=True)
+
+
+def _trained(wrapped: WrappedModel) -> tuple[torch.Tensor, ...]:
+    """What a step can have gradients of: not what blocks alone hold that pass x through."""
+    trained, blocks = trainable_parameters(wrapped.parts.causal_lm), wrapped.parts.blocks
+    if wrapped.active_block is None:
+        return trained
+    idle = {id(p) for block in blocks for p in block.parameters()}
+    idle -= {id(p) for p in blocks[wrapped.active_block].parameters()}
+    return tuple(parameter for parameter in trained if id(parameter) not in idle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +281,8 @@ _MOST_LOSS_TILES = 2
 asks how long they take, and beside one block a large vocabulary is most of a step."""
 
 
-def _profiled_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Way) -> StepPolicy:
+def profiled_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Way) -> StepPolicy:
+    """`uniform_policy` with as much of the loss as shows what it needs."""
     policy = uniform_policy(wrapped, tokens, tile_tokens, way)
     return replace(policy, most_loss_tiles=_MOST_LOSS_TILES)
 

@@ -20,10 +20,13 @@ from memo_planner.schedule import CopyBudget
 from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime import NOWHERE, StepPolicy, WrappedModel
-from memo_train.trace._steps import Way, run_step, uniform_policy
+from memo_train.trace._steps import Way, profiled_policy, run_step
 
 LONGEST_TIMED_TOKENS = 65536
 """No timed step is longer: attention of so many tokens has long been at its full speed."""
+
+LONGEST_SWAPPED_TOKENS = 16384
+"""Of the step that shows what swapping adds to the work of compute: it pins all that it swaps."""
 
 _NUM_TILES = 4
 """Of a timed step: several, so that the host runs ahead in all but the first."""
@@ -131,7 +134,7 @@ def _grows(steps: Sequence[TimedStep]) -> bool:
 def _timed(wrapped: WrappedModel, batch: int, tile: int, way: Way) -> TimedStep:
     """The best of three steps of four tiles, or of fewer where they are long."""
     tokens, seconds, spent_s = _NUM_TILES * tile, dict[str, float](), 0.0
-    policy = _without_waiting(uniform_policy(wrapped, tokens, tile, way))
+    policy = _without_waiting(profiled_policy(wrapped, tokens, tile, way))
     for repeat in range(_REPEATS):
         # The first loads kernels: it never stands alone.
         if repeat > 1 and spent_s > _LONG_S:
@@ -158,7 +161,8 @@ def _swap_s_per_token(
 ) -> float:
     """What swapping adds to forward, of the longest step that memory holds swapped."""
     way = Way(place=TilePlace.SWAP, padded=padded)
-    for step in reversed(steps):
+    short = [step for step in steps[1:] if step.tokens <= LONGEST_SWAPPED_TOKENS]
+    for step in reversed([steps[0], *short]):
         try:
             swapped = _timed(wrapped, batch, step.tile_tokens, way)
         except _REFUSED:

@@ -81,7 +81,8 @@ def test_modes_do_what_they_say(sound) -> None:
     for each in peaks.values():
         assert 0.5 * each["planned_peak_bytes"] < each["device_peak_bytes"]
         assert each["device_peak_bytes"] <= each["limit_bytes"]
-        assert each["limit_bytes"] == int(1.15 * each["planned_room_bytes"])
+        # Less what others have come to use meanwhile.
+        assert each["limit_bytes"] == pytest.approx(1.15 * each["planned_room_bytes"], rel=1e-3)
         assert each["torch_peak_bytes"] is each["driver_peak_bytes"] is None
     assert peaks["recompute"]["device_peak_bytes"] < peaks["keep"]["device_peak_bytes"]
     steps = scenarios["step"]["modes"]
