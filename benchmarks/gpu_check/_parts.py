@@ -13,7 +13,7 @@ Job = dict[str, Any]
 
 GIB = 2**30
 KILO = 1024
-DEFAULT_PARTS = ("build", "machine", "selftest", "kernels", "speeds", "gradients", "a", "b")
+DEFAULT_PARTS = ("build", "machine", "selftest", "gradients", "a", "b", "speeds", "kernels")
 """Of one call under 8 minutes; c and d have calls of their own."""
 OURS = ("memo", "memo_recompute", "memo_swap")
 
@@ -81,8 +81,6 @@ def parts(*, tiny: bool) -> list[Part]:
         Part(name="build", budget_s=150),
         Part(name="machine", budget_s=30, jobs=({"kind": "machine"},)),
         Part(name="selftest", budget_s=100),
-        Part(name="kernels", budget_s=40),
-        Part(name="speeds", budget_s=60, jobs=tuple(_speeds(tiny=tiny))),
         Part(
             name="gradients",
             budget_s=45,
@@ -95,6 +93,8 @@ def parts(*, tiny: bool) -> list[Part]:
             geometry=LLAMA_8B_2,
             jobs=({"kind": "step", "mode": "memo", "tokens": 80 if tiny else 500_000},),
         ),
+        Part(name="kernels", budget_s=60),
+        Part(name="speeds", budget_s=60, jobs=tuple(_speeds(tiny=tiny))),
         Part(
             name="c",
             budget_s=470,

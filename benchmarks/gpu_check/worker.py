@@ -30,15 +30,16 @@ _WHOLE = 1024
 """Lengths that are searched for are multiples of it."""
 _LEAST_S = 4.0
 """A job is not begun with less time left."""
-_STACKS_S = 20.0
-"""So often all threads' stacks go to the log: a job that is killed shows where it was."""
+_STACKS_S = 1.0
+"""So long before its time is over all threads' stacks go to the log: a job that is killed shows
+where it was. Once only: to look at a process in the middle of an import has ended one."""
 
 
 def main() -> None:
     """Do the jobs and leave without what libraries do at exit: it must not look like a failure."""
     options = _parse()
     faulthandler.enable()
-    faulthandler.dump_traceback_later(_STACKS_S, repeat=True)
+    faulthandler.dump_traceback_later(max(options.deadline - _STACKS_S - time.time(), _STACKS_S))
     part = next(p for p in parts(tiny=options.tiny) if p.name == options.part)
     if options.allocator == "memo":
         from memo_train.device._cuda_memory import install_cuda_allocator

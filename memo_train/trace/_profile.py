@@ -335,6 +335,9 @@ def _measure_ways(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _Ways:
     by_share: dict[TilePlace, TileShapes] = {}
     for place in TilePlace:
         way, done = ask.way(place), []
+        if ask.runs_behind:
+            # Libraries of a GPU take work spaces at their first call, and keep them.
+            measure_step(wrapped, ask.batch, 16 * ask.tile, 8 * ask.tile, way, repeats=1)
         if place is not TilePlace.KEEP:
             shapes[place] = measure_shapes(wrapped, ask.batch, ask.tile, way, ask.repeats)
             done = [shapes[place].short]
