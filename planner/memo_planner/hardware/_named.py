@@ -113,9 +113,14 @@ _H100 = _machine(
     inter_node_bytes_per_s=(50 * GB, "NVIDIA DGX H100 datasheet: a 400 Gb/s adapter a GPU"),
 )
 
+_ONE_H200 = "measured on one H200, one rank"
 _H200 = _H100.with_figures(
-    "assumption: 143,771 MiB as nvidia-smi shows for H200 (NVIDIA datasheet: 141 GB)",
-    device_bytes=143_771 * MIB,
+    f"{_ONE_H200}: as CUDA tells, 526 MiB of it taken once CUDA is loaded",
+    device_bytes=143_155 * MIB,
+).with_figures(
+    f"{_ONE_H200}: pinned copies of 256 MiB, one direction at a time",
+    d2h_alone_bytes_per_s=55.1e9,
+    h2d_alone_bytes_per_s=54.4e9,
 )
 
 _RTX4090 = _machine(
