@@ -19,10 +19,10 @@ from memo_planner.errors import InvalidInput, MemoError, PlanInfeasible
 from memo_planner.hardware import (
     FIGURES,
     NAMED,
-    PAPER,
     Efficiency,
     Hardware,
     MachineFile,
+    efficiency_on,
     machine,
     this_machine,
 )
@@ -193,7 +193,8 @@ def machine_named(name: str) -> tuple[Hardware, Efficiency]:
     if name.endswith(".json"):
         measured = MachineFile.load(name)
         return measured.hardware, measured.efficiency
-    return (this_machine() if name == HERE else machine(name)), PAPER
+    named = this_machine() if name == HERE else machine(name)
+    return named, efficiency_on(named.name)
 
 
 def measured_machine() -> MachineFile:

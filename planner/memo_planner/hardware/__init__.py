@@ -13,7 +13,7 @@ from memo_planner.hardware._measured import (
     MachineFile,
     ProductRate,
 )
-from memo_planner.hardware._named import NAMED, machine
+from memo_planner.hardware._named import NAMED, efficiency_on, machine
 from memo_planner.hardware._nvml import this_machine
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Hardware",
     "MachineFile",
     "ProductRate",
+    "efficiency_on",
     "machine",
     "this_machine",
 ]

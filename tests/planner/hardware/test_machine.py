@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from memo_planner.errors import InvalidInput
-from memo_planner.hardware import FIGURES, NAMED, Efficiency, machine, this_machine
+from memo_planner.hardware import (
+    FIGURES,
+    NAMED,
+    Efficiency,
+    efficiency_on,
+    machine,
+    this_machine,
+)
 
 GIB = 2**30
 
@@ -141,3 +148,19 @@ def test_without_a_machine_nvml_can_read_the_error_says_why(
     with pytest.raises(InvalidInput, match=message):
         this_machine()
     assert nvml is None or not nvml.open
+
+
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("h200-141g-x8", "h200-141g-x8"),
+        ("h100-80g-x8", "h200-141g-x8"),
+        ("NVIDIA H100 80GB HBM3 x8", "h200-141g-x8"),
+        ("a100-80g-x8", "a800-80g-x8"),
+        ("cpu", "a800-80g-x8"),
+    ],
+)
+def test_shares_are_those_of_the_closest_measured_chip(name: str, whose: str) -> None:
+    shares = efficiency_on(name)
+    assert shares.machine == whose
+    assert shares.source_on(name).startswith("assumption: those of") == (name != whose)

@@ -179,7 +179,7 @@ def test_a_file_stands_wherever_a_machine_s_name_does(saved: Path, command: str)
 
 def test_a_plan_says_whether_its_efficiencies_are_assumptions(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
-    assumed = "efficiencies: assumption: those of a800-80g-x8"
+    assumed = "efficiencies: assumption: those of h200-141g-x8 (measured on one H200"
     assert assumed in run("make", *SMALL, "--hardware", "h100-80g-x8", "-o", str(path))
     assert assumed in run("show", str(path))
     assert json.loads(run("show", str(path), "--json"))["setting"]["efficiency"].startswith(
@@ -188,7 +188,9 @@ def test_a_plan_says_whether_its_efficiencies_are_assumptions(saved: Path, tmp_p
     told = run("make", *SMALL, "--hardware", str(saved))
     assert "efficiencies: measured there with torch 2.11" in told
     assert "efficiencies: fitted on three cells" in run("make", *SMALL)
-    assert "assumption: those of a800" in run("hardware", "h100-80g-x8")
+    other = run("make", *SMALL, "--hardware", "a100-80g-x8")
+    assert "efficiencies: assumption: those of a800-80g-x8" in other
+    assert "assumption: those of h200-141g-x8" in run("hardware", "h100-80g-x8")
 
 
 def test_plans_go_by_what_was_measured() -> None:
