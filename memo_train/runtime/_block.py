@@ -354,6 +354,7 @@ class SavedBytes:
     """Bytes a block saved for backward, by class; pre does not count q, k and v.
 
     post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
+    shared: of pre, what post saved as well. A kept tile has it once, a swapped one sends it twice.
     """
 
     x: int
@@ -362,6 +363,7 @@ class SavedBytes:
     attention: int
     pre: int
     post: int
+    shared: int
 
 
 class BlockPass:
@@ -452,6 +454,7 @@ class BlockPass:
             attention=state.attention.saved.num_bytes,
             pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
             post=sum(tile.post_saved.num_bytes for tile in state.tiles) + max(around_qkv, 0),
+            shared=sum(tile.pre_saved.shared_bytes(tile.post_saved) for tile in state.tiles),
         )
 
     def _prefetch_previous(self, limit_bytes: int) -> None:

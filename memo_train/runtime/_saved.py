@@ -103,6 +103,7 @@ class SavedTensors:
         self._unsettled: list[SavedTensor] = []
         self._swapped: list[SwappedStorages] = []
         self._bound: dict[str, torch.UntypedStorage] = {}
+        self._kept: dict[int, int] = {}
         self.num_bytes = 0
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -158,6 +159,7 @@ class SavedTensors:
                     sources.append(tensor)
                 else:
                     stay.add(key)
+                    self._kept[key] = storage.nbytes()
             if key in number_of:
                 entry.index = number_of[key]
                 leaving.append((entry, tensor))
@@ -174,6 +176,11 @@ class SavedTensors:
         self._bound |= {
             n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)
         }
+
+    def shared_bytes(self, other: SavedTensors) -> int:
+        """Bytes of the storages that both keep where they are."""
+        both = self._kept.keys() & other._kept.keys()
+        return sum(self._kept[key] for key in both)
 
     @property
     def swapped_bytes(self) -> int:

@@ -169,14 +169,16 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
         replace(kind, tiles=_at_least(kind.tiles, each), whole=_at_least(kind.whole, each))
         for kind, each in zip(two.kinds, counted, strict=True)
     )
-    for name in counted[0]:
+    for name in set(counted[0]) - {_SHARED}:
         saved[name] = max(saved[name], *(each[name] for each in counted))
     return replace(two, kinds=kinds, **saved)
 
 
 def _at_least(saved: SavedPerToken, least: dict[str, float]) -> SavedPerToken:
+    """With the higher figures of both, and so the lower one of what need not be held twice."""
     figures = saved.figures
-    return replace(saved, **{name: max(n, figures[name]) for name, n in least.items()})
+    higher = {name: max(n, figures[name]) for name, n in least.items()}
+    return replace(saved, **higher | {_SHARED: min(least[_SHARED], figures[_SHARED])})
 
 
 def _tile_tokens(tokens: int, most: int) -> int:
@@ -190,7 +192,8 @@ def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, f
     return {f"{name}_bytes_per_token": value / tokens for name, value in saved.items()}
 
 
-_SAVED = tuple(f"{field.name}_bytes_per_token" for field in fields(SavedBytes))
+_SHARED = "shared_bytes_per_token"
+_SAVED = tuple(name for f in fields(SavedBytes) if (name := f"{f.name}_bytes_per_token") != _SHARED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +287,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     with only_block(wrapped, kind.index):
         whole = _saved_fields(wrapped, ask)
         tiles = _saved_by_tiles(wrapped, ask, whole)
-        saved = {name: max(value, tiles[name]) for name, value in whole.items()}
+        saved = {n: max(value, tiles[n]) for n, value in whole.items() if n != _SHARED}
         # Attention that makes such tensors saves some: scores, and the mask that went into them. A
         # mixer saves none of what it makes.
         is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None

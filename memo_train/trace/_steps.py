@@ -127,7 +127,7 @@ def measure_saved(
         del loss
         return saved
     x_bytes = batch * tokens * wrapped.parts.hidden_bytes
-    return SavedBytes(x=x_bytes, o=0, qkv=0, attention=0, pre=0, post=0)
+    return SavedBytes(x=x_bytes, o=0, qkv=0, attention=0, pre=0, post=0, shared=0)
 
 
 def measure_step(

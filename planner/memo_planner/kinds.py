@@ -84,7 +84,10 @@ class StagePeak:
 
 @dataclass(frozen=True, kw_only=True)
 class SavedPerToken:
-    """What one token of a block saves, in bytes; the fields are those of `Profile`."""
+    """What one token of a block saves, in bytes; the fields are those of `Profile`, and one more.
+
+    shared_bytes_per_token: of pre, what post saves as well: a kept tile has it once.
+    """
 
     x_bytes_per_token: float
     o_bytes_per_token: float
@@ -93,6 +96,7 @@ class SavedPerToken:
     attention_bytes_per_token2: float
     pre_bytes_per_token: float
     post_bytes_per_token: float
+    shared_bytes_per_token: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, tuple(self.figures))
@@ -101,6 +105,17 @@ class SavedPerToken:
     def figures(self) -> dict[str, float]:
         """All of them by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def profile_figures(self) -> dict[str, float]:
+        """Those that are fields of `Profile`."""
+        return {name: n for name, n in self.figures.items() if name != "shared_bytes_per_token"}
+
+    @property
+    def kept_tile_bytes_per_token(self) -> float:
+        """Of a kept tile: pre, post and q, k, v."""
+        both = self.pre_bytes_per_token + self.post_bytes_per_token - self.shared_bytes_per_token
+        return both + self.qkv_bytes_per_token
 
     def times(self, factor: float) -> SavedPerToken:
         """For so many times the sequences."""

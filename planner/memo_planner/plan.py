@@ -103,7 +103,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 5
+VERSION = 6
 
 
 def inputs_hash(

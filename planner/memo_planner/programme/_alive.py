@@ -93,7 +93,7 @@ class _Block:
         if not self.is_tiled:
             return self.peak(TilePlace.RECOMPUTE, "between")
         before_post = self.saved.pre_bytes_per_token + self.saved.qkv_bytes_per_token
-        saved = (before_post, before_post, before_post + self.saved.post_bytes_per_token)
+        saved = (before_post, before_post, self.saved.kept_tile_bytes_per_token)
         return max(
             self.peak(way, stage) - self._not_kept(way, per_token)
             for way in self.ways
@@ -157,7 +157,7 @@ class _Block:
         if way is TilePlace.RECOMPUTE:
             swapped_bytes = int(self.saved.pre_bytes_per_token * self.swapped_tokens)
             return peak - swapped_bytes + fetch.before_bytes
-        saved = self.saved.pre_bytes_per_token + self._per_tile_token
+        saved = self.saved.kept_tile_bytes_per_token
         if way is TilePlace.KEEP:
             return peak - self._not_kept(way, saved) + fetch.before_bytes
         early = fetch.before_bytes

@@ -102,9 +102,18 @@ def _by_block(profile: Profile, policy: Policy) -> tuple[list[int], list[int]]:
     kept = [int(prices[kind].kept_bytes[block]) for block, kind in enumerate(kinds)]
     sent = [int(prices[kind].swapped_bytes[block]) for block, kind in enumerate(kinds)]
     if profile.kinds:
+        kept = [n - _shared_bytes(profile, policy, block) for block, n in enumerate(kept)]
         rounded = [_rounding_bytes(profile, policy, block) for block in range(len(sent))]
         sent = [a + b for a, b in zip(sent, rounded, strict=True)]
     return kept, sent
+
+
+def _shared_bytes(profile: Profile, policy: Policy, block: int) -> int:
+    """What a block's kept tiles have once, and prices count in pre and in post."""
+    one, kind = policy.blocks[block], profile.kinds[profile.kind_of_block[block]]
+    discarded = (one.swap_tiles + one.recompute_tiles) * policy.tile_tokens
+    saved = kind.saved(policy.tokens, policy.tile_tokens)
+    return int(saved.shared_bytes_per_token * max(policy.tokens - discarded, 0))
 
 
 _PAGE_BYTES = 4096
@@ -138,6 +147,6 @@ def _profiles(profile: Profile, policy: Policy) -> list[Profile]:
     """A profile of each kind of block, as it saves in tiles of that size."""
     found = []
     for kind in profile.kinds:
-        own: dict[str, Any] = kind.saved(policy.tokens, policy.tile_tokens).figures
+        own: dict[str, Any] = kind.saved(policy.tokens, policy.tile_tokens).profile_figures
         found.append(replace(profile, kinds=(), kind_of_block=(), **own))
     return found or [profile]
