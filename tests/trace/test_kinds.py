@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Glm4MoeConfig,
+    Glm4MoeForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 import memo_train
 from memo_planner import PlanInfeasible
@@ -77,3 +84,27 @@ def test_a_mask_that_does_not_fit_is_refused_before_the_step() -> None:
     with pytest.raises(PlanInfeasible, match="masks and scores over all pairs of 1,200 tokens"):
         model(input_ids=ids, labels=ids, attention_mask=mask)
     memo_train.unwrap(model)
+
+
+def test_what_attention_and_mlp_share_is_kept_once() -> None:
+    """Phi's MLP reads the norm that q, k and v read: a kept tile has it once."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 8}
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attention_dropout"), 0.0)
+    heads = {"num_attention_heads": 4, "vocab_size": 61, "pad_token_id": 0}
+    model = PhiForCausalLM(PhiConfig(**sizes, **heads, **dropouts)).train()
+    memo_train.wrap(model, seq_len=TOKENS)
+    (kind,) = memo_train.plan(model).profile.kinds
+    assert kind.tiles.shared_bytes_per_token == 4 * 64
+    assert all(block.keep_tiles for block in memo_train.plan(model).policy.blocks)
+    predicted, peak = peaks(model)
+    state = memo_train.plan(model).profile.state_bytes
+    parameters = sum(p.nbytes for p in model.parameters())
+    # The plan's state has the moments, which are not here; gradients count where they are made.
+    assert peak <= predicted - parameters
+    assert predicted - state <= 1.05 * peak
+    memo_train.unwrap(model)
+    memo_train.wrap(llama := make_llama(), seq_len=TOKENS)
+    (kind,) = memo_train.plan(llama).profile.kinds
+    assert kind.tiles.shared_bytes_per_token == 0
+    memo_train.unwrap(llama)
