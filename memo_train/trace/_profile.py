@@ -259,7 +259,6 @@ class _Ask:
     padded: bool
     effort: Effort
     timed_tokens: int
-
     runs_behind: bool
 
     @property
