@@ -80,21 +80,21 @@ def parts(*, tiny: bool) -> list[Part]:
     made = [
         Part(name="build", budget_s=150),
         Part(name="machine", budget_s=30, jobs=({"kind": "machine"},)),
-        Part(name="selftest", budget_s=100),
+        Part(name="selftest", budget_s=80),
         Part(
             name="gradients",
-            budget_s=45,
+            budget_s=60,
             jobs=tuple({"kind": "gradients", "mode": m, "tokens": _tokens(8, tiny)} for m in OURS),
         ),
-        Part(name="a", budget_s=300, geometry=LLAMA_8B, jobs=tuple(_a(_tokens(128, tiny)))),
+        Part(name="a", budget_s=240, geometry=LLAMA_8B, jobs=tuple(_a(_tokens(128, tiny)))),
         Part(
             name="b",
-            budget_s=100,
+            budget_s=90,
             geometry=LLAMA_8B_2,
             jobs=({"kind": "step", "mode": "memo", "tokens": 80 if tiny else 500_000},),
         ),
-        Part(name="kernels", budget_s=60),
         Part(name="speeds", budget_s=60, jobs=tuple(_speeds(tiny=tiny))),
+        Part(name="kernels", budget_s=60),
         Part(
             name="c",
             budget_s=470,
