@@ -41,7 +41,10 @@ def install_wheels(site: Path, log: Path) -> Ended:
 
     Nothing is fetched, and nothing outside of `site` is touched.
     """
-    wheels = [str(path) for path in sorted(CARRIED.glob("wheels/*.whl"))]
+    # What is carried for a GPU machine's Python may lie here beside another one.
+    tags = ("-py3-", f"-cp{sys.version_info.major}{sys.version_info.minor}-")
+    carried = sorted(CARRIED.glob("wheels/*.whl"))
+    wheels = [str(path) for path in carried if any(tag in path.name for tag in tags)]
     if not wheels:
         return Ended(code=0, text="")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]

@@ -205,6 +205,8 @@ class Training:
                 OffloadActivations,
             )
 
+            if not self.on_gpu:
+                raise ImportError("TRL's OffloadActivations offloads from accelerators only")
             self._around = lambda: OffloadActivations(use_pin_memory=True, use_streams=True)
         loss = TiledLoss(self.model, self.model.model, self.model.lm_head)
         loss.tile_tokens = _LOSS_TILE
