@@ -37,6 +37,7 @@ _LEAST_S = 3.0
 _SPARE_S = 5.0
 """At the end, for the table."""
 _KERNEL_TOKENS = 32768
+"""Of fewer a GPU takes as long as it takes to ask for an operation."""
 _HOST_SHARE = 0.85
 """Of the memory that is available: what is pinned no other program gets."""
 
@@ -184,9 +185,9 @@ class Check:
         """The fused kernels against torch's ways, as `memo_train.kernels.benchmark` times them."""
         path = self._out / "kernels.json"
         command = [sys.executable, "-m", "memo_train.kernels.benchmark", "--json", str(path)]
-        # Of fewer tokens a GPU takes as long as it takes to ask for an operation.
-        command += [f"--tokens={_KERNEL_TOKENS}"]
-        if self._options.tiny:
+        if not self._options.tiny:
+            command += [f"--tokens={_KERNEL_TOKENS}"]
+        else:
             command += ["--device=cpu", "--repeats=2", "--tokens=4", "--hidden=64", "--ffn=96"]
             command += ["--heads=2", "--head-dim=32"]
         ended = run(command, deadline_s - time.time(), log=self._log)

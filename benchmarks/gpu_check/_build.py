@@ -13,6 +13,9 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
+
 from benchmarks.gpu_check._process import Ended, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,9 +45,8 @@ def install_wheels(site: Path, log: Path) -> Ended:
     Nothing is fetched, and nothing outside of `site` is touched.
     """
     # What is carried for a GPU machine's Python may lie here beside another one.
-    tags = ("-py3-", f"-cp{sys.version_info.major}{sys.version_info.minor}-")
-    carried = sorted(CARRIED.glob("wheels/*.whl"))
-    wheels = [str(path) for path in carried if any(tag in path.name for tag in tags)]
+    here, carried = set(sys_tags()), sorted(CARRIED.glob("wheels/*.whl"))
+    wheels = [str(path) for path in carried if parse_wheel_filename(path.name)[3] & here]
     if not wheels:
         return Ended(code=0, text="")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--upgrade"]

@@ -14,7 +14,7 @@ from functools import partial
 
 from torch import nn
 
-from memo_planner.kinds import BlockKind, SavedPerToken
+from memo_planner.kinds import SHARED, BlockKind, SavedPerToken
 from memo_planner.policy import TilePlace
 from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
@@ -169,7 +169,7 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
         replace(kind, tiles=_at_least(kind.tiles, each), whole=_at_least(kind.whole, each))
         for kind, each in zip(two.kinds, counted, strict=True)
     )
-    for name in set(counted[0]) - {_SHARED}:
+    for name in set(counted[0]) - {SHARED}:
         saved[name] = max(saved[name], *(each[name] for each in counted))
     return replace(two, kinds=kinds, **saved)
 
@@ -178,7 +178,7 @@ def _at_least(saved: SavedPerToken, least: dict[str, float]) -> SavedPerToken:
     """With the higher figures of both, and so the lower one of what need not be held twice."""
     figures = saved.figures
     higher = {name: max(n, figures[name]) for name, n in least.items()}
-    return replace(saved, **higher | {_SHARED: min(least[_SHARED], figures[_SHARED])})
+    return replace(saved, **higher | {SHARED: min(least[SHARED], figures[SHARED])})
 
 
 def _tile_tokens(tokens: int, most: int) -> int:
@@ -192,8 +192,7 @@ def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, f
     return {f"{name}_bytes_per_token": value / tokens for name, value in saved.items()}
 
 
-_SHARED = "shared_bytes_per_token"
-_SAVED = tuple(name for f in fields(SavedBytes) if (name := f"{f.name}_bytes_per_token") != _SHARED)
+_SAVED = tuple(name for f in fields(SavedBytes) if (name := f"{f.name}_bytes_per_token") != SHARED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +285,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
     with only_block(wrapped, kind.index):
         whole = _saved_fields(wrapped, ask)
         tiles = _saved_by_tiles(wrapped, ask, whole)
-        saved = {n: max(value, tiles[n]) for n, value in whole.items() if n != _SHARED}
+        saved = {n: max(value, tiles[n]) for n, value in whole.items() if n != SHARED}
         # Attention that makes such tensors saves some: scores, and the mask that went into them. A
         # mixer saves none of what it makes.
         is_cut_at_mixer = wrapped.verdicts[kind.index].mixer is not None

@@ -82,6 +82,10 @@ class StagePeak:
         return max(figures[upper - 1] + steep * (share - low), 0.0)
 
 
+SHARED = "shared_bytes_per_token"
+"""The figure of `SavedPerToken` that `Profile` has not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedPerToken:
     """What one token of a block saves, in bytes; the fields are those of `Profile`, and one more.
@@ -109,7 +113,7 @@ class SavedPerToken:
     @property
     def profile_figures(self) -> dict[str, float]:
         """Those that are fields of `Profile`."""
-        return {name: n for name, n in self.figures.items() if name != "shared_bytes_per_token"}
+        return {name: n for name, n in self.figures.items() if name != SHARED}
 
     @property
     def kept_tile_bytes_per_token(self) -> float:

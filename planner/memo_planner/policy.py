@@ -65,6 +65,10 @@ class BlockPolicy:
         """Whether anything of the block goes to the host."""
         return self.swap_tiles > 0 or Place.SWAP in (self.x, self.o)
 
+    def kept_tokens(self, tokens: int, tile_tokens: int) -> int:
+        """Of a sequence of `tokens`, those in kept tiles; only the last tile is shorter."""
+        return max(tokens - (self.swap_tiles + self.recompute_tiles) * tile_tokens, 0)
+
     def tile_place(self, tile: int) -> TilePlace:
         """What happens to tile number `tile`, from the first token on. Raises: InvalidInput."""
         check_int("tile", tile, 0, self.num_tiles - 1)

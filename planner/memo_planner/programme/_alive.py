@@ -51,8 +51,7 @@ class _Block:
 
     @property
     def kept_tokens(self) -> int:
-        others = self.policy.swap_tiles + self.policy.recompute_tiles
-        return max(self.tokens - others * self.tile_tokens, 0)
+        return self.policy.kept_tokens(self.tokens, self.tile_tokens)
 
     @property
     def swapped_tokens(self) -> int:

@@ -110,10 +110,9 @@ def _by_block(profile: Profile, policy: Policy) -> tuple[list[int], list[int]]:
 
 def _shared_bytes(profile: Profile, policy: Policy, block: int) -> int:
     """What a block's kept tiles have once, and prices count in pre and in post."""
-    one, kind = policy.blocks[block], profile.kinds[profile.kind_of_block[block]]
-    discarded = (one.swap_tiles + one.recompute_tiles) * policy.tile_tokens
-    saved = kind.saved(policy.tokens, policy.tile_tokens)
-    return int(saved.shared_bytes_per_token * max(policy.tokens - discarded, 0))
+    shape = (policy.tokens, policy.tile_tokens)
+    saved = profile.kinds[profile.kind_of_block[block]].saved(*shape)
+    return int(saved.shared_bytes_per_token * policy.blocks[block].kept_tokens(*shape))
 
 
 _PAGE_BYTES = 4096
