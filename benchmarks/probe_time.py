@@ -1,21 +1,20 @@
-"""How long `wrap` takes on a model of 1.1 billion parameters, and how much of it is the probe.
+"""How long `wrap` proves a model of 1.1 billion parameters before it is run by tiles.
 
 usage: OMP_NUM_THREADS=1 python benchmarks/probe_time.py [--dtypes fp32 bf16] [--repeats 5]
                                                          [--layers 22] [--csv] [--json out.json]
 
-Each repeat is a process of its own: it wraps a model that is just made ("first", on memory that
-nothing has touched before), unwraps it and wraps it again ("again"). The profile is there already,
-from a process before; so `wrap` proves the model and plans, and measures nothing. Seconds on the
-wall, and of the CPU.
+Each repeat is a process of its own, which probes a model that is just made twice: "first", in
+memory that nothing has touched before, and "again". Seconds of the CPU, which on one thread are
+those of the wall where nothing else runs, and of them the system kernel's, which hands out memory:
+a virtual machine may have to ask its host for it.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ import torch
 import transformers
 from torch import nn
 
-import memo_train
 from benchmarks.results import ResultRow, append_csv, print_table, write_json
 from memo_train.device import get_cpu_device
+from memo_train.runtime import find_parts, probe_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GEOMETRY: dict[str, Any] = {
@@ -40,8 +39,7 @@ GEOMETRY: dict[str, Any] = {
 }
 """Source: config.json of TinyLlama/TinyLlama-1.1B-Chat-v1.0."""
 
-SEQ_LEN = 4096
-_FIGURES = ("wrap_s", "wrap_cpu_s", "probe_s", "probe_cpu_s", "probe_cpu_share")
+_FIGURES = ("cpu_s", "kernel_s")
 _INIT_STD = 0.02
 
 
@@ -70,60 +68,29 @@ def main() -> None:
 
 
 def _repeated(dtype: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as cache:
-        _in_process(dtype, options.layers, cache)  # for the profile
-        return [_in_process(dtype, options.layers, cache) for _ in range(options.repeats)]
-
-
-def _in_process(dtype: str, layers: int, cache: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", dtype, "--layers", str(layers)]
-    environment = os.environ | {"MEMO_TRAIN_CACHE": cache, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    command = [sys.executable, __file__, "--child", dtype, "--layers", str(options.layers)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    repeats = []
+    for _ in range(options.repeats):
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, check=True, env=environment
+        )
+        repeats.append(json.loads(done.stdout.splitlines()[-1]))
+    return repeats
 
 
 def _measure(dtype: str, layers: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    model, probe = _build(dtype, layers), _TimedProbe()
-    found: dict[str, Any] = {}
-    for mode in ("first", "again"):
-        probe.reset()
-        seconds, cpu_s = _timed(lambda: memo_train.wrap(model, seq_len=SEQ_LEN))
-        memo_train.unwrap(model)
-        found[mode] = {
-            "wrap_s": seconds,
-            "wrap_cpu_s": cpu_s,
-            "probe_s": probe.seconds,
-            "probe_cpu_s": probe.cpu_s,
-            "probe_cpu_share": probe.cpu_s / cpu_s,
-        }
-    return found
+    parts, device = find_parts(_build(dtype, layers)), get_cpu_device()
+    return {mode: _timed(lambda: probe_model(parts, device)) for mode in ("first", "again")}
 
 
-class _TimedProbe:
-    """Takes the time of the probe inside `wrap`."""
-
-    def __init__(self) -> None:
-        module: Any = sys.modules["memo_train.wrap"]
-        self._probe, module.probe_model = module.probe_model, self
-        self.reset()
-
-    def reset(self) -> None:
-        self.seconds = self.cpu_s = 0.0
-
-    def __call__(self, *args: Any) -> Any:
-        found: list[Any] = []
-        seconds, cpu_s = _timed(lambda: found.append(self._probe(*args)))
-        self.seconds, self.cpu_s = self.seconds + seconds, self.cpu_s + cpu_s
-        return found[0]
-
-
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall and of the process's CPU time."""
-    start, start_cpu = time.perf_counter(), time.process_time()
+def _timed(run: Callable[[], object]) -> dict[str, float]:
+    before = resource.getrusage(resource.RUSAGE_SELF)
     run()
-    return time.perf_counter() - start, time.process_time() - start_cpu
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    kernel_s = after.ru_stime - before.ru_stime
+    return {"cpu_s": after.ru_utime - before.ru_utime + kernel_s, "kernel_s": kernel_s}
 
 
 def _build(dtype: str, layers: int) -> nn.Module:
@@ -150,7 +117,7 @@ def _print(rows: list[ResultRow]) -> None:
         [f"{row.settings} {row.mode}", row.figure, *(f"{v:.2f}" for v in _spread(row))]
         for row in rows
     ]
-    print_table("wrap with its profile at hand", ["model", "", "median", "min", "max"], lines)
+    print_table("the probe", ["model", "", "median", "min", "max"], lines)
 
 
 def _spread(row: ResultRow) -> tuple[float, float, float]:

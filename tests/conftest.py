@@ -10,9 +10,12 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Profiles are kept for one run of the tests, also by the processes that they start."""
+    """Profiles are kept for one run of the tests, by all of its processes."""
     before = os.environ.get("MEMO_TRAIN_CACHE")
-    os.environ["MEMO_TRAIN_CACHE"] = str(tmp_path_factory.mktemp("profiles"))
+    base = tmp_path_factory.getbasetemp()
+    # A worker of pytest-xdist has a folder of its own in that of the run.
+    of_the_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["MEMO_TRAIN_CACHE"] = str(of_the_run / "profiles")
     yield
     if before is None:
         del os.environ["MEMO_TRAIN_CACHE"]
