@@ -59,22 +59,24 @@ def text_of(node: ast.expr) -> str | None:
     return None
 
 
+def literals(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """The literals in a tree, outer before inner, with their texts."""
+    for inner in ast.walk(node):
+        text = text_of(inner) if isinstance(inner, ast.expr) else None
+        if text:
+            yield inner, text
+
+
 def messages_in(path: Path) -> Iterator[tuple[str | None, str]]:
     """(class that is raised with it or None, text) of every literal of a Python file."""
     tree = ast.parse(path.read_text())
+    raises = [n.exc for n in ast.walk(tree) if isinstance(n, ast.Raise)]
     raised: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            name = ast.unparse(node.exc.func).rpartition(".")[2]
-            for inner in (n for argument in node.exc.args for n in ast.walk(argument)):
-                text = text_of(inner) if isinstance(inner, ast.expr) else None
-                if text:
-                    raised.add(inner)
-                    yield name, text
-    for node in ast.walk(tree):
-        text = text_of(node) if isinstance(node, ast.expr) and node not in raised else None
-        if text:
-            yield None, text
+    for call in (exc for exc in raises if isinstance(exc, ast.Call)):
+        for node, text in literals(call):
+            raised.add(node)
+            yield ast.unparse(call.func).rpartition(".")[2], text
+    yield from ((None, text) for node, text in literals(tree) if node not in raised)
 
 
 def cxx_messages() -> Iterator[tuple[str | None, str]]:
