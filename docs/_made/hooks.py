@@ -18,9 +18,10 @@ from mkdocs.structure.files import File, Files
 
 from docs._made.api import directives
 from docs._made.commands import reference, with_outputs
-from docs._made.pictures import README_PICTURE, pictures
+from docs._made.lora import lora_plan, shown
+from docs._made.pictures import README_PICTURE, pictures, policy_picture
 
-MADE: dict[str, Callable[[], str]] = {"cli": reference, "api": directives}
+MADE: dict[str, Callable[[], str]] = {"cli": reference, "api": directives, "lora": shown}
 _MARK = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 
 
@@ -29,8 +30,10 @@ def on_files(files: Files, *, config: Any) -> Files:
     committed = files.get_file_from_path(README_PICTURE.name)
     if committed is not None:
         files.remove(committed)
-    for name, draw in pictures().items():
-        files.append(File.generated(config, name, content=draw()))
+    drawn = {name: draw() for name, draw in pictures().items()}
+    drawn["lora.svg"] = policy_picture(lora_plan())
+    for name, text in drawn.items():
+        files.append(File.generated(config, name, content=text))
     return files
 
 

@@ -60,7 +60,7 @@ _OF_PLACE = {TilePlace.KEEP: KEEP, TilePlace.SWAP: SWAP, TilePlace.RECOMPUTE: RE
 _OF_WHOLE = {Place.KEEP: KEEP, Place.SWAP: SWAP, Place.RECOMPUTE: RECOMPUTE}
 _WHOLES = ("x", "o", "saved by attention")
 _LANES = {Stream.COMPUTE: "computation", Stream.D2H: "to the host", Stream.H2D: "from the host"}
-_LEFT, _WIDTH, _RIGHT, _TOP = 104, 980, 14, 88
+_LEFT, _WIDTH, _RIGHT, _TOP = 104, 740, 14, 88
 _LANE, _GAP, _CURVE = 26, 8, 120
 _ROW = 14
 
@@ -135,19 +135,19 @@ def _head(drawing: Drawing, plan: Plan, name: str) -> None:
     title = f"{name}, {policy.tokens:,} tokens in {policy.num_tiles} tiles"
     drawing.say(_LEFT, 22, title, font_size=15)
     told = (
-        "The blocks of a step on the planner's clock, at the speeds that it takes for one H100 "
-        "(a prediction); head and loss take no time here"
+        "The blocks of a step on the planner's clock, at the speeds that it takes for one H100: a "
+        "prediction, without head and loss"
     )
     drawing.say(_LEFT, 40, told, fill=FAINT)
     drawing.legend(
         _LEFT,
         66,
         {
-            "a tile that is kept": KEEP,
-            "swapped to the host": SWAP,
-            "computed again": RECOMPUTE,
-            "attention, once each way": ATTENTION,
-            "x, o and what attention saved": WHOLE,
+            "kept tile": KEEP,
+            "swapped tile": SWAP,
+            "recomputed tile": RECOMPUTE,
+            "attention": ATTENTION,
+            "x, o, saved by attention": WHOLE,
         },
     )
 
@@ -256,11 +256,12 @@ def policy_picture(plan: Plan) -> str:
 
 def _plan_line(plan: Plan) -> str:
     told, setting = plan.prediction, plan.setting
-    assert setting is not None, "a plan by name has its setting"
+    where = plan.profile.device if setting is None else f"{setting.gpus} of {setting.hardware}"
+    seconds = told.step_forward_s + told.step_backward_s
+    seconds = seconds if setting is None else setting.step_s(told)
     return (
-        f"{setting.gpus} devices of {setting.hardware}, predicted: {setting.step_s(told):.0f} s a "
-        f"step, {format_bytes(told.device_peak_bytes)} on each device, "
-        f"{format_bytes(told.host_peak_bytes)} on the host for each"
+        f"{where}, predicted: {seconds:.0f} s a step, {format_bytes(told.device_peak_bytes)} on "
+        f"each device, {format_bytes(told.host_peak_bytes)} on the host for each"
     )
 
 

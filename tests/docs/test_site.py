@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from docs._made.api import PACKAGES, as_markdown, directives, names_of
-from docs._made.commands import reference, with_outputs
-from docs._made.pictures import README_PICTURE, pictures
+from docs._made.commands import output_of, reference, with_outputs
+from docs._made.lora import lora_plan
+from docs._made.pictures import README_PICTURE, pictures, small_plan
 from memo_planner.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +78,33 @@ def test_every_page_is_in_the_navigation() -> None:
     named = {page.name for page in (ROOT / "docs").glob("*.md") if page.name in text}
     assert named == {page.name for page in (ROOT / "docs").glob("*.md")}
     assert yaml.safe_load(text)["strict"] is True
+
+
+def test_the_quickstarts_plan_is_printed_as_plans_are(tmp_path: Path) -> None:
+    example = (ROOT / "docs" / "quickstart.md").read_text().split("```text\n")[1].split("```")[0]
+    small_plan(4).save(tmp_path / "plan.json")
+    printed = output_of(f"memo-plan show {tmp_path / 'plan.json'}") or ""
+    head = next(line for line in printed.splitlines() if line.startswith("blocks"))
+    assert head.split() == next(x for x in example.splitlines() if x[:6] == "blocks").split()
+    labels = {line.partition(":")[0] for line in example.splitlines()[6:] if ":" in line}
+    assert labels <= {line.partition(":")[0] for line in printed.splitlines()} | {"room"}
+
+
+def test_the_lora_plan_fits_an_80_gb_card_by_measured_seconds() -> None:
+    plan = lora_plan()
+    assert plan.prediction.device_room_bytes <= 74 * 2**30
+    assert (
+        plan.profile.times.tile_issue_s
+        == newest_medians(
+            "gpu_check.csv",
+            "part=b;what=profile;model=Llama-3-8B, 2 layers;lora_rank=16;batch=1",
+            "tile_issue_s",
+        )["memo"]
+    )
+    assert (
+        "DEVICE_GIB, HOST_GIB = 131_072, 74.0, 100.0"
+        in (ROOT / "docs" / "howto_lora_128k.md").read_text()
+    )
 
 
 def newest_medians(file: str, settings: str, figure: str) -> dict[str, float]:
