@@ -18,8 +18,11 @@ PACKAGES = {
     "memo_planner.schedule": "A plan as a list of operations, and a clock.",
     "memo_planner.strategies": "Plans of a job by name, side by side.",
 }
-_ENTRY = re.compile(r"^(\w+(?:\*|(?:, \w+\*?)*)): (?=\S)")
-_HEADINGS = ("Raises", "Attributes", "Source", "Example", "Levels")
+_HEADINGS = ("Raises", "Source")
+_NAMES = rf"(?:{'|'.join(_HEADINGS)}|[a-z]\w*\*?(?:, [a-z]\w*\*?)*)"
+_ENTRY = re.compile(rf"{_NAMES}: \S")
+_NEXT = re.compile(rf"(?<=[.;\]]) (?={_NAMES}: )")
+"""Between one entry and the next, which may begin in the middle of a line."""
 
 
 def names_of(package: str) -> list[str]:
@@ -43,8 +46,14 @@ def directives() -> str:
             found = getattr(module, name)
             if id(found) not in told:
                 told.add(id(found))
-                lines += [f"::: {package}.{name}", ""]
+                lines += [f"::: {_path(package, name, found)}", ""]
     return "\n".join(lines)
+
+
+def _path(package: str, name: str, found: object) -> str:
+    """Where it is defined: `memo_train.wrap` is a module, too."""
+    module, own_name = (getattr(found, key, None) for key in ("__module__", "__qualname__"))
+    return f"{package}.{name}" if own_name is None else f"{module}.{own_name}"
 
 
 class ReadableDocstrings(griffe.Extension):
@@ -57,20 +66,21 @@ class ReadableDocstrings(griffe.Extension):
 
 
 def as_markdown(docstring: str) -> str:
-    """The docstring with a list where its lines explain names one after another."""
-    lines: list[str] = []
-    in_list = False
-    for line in docstring.splitlines():
-        text = line.strip() if line.startswith("    ") and in_list else line
-        entry = _ENTRY.match(text.removeprefix("    "))
-        if entry is None:
-            in_list = in_list and bool(line.strip())
-            lines.append(f"    {text.strip()}" if in_list else line)
-            continue
-        if not in_list and lines and lines[-1].strip():
-            lines.append("")
-        in_list = True
-        name, rest = entry[1], text.strip()[entry.end() :]
-        shown = f"**{name}**" if name in _HEADINGS else f"`{name}`"
-        lines.append(f"* {shown}: {rest}")
-    return "\n".join(lines)
+    """The docstring with lists where it explains names one after another."""
+    return "\n\n".join(map(_paragraph, re.split(r"\n\s*\n", docstring.strip("\n"))))
+
+
+def _paragraph(text: str) -> str:
+    lines = text.splitlines()
+    first = next((i for i, line in enumerate(lines) if _ENTRY.match(line.strip())), None)
+    # Examples are indented, and stay as they are.
+    if first is None or (first == 0 and lines[0].startswith("    ") and "= " in text):
+        return text
+    said = " ".join(line.strip() for line in lines[first:])
+    items = [_item(entry) for entry in _NEXT.split(said)]
+    return "\n".join([*lines[:first], *([""] if first else []), *items])
+
+
+def _item(entry: str) -> str:
+    names, _, rest = entry.partition(": ")
+    return f"* **{names}**: {rest}" if names in _HEADINGS else f"* `{names}`: {rest}"

@@ -66,10 +66,12 @@ def test_the_reference_has_every_public_name_once() -> None:
 
 def test_docstrings_explain_names_in_lists() -> None:
     made = as_markdown(
-        "Do it.\n\na: one,\n    and more.\nb, c: two.\nRaises: InvalidInput.\n\nEnd."
+        "Do it.\n\na: one,\n    and more. b, c: two.\nd: three.\nRaises: InvalidInput.\n\n"
+        "End: this."
     )
     assert made == (
-        "Do it.\n\n* `a`: one,\n    and more.\n* `b, c`: two.\n* **Raises**: InvalidInput.\n\nEnd."
+        "Do it.\n\n* `a`: one, and more.\n* `b, c`: two.\n* `d`: three.\n"
+        "* **Raises**: InvalidInput.\n\nEnd: this."
     )
 
 
