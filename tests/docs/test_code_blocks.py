@@ -25,14 +25,13 @@ KNOWN_PROGRAMS = {"make", ".", "python", "torchrun", "pip"}
 
 
 @pytest.fixture(autouse=True)
-def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty folder, and the environment in which torchrun would start one rank."""
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty folder; afterwards torch and the device are as they were."""
     monkeypatch.chdir(tmp_path)
-    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    for name, value in (rank | {"MASTER_PORT": "29617"}).items():
-        monkeypatch.setenv(name, value)
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
+    torch.set_num_threads(threads)
     torch.set_rng_state(before)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -41,6 +40,13 @@ def one_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         # A wrapped model that was dropped leaves its caps behind.
         device.set_device_cap(None)
         device.set_host_cap(None)
+
+
+def be_one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment in which torchrun starts the only rank of a job."""
+    rank = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in (rank | {"MASTER_PORT": "29617"}).items():
+        monkeypatch.setenv(name, value)
 
 
 def run_python(page: Path, fence: Fence, namespace: dict[str, object]) -> None:
@@ -74,19 +80,16 @@ def check_known(words: list[str], place: str) -> None:
 # PEFT 0.21 asks Transformers for a name that it is about to drop.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs(page: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_the_code_of_a_page_runs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page.read_text()
+    if "torch.distributed" in text:
+        be_one_rank(monkeypatch)
     namespace: dict[str, object] = {"__name__": "__main__"}
-    try:
-        for fence in fences(page.read_text()):
-            if fence.kind == "python":
-                run_python(page, fence, namespace)
-            else:
-                run_console(page, fence)
-    finally:
-        torch.set_num_threads(threads)
-        namespace.clear()
+    for fence in fences(text):
+        if fence.kind == "python":
+            run_python(page, fence, namespace)
+        else:
+            run_console(page, fence)
 
 
 def test_code_is_left_out_only_for_what_a_test_has_not() -> None:
@@ -102,14 +105,14 @@ def test_every_console_begins_with_a_prompt() -> None:
             assert fence.kind == "python" or fence.text.startswith(PROMPT), page.name
 
 
-def test_code_that_is_wrong_is_found(tmp_path: Path) -> None:
+def test_code_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text("```python\nassert 1 == 2\n```\n")
     with pytest.raises(AssertionError):
-        test_the_code_of_a_page_runs(page)
+        test_the_code_of_a_page_runs(page, monkeypatch)
     page.write_text("<!-- not run: needs a GPU -->\n```python\n1 +\n```\n")
     with pytest.raises(SyntaxError):
-        test_the_code_of_a_page_runs(page)
+        test_the_code_of_a_page_runs(page, monkeypatch)
     page.write_text("<!-- not run -->\n```python\n1\n```\n")
     with pytest.raises(ValueError, match="without a reason"):
-        test_the_code_of_a_page_runs(page)
+        test_the_code_of_a_page_runs(page, monkeypatch)

@@ -124,7 +124,7 @@ def test_quoted_messages_are_what_the_code_says(
 
 
 def test_quoted_warnings_are_what_the_code_says(messages: list[tuple[str | None, str]]) -> None:
-    quoted = _QUOTED.findall(PAGE.read_text().partition("## Warnings")[2])
+    quoted = _QUOTED.findall(PAGE.read_text().partition("## Warnings and log lines")[2])
     assert quoted
     for each in quoted:
         assert any(says(text, each) for _, text in messages), f"nothing says {each!r}"
