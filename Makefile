@@ -2,7 +2,8 @@
 # make test    set up and run all tests
 # make quick   set up and run a part of the tests that takes a minute: gradients, wrap, plans
 # make oldest  make quick with the oldest torch that is tested, on Python 3.12, in a .venv of its own
-# make check   set up and run formatters, linters, types and import directions
+# make check   set up and run formatters, linters, types and import directions, and build the docs
+# make docs    set up and build the docs into build/site
 # make gpu-check-bundle   fetch and build what a machine with a GPU may lack (docs/gpu_check.md)
 # make clean   remove builds and caches (make distclean: .venv too)
 
@@ -17,9 +18,9 @@ STAMP := $(VENV)/.memo-train-installed
 SOURCES := pyproject.toml setup.py cuda_build.py $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests benchmarks \
   -name '*.cc' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
-PYTHON_DIRS := memo_train planner tests examples benchmarks setup.py cuda_build.py
+PYTHON_DIRS := memo_train planner tests examples benchmarks docs setup.py cuda_build.py
 
-.PHONY: demo test quick oldest check clean distclean setup format gpu-check-bundle
+.PHONY: demo test quick oldest check docs clean distclean setup format gpu-check-bundle
 
 setup: $(STAMP)
 
@@ -61,6 +62,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# One thread: a small step is recorded for two of the pictures.
+docs: $(STAMP)
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: $(STAMP)
 	$(BIN)/ruff format $(PYTHON_DIRS)

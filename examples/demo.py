@@ -5,7 +5,7 @@ usage: make demo, or python examples/demo.py [--layers 16 --hidden 128 --activat
 The text is the Python standard library's own sources, a token a byte. First every mode looks for
 its longest sequence under the same cap. Then all of them take the same steps at a length that all
 can hold, and their losses and gradients are compared with plain training's. Last, memo-train trains
-at a length that none of the others reaches. Files go to runs/demo/.
+at a length that none of the others reaches, in Transformers' Trainer. Files go to runs/demo/.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import transformers
 from safetensors.torch import load_file
 
 import memo_train
@@ -27,7 +28,6 @@ from benchmarks.longest_sequence import longest_of
 from benchmarks.process import WorkerProcess
 from benchmarks.results import mib, print_table
 from examples.text import text_batches
-from memo_train.trainer import StepMetrics, Trainer, TrainerConfig
 
 COMPARED_STEPS = 3
 GIB = 2**30
@@ -54,14 +54,29 @@ def compare_steps(job: Job, tokens: int) -> dict[str, dict[str, Any]]:
     return compared
 
 
-def train(job: Job, tokens: int, num_steps: int, device_bytes: int, out: Path) -> list[StepMetrics]:
-    """Train under the cap with a progress bar; metrics, plan, layout and weights go to out."""
+def train(job: Job, tokens: int, num_steps: int, device_bytes: int, out: Path) -> list[float]:
+    """Train under the cap with a progress bar; losses, plan, layout and weights go to out."""
     model = memo_train.wrap(build_model(job), seq_len=tokens, device_gib=device_bytes / GIB)
-    batches = ({"input_ids": ids} for ids in text_batches(num_steps, rows=1, tokens=tokens))
-    config = TrainerConfig(num_steps=num_steps, learning_rate=2e-3, out_dir=out)
-    history = Trainer(model, batches, config).train()
-    print(memo_train.memory_report(model))
-    return history
+    rows = [{"input_ids": r[0], "labels": r[0]} for r in text_batches(num_steps, 1, tokens)]
+    settings = transformers.TrainingArguments(
+        output_dir=str(out),
+        per_device_train_batch_size=1,
+        max_steps=num_steps,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        logging_steps=1,
+        save_strategy="no",
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        report_to=[],
+        dataloader_pin_memory=False,
+    )
+    trainer = memo_train.Trainer(model=model, args=settings, train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    memo_train.save_plan(model, out / "plan.json")
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def main() -> None:
@@ -82,9 +97,9 @@ def main() -> None:
     tokens, state_bytes = longest["memo"]["tokens"], longest["memo"]["state_bytes"]
     num_steps = min(20, max(3, int(options.training_seconds / longest["memo"]["seconds"])))
     print(f"\n3. Training at {tokens:,} tokens, {num_steps} steps", flush=True)
-    history = train(job, tokens, num_steps, state_bytes + budget_bytes, options.out)
+    losses = train(job, tokens, num_steps, state_bytes + budget_bytes, options.out)
     _print_table(longest, compared, f"{mib(budget_bytes)} of device memory for activations")
-    print(f"\nTrained at {tokens:,} tokens: loss {history[0].loss:.3f} -> {history[-1].loss:.3f}.")
+    print(f"\nTrained at {tokens:,} tokens: loss {losses[0]:.3f} -> {losses[-1]:.3f}.")
     print(f"Look at its plan: .venv/bin/memo-plan show {options.out / 'plan.json'}")
 
 

@@ -14,14 +14,14 @@ from memo_train.verify import Verification, verify
 from memo_train.wrap import plan, unwrap, wrap
 
 if TYPE_CHECKING:
-    from memo_train.trainer import Trainer, TrainerConfig
+    from memo_train.trainer import MemoConfig, Trainer
 
 __all__ = [
+    "MemoConfig",
     "MemoError",
     "MemoryReport",
     "Stats",
     "Trainer",
-    "TrainerConfig",
     "Verification",
     "attention",
     "load_plan",
@@ -40,7 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """The trainer is imported when first asked for: wrapping a model does not need it."""
-    if name in ("Trainer", "TrainerConfig"):
+    if name in ("MemoConfig", "Trainer"):
         from memo_train import trainer
 
         return getattr(trainer, name)

@@ -72,14 +72,16 @@ def use_layouts(model: nn.Module, on: bool) -> None:
     planner_of(model).layouts.on = on
 
 
-def save_plan(model: nn.Module, path: str | Path) -> None:
+def save_plan(model: nn.Module, path: str | Path, *, wait: bool = True) -> None:
     """Write the plan of the step planned last, and its layout beside it (`.layout.json`).
 
-    Waits for a layout that is being solved. Raises: UnsupportedModel; OSError.
+    wait: whether for a layout that is being solved; else the file says that there is none.
+    Raises: UnsupportedModel; OSError.
     """
     planner = planner_of(model)
     planned = planned_step_of(planner)
-    planner.layouts.wait()
+    if wait:
+        planner.layouts.wait()
     beside = PlanLayout(
         plan_hash=planned.plan.inputs_hash,
         precision=planned.shape.precision,

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -160,12 +162,16 @@ class StepPlanner:
         self._sought: dict[Hashable, _Sought] = {}
         self._buckets: dict[Hashable, _Found | None] = {}
         self.last: PlannedStep | None = None
+        self.trained_shapes: Counter[tuple[int, int]] = Counter()
+        """Training steps begun, by (batch, tokens); whoever reads it may clear it."""
 
     def step_policy(self, batch: int, tokens: int) -> StepPolicy:
         """The policy of a step of `batch` sequences of `tokens`. Raises: PlanInfeasible."""
         if not torch.is_grad_enabled() or not self.trains:
             return self._without_backward(tokens)
-        return self.plan(batch, tokens, exactly=False).step
+        step = self.plan(batch, tokens, exactly=False).step
+        self.trained_shapes[batch, tokens] += 1
+        return step
 
     @property
     def trains(self) -> bool:
@@ -230,6 +236,23 @@ class StepPlanner:
         else:
             self.last = self._adopt(key, shape, *group.decide(own))
         return self.last
+
+    def measured(self) -> dict[str, Any] | None:
+        """What steps are planned from, as JSON types for `adopt_measured`; None before any."""
+        return self._profiles.export()
+
+    def adopt_measured(self, document: dict[str, Any]) -> bool:
+        """Plan from what another process measured, from the next step on.
+
+        Whether it was of this model on this machine; if not, nothing changes. Plans made of the
+        same figures under the same limits are the same, so steps go in the same tiles.
+        Raises: InvalidInput.
+        """
+        if not self._profiles.adopt(document):
+            return False
+        for kept in (self._planned, self._buckets, self._sought, self._improvable):
+            kept.clear()
+        return True
 
     def wait(self) -> None:
         """Wait for the plans that are sought in the background; later steps go by them."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from memo_planner import Link, Profile
+from memo_planner import InvalidInput, Link, Profile
+from memo_planner.codec import decode, encode
 from memo_planner.profile import BlockTimes
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime import WrappedModel, precision, runnable, without_user_hooks
@@ -59,6 +61,16 @@ class StepKind:
     alone: bool
 
 
+def _kind_of(fields_of_kind: object) -> StepKind:
+    """Raises: InvalidInput."""
+    wanted = {"precision": str, "park_pre": bool, "masked": bool, "alone": bool}
+    if not isinstance(fields_of_kind, dict) or wanted != {
+        name: type(value) for name, value in fields_of_kind.items()
+    }:
+        raise InvalidInput(f"a kind of step is {fields_of_kind!r}; it must have {sorted(wanted)}")
+    return StepKind(**fields_of_kind)
+
+
 class Profiles:
     """Finds the profile for a kind of step of `wrapped`.
 
@@ -87,6 +99,25 @@ class Profiles:
         Raises: whatever a model raises that cannot be run on its ids alone.
         """
         return self._of_state().of(kind, tokens)
+
+    def export(self) -> dict[str, Any] | None:
+        """The profiles of the model as it is, as JSON types; None if none were made yet."""
+        state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
+        found = self._by_state.get(state)
+        return None if found is None else found.export()
+
+    def adopt(self, document: dict[str, Any]) -> bool:
+        """Take the profiles of `export` in place of what was measured here.
+
+        Whether they are of this model, as it is, on such a machine. Raises: InvalidInput.
+        """
+        state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
+        # Not measured first, where nothing has been: of ranks that share steps, one alone measures.
+        found = self._by_state.get(state) or _ProfilesOfState(self._wrapped, self._lifted, state)
+        if not found.adopt(document):
+            return False
+        self._by_state[state] = found
+        return True
 
     def _of_state(self) -> _ProfilesOfState:
         """The profiles of the model as it is: its dtypes, attention function, what is trained."""
@@ -144,6 +175,22 @@ class _ProfilesOfState:
             # Nothing alike: it could not be run before, or the step is refused unless it parks.
             self._found[kind] = _highest(alike) if alike else self._find(kind, tokens)
         return self._found[kind]
+
+    def export(self) -> dict[str, Any]:
+        """As `Profiles.export`."""
+        profiles = [[asdict(kind), encode(profile)] for kind, profile in self._found.items()]
+        return {"model": self._model_key, "state": repr(self._state), "profiles": profiles}
+
+    def adopt(self, document: dict[str, Any]) -> bool:
+        """As `Profiles.adopt`."""
+        given = (document.get("model"), document.get("state"))
+        profiles = document.get("profiles")
+        if given != (self._model_key, repr(self._state)) or not isinstance(profiles, list):
+            return False
+        self._found = {
+            _kind_of(kind): decode(Profile, profile, "a profile") for kind, profile in profiles
+        }
+        return True
 
     def _autocast_dtypes(self) -> tuple[torch.dtype | None, ...]:
         """None stands for no autocast. On the CPU float16 is rare, and each takes its time.

@@ -201,9 +201,7 @@ class Training:
             offload = OffloadedCheckpoints(self.device, self.model.model.layers)
             undo.append(offload.reset)
         if mode == "trl_offload":
-            from trl.models.activation_offloading import (  # type: ignore[import-not-found]
-                OffloadActivations,
-            )
+            from trl.models.activation_offloading import OffloadActivations
 
             if not self.on_gpu:
                 raise ImportError("TRL's OffloadActivations offloads from accelerators only")

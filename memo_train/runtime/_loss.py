@@ -265,6 +265,8 @@ def probe_loss(
     """
     tokens = min(parts.probe_tokens(), _PROBE_TOKENS)
     tiled = TiledLoss(parts.causal_lm, parts.decoder, parts.head, forward)
+    if not parts.predicts_tokens:
+        return tiled  # whatever the loss is, it is not of tokens; one that is asked for runs whole
     tiled.tile_tokens, tiled.quiet = max(tokens // 3, 1), True
     ids = probe_ids(parts, tokens, device)
     options = {"use_cache": False} if "use_cache" in Signature(parts.causal_lm.forward) else {}

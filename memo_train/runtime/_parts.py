@@ -30,8 +30,8 @@ _WHOLE_OUTPUTS = ("output_router_logits",)
 """Tensors of all tokens that leave a block beside its output, for a loss of the whole sequence."""
 
 _CACHE_MESSAGE = (
-    "a wrapped model was asked for a key-value cache; call memo_train.unwrap(model) before "
-    "generating, or generate with use_cache=False"
+    "a wrapped model was asked for a key-value cache with gradients on; generate under "
+    "torch.no_grad(), where its own forwards run, pass use_cache=False, or unwrap(model)"
 )
 
 
@@ -58,7 +58,7 @@ def check_model_call(arguments: dict[str, Any], signature: Signature) -> tuple[i
 
     Raises: CachedGeneration, UnsupportedModel, InvalidInput.
     """
-    if arguments.get("use_cache") or _has_cache(arguments):
+    if wants_cache(arguments):
         raise CachedGeneration(_CACHE_MESSAGE)
     for name in UNSUPPORTED_OUTPUTS:
         if arguments.get(name):
@@ -93,6 +93,11 @@ def makes_mask(arguments: dict[str, Any]) -> bool:
     if mask is not None:
         return True
     return isinstance(positions, torch.Tensor) and bool((positions.diff(dim=-1) != 1).any())
+
+
+def wants_cache(arguments: dict[str, Any]) -> bool:
+    """Whether a call of a model or its decoder makes a key-value cache, or brings one."""
+    return bool(arguments.get("use_cache")) or _has_cache(arguments)
 
 
 def _has_cache(arguments: dict[str, Any]) -> bool:
@@ -174,7 +179,8 @@ rows, on a CPU, also products that are seven times less exact over a large vocab
 class ModelParts:
     """The parts of a causal LM; all are modules of the user's own model.
 
-    outer: what stands around the causal LM (PEFT's model), if anything does.
+    outer: what stands around the causal LM (PEFT's model), if anything does. predicts_tokens:
+    whether the head scores tokens of the vocabulary; else something of its own (a reward).
     """
 
     causal_lm: nn.Module
@@ -182,6 +188,7 @@ class ModelParts:
     head: nn.Module
     blocks: tuple[nn.Module, ...]
     outer: nn.Module | None = None
+    predicts_tokens: bool = True
 
     @property
     def sharded_outside(self) -> tuple[nn.Module, ...]:
@@ -193,8 +200,11 @@ class ModelParts:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the head: the number of token ids it scores."""
-        return self._head_weight().shape[0]
+        """The number of token ids: rows of the head, or of the embedding where it scores none."""
+        if self.predicts_tokens:
+            return self._head_weight().shape[0]
+        embedding: Any = self.causal_lm.get_input_embeddings()  # type: ignore[operator]
+        return int(embedding.weight.shape[0])
 
     @property
     def hidden_bytes(self) -> int:
@@ -208,7 +218,7 @@ class ModelParts:
         A sum of both and not the larger of them: so its bytes are a line over `tile_tokens`, which
         is what the profile fits.
         """
-        vocab_size, hidden_size = self._head_weight().shape
+        vocab_size, hidden_size = self._head_weight().shape  # of logits, whatever they score
         share = min(1.0, _BLOCK_ROWS * hidden_size / (_LOGITS_ROWS * vocab_size))
         return min(tile_tokens, _LEAST_LOSS_TOKENS) + int(tile_tokens * share)
 
@@ -254,11 +264,13 @@ def find_parts(model: nn.Module) -> ModelParts:
     _check_config(causal_lm)
     body = _body_of(causal_lm)
     get_head = getattr(causal_lm, "get_output_embeddings", None)
-    head = None if get_head is None else get_head()
+    lm_head = None if get_head is None else get_head()
+    head = lm_head if lm_head is not None or body is None else _scorer_of(causal_lm, body)
     if body is None or head is None:
         raise UnsupportedModel(
             f"{type(causal_lm).__name__} is not a causal LM that memo-train knows: it needs a "
-            "`base_model` (the decoder) and `get_output_embeddings()` (the language-model head)"
+            "`base_model` (the decoder) and `get_output_embeddings()` (the language-model head), "
+            "or one linear layer beside the decoder (a reward model's score)"
         )
     if any(getattr(module, "gradient_checkpointing", False) for module in causal_lm.modules()):
         raise UnsupportedModel(
@@ -276,6 +288,7 @@ def find_parts(model: nn.Module) -> ModelParts:
         head=head,
         blocks=_largest([s for s in stacks if any(map(called.has, s))] or stacks, body),
         outer=None if model is causal_lm else model,
+        predicts_tokens=lm_head is not None,
     )
 
 
@@ -308,6 +321,15 @@ def _body_of(causal_lm: nn.Module) -> nn.Module | None:
         if isinstance(body, nn.Module) and body is not causal_lm:
             return body
     return None
+
+
+def _scorer_of(causal_lm: nn.Module, body: nn.Module) -> nn.Module | None:
+    """The one linear layer outside of the decoder, as of models that score sequences or tokens."""
+    if not hasattr(causal_lm, "get_input_embeddings"):
+        return None
+    outside = [module for module in causal_lm.children() if module is not body]
+    linear = [m for each in outside for m in each.modules() if isinstance(m, nn.Linear)]
+    return linear[0] if len(linear) == 1 else None
 
 
 def _inner_decoder(causal_lm: nn.Module, body: nn.Module) -> nn.Module | None:
@@ -369,7 +391,7 @@ def _check_config(causal_lm: nn.Module) -> None:
     for output in UNSUPPORTED_OUTPUTS:
         if getattr(config, output, False):
             raise UnsupportedModel(f"{name}: config.{output} is not supported; set it to False")
-    if _is_transformers(causal_lm) and name not in _causal_lm_names():
+    if _is_transformers(causal_lm) and name not in _known_names(config):
         raise UnsupportedModel(
             f"{name} is not a causal language model; wrap takes ...ForCausalLM or ...LMHeadModel"
         )
@@ -381,10 +403,19 @@ def _is_transformers(causal_lm: nn.Module) -> bool:
     return modeling is not None and isinstance(causal_lm, modeling.PreTrainedModel)
 
 
-def _causal_lm_names() -> set[str]:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+def _known_names(config: Any) -> set[str]:
+    """Causal LMs, and what scores sequences or tokens by the decoder of one (reward models)."""
+    from transformers.models.auto import modeling_auto as auto
 
-    return set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    known, model_type = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, type(config).model_type
+    names = set(known.values())
+    if model_type in known:
+        for scorers in (
+            auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+            auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+        ):
+            names.add(scorers.get(model_type, ""))
+    return names
 
 
 def _largest(stacks: list[tuple[nn.Module, ...]], body: nn.Module) -> tuple[nn.Module, ...]:

@@ -34,6 +34,7 @@ from memo_train.runtime._parts import (
     makes_mask,
     needs_whole_blocks,
     runnable,
+    wants_cache,
     without_caches,
 )
 from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_model
@@ -229,11 +230,11 @@ class WrappedModel:
         """While active, the model's own forwards run as if it were not wrapped."""
         self.memory.end()
         self.device.set_large_bytes(None)
-        self._is_plain = True
+        before, self._is_plain = self._is_plain, True
         try:
             yield
         finally:
-            self._is_plain = False
+            self._is_plain = before
 
     @contextmanager
     def whole(self, indices: Iterable[int]) -> Iterator[None]:
@@ -267,9 +268,11 @@ class WrappedModel:
 
         given: names of the arguments that the step's call has.
         """
-        model = self.fingerprint.state(trains=False)
+        causal_lm, model = self.parts.causal_lm, self.fingerprint.state(trains=False)
         whole_loss = self._loss is None or self._loss.will_be_whole
-        return step, self.parts.causal_lm.training, frozenset(given), whole_loss, model
+        # A first gradient outlives its step; one that is added to another does not.
+        adds = any(p.grad is not None for p in causal_lm.parameters())
+        return step, causal_lm.training, frozenset(given), whole_loss, adds, model
 
     def last_pass(self) -> Any:
         """The pass of the last block that ran with gradients, while its graph lives; or None."""
@@ -280,6 +283,9 @@ class WrappedModel:
         if self._is_plain:
             return self._model_forward(*args, **kwargs)
         arguments = self._model_signature.by_name(args, kwargs)
+        if self._generates(arguments):
+            with self.plain():
+                return self._model_forward(*args, **kwargs)
         shared: SharedStep | None = None
         if self._shares:
             assert self.ranks is not None
@@ -306,6 +312,13 @@ class WrappedModel:
             free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
             last.prefetch(max(free_bytes, 0))
         return output
+
+    def _generates(self, arguments: dict[str, Any]) -> bool:
+        """Whether a call is one of generation: with a cache, and nothing saved for backward.
+
+        A token at a time there is nothing to tile. Ranks that share a sequence have no cache of it.
+        """
+        return wants_cache(arguments) and not torch.is_grad_enabled() and not self._shares
 
     def _run_forward(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
         loss = None if self._runs_whole else self._loss
@@ -338,6 +351,9 @@ class WrappedModel:
         if self._is_plain:
             return self._decoder_forward(*args, **kwargs)
         arguments = self._decoder_signature.by_name(args, kwargs)
+        if not self._in_model and self._generates(arguments):
+            with self.plain():
+                return self._decoder_forward(*args, **kwargs)
         shape = check_model_call(arguments, self._decoder_signature)
         if not self._in_model:
             if self._shares:

@@ -272,8 +272,12 @@ def _loss(
         mask[:, -1] = 0
         batch_of_ids["attention_mask"] = mask
     with torch.enable_grad():
-        loss: torch.Tensor = wrapped.run_model(**batch_of_ids).loss
-    return loss
+        if wrapped.parts.predicts_tokens:
+            loss: torch.Tensor = wrapped.run_model(**batch_of_ids).loss
+            return loss
+        del batch_of_ids["labels"]
+        scores: torch.Tensor = wrapped.run_model(**batch_of_ids).logits
+        return scores.float().sum()
 
 
 _MOST_LOSS_TILES = 2

@@ -1,255 +1,340 @@
-"""The training loop around a model, wrapped by memo_train or not.
+"""Any trainer that is a transformers.Trainer, with its model wrapped and its steps told of.
 
-    One process:      python train.py
-    Two processes:    torchrun --nproc-per-node 2 train.py      (data parallel over gloo)
-
-Each batch is the global one: every rank takes its rows, and the loss is the mean over all predicted
-tokens of the step, so the number of ranks does not change what is computed.
+Two classes stand around a trainer of a library. `_Asked` is first: it takes `memo=`, and turns off
+what would do the plan's work a second time. `_Wraps` stands right before transformers.Trainer: so
+adapters that a library puts in are in when the model is wrapped, and heads of TRL's that take the
+log-probabilities of labels without logits go around the wrapped model.
 """
 
-import atexit
-import math
-import os
+from __future__ import annotations
+
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_model
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+import transformers
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
 
-import memo_train
-from memo_train.errors import UnsupportedModel
-from memo_train.trainer._config import TrainerConfig, TrainerError
-from memo_train.trainer._metrics import MetricsLog, StepMetrics
+from memo_planner.errors import format_bytes
+from memo_train.errors import InvalidInput, PlanInfeasible, UnsupportedModel
+from memo_train.memory import memory_report
+from memo_train.planning import StepPlanner
+from memo_train.runtime import causal_lm_of
+from memo_train.trainer._checkpoint import last_complete, load_plans, save_plans
+from memo_train.trainer._config import MemoConfig
+from memo_train.trainer._figures import StepFigures
+from memo_train.trainer._objective import Objective
+from memo_train.trainer._shared import SharedSequences
+from memo_train.verify import verify
+from memo_train.wrap import planner_of, unwrap, wrap
 
-IGNORE_INDEX = -100
-Batch = Mapping[str, Tensor]
+_log = logging.getLogger("memo_train")
 
-
-def take_step(batches: Iterator[Batch], num_batches: int, step: int) -> list[dict[str, Tensor]]:
-    """The next num_batches batches, each with labels (input_ids where none are given).
-
-    Raises:
-        TrainerError: the batches ended, or one has no input_ids or labels of another shape.
-    """
-    taken = [_with_labels(batch, step) for batch in islice(batches, num_batches)]
-    if len(taken) < num_batches:
-        raise TrainerError(
-            f"step {step} needs {num_batches} batches, {len(taken)} were left; "
-            "give more batches or ask for fewer steps"
-        )
-    return taken
-
-
-def count_predictions(batch: Batch) -> int:
-    """How many tokens a batch predicts: labels that count, but for each row's first."""
-    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+_INSTEAD = {
+    "gradient_checkpointing": False,
+    "gradient_checkpointing_kwargs": None,
+    "activation_checkpointing": False,
+    "activation_checkpointing_kwargs": None,
+    "activation_offloading": False,
+}
+"""Settings of Transformers and TRL that keep, recompute or move what the plan does."""
 
 
-def _with_labels(batch: Batch, step: int) -> dict[str, Tensor]:
-    if "input_ids" not in batch:
-        raise TrainerError(f"step {step}: the batch has {sorted(batch)} but no input_ids")
-    filled = {"labels": batch["input_ids"], **batch}
-    ids, labels = tuple(filled["input_ids"].shape), tuple(filled["labels"].shape)
-    if len(ids) != 2 or ids != labels:
-        raise TrainerError(
-            f"step {step}: input_ids are {list(ids)} and labels {list(labels)}; "
-            "both must be [rows, tokens]"
-        )
-    return filled
+class _Asked:
+    """First of a trainer's classes: what the user asks for, and what is shown to them."""
 
+    memo: MemoConfig
 
-@dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """This process's number among how many; a run without torchrun is rank 0 of 1."""
+    def __init__(self, *args: Any, memo: MemoConfig | None = None, **kwargs: Any) -> None:
+        """memo: options of memo-train; everything else is the trainer's own."""
+        self.memo = MemoConfig() if memo is None else memo
+        self._memo_is_given = memo is not None
+        if kwargs.get("peft_config") is not None:
+            _refuse_wrapped(args[0] if args else kwargs.get("model"))
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, TrainingArguments):
+                _turn_off(given)
+        super().__init__(*args, **kwargs)
+        self._wrap_reference()
 
-    rank: int
-    world_size: int
-
-    @staticmethod
-    def join() -> "Ranks":
-        """Join torchrun's run, over gloo unless the caller has made a process group."""
-        if not dist.is_initialized():
-            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-                return Ranks(rank=0, world_size=1)
-            dist.init_process_group("gloo")
-            atexit.register(_leave)
-        return Ranks(rank=dist.get_rank(), world_size=dist.get_world_size())
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose backward averages gradients over all ranks; itself if there is one."""
-        if self.world_size == 1:
-            return model
-        # Gradients live in the buckets: else there would be two copies of each.
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def part_of(self, rows: Tensor) -> Tensor:
-        """This rank's contiguous rows of a global batch [rows, tokens]; sizes differ by 1 at most.
-
-        Raises:
-            TrainerError: there are fewer rows than ranks.
-        """
-        if rows.shape[0] < self.world_size:
-            raise TrainerError(
-                f"the batch has {rows.shape[0]} rows for {self.world_size} ranks; "
-                "give at least one row a rank or start fewer ranks"
-            )
-        return rows.tensor_split(self.world_size)[self.rank]
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks."""
-        total = value.detach().clone()
-        if self.world_size > 1:
-            dist.all_reduce(total)
-        return total
-
-    def sum_count(self, count: int) -> int:
-        """The sum of an integer over all ranks."""
-        return int(self.sum(torch.tensor(count, dtype=torch.int64)))
-
-
-def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-class Trainer:
-    """Trains a causal LM that gives ``.loss`` for input_ids, labels and num_items_in_batch.
-
-    Args:
-        model: Llama, or a Hugging Face causal LM; wrap it with :func:`memo_train.wrap` first.
-        batches: global batches, mappings with "input_ids" [rows, tokens] int64 and, if they are to
-            differ, "labels"; further tensors [rows, ...] go to the model as they are. All ranks
-            must be given the same ones.
-        config: what to do.
-    """
-
-    def __init__(self, model: nn.Module, batches: Iterable[Batch], config: TrainerConfig) -> None:
-        self.model = model
-        self.config = config
-        self.ranks = Ranks.join()
-        self._batches = iter(batches)
-        self._parallel = self.ranks.wrap(model)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._device = self._parameters[0].device
-        self._optimizer = torch.optim.AdamW(
-            _decay_groups(self._parameters, config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.betas,
-            # Without temporaries of the parameters' size, which a step over lists of them makes.
-            fused=True,
-        )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, config.rate_factor)
-
-    def train(self) -> list[StepMetrics]:
-        """Run all steps and write what ``out_dir`` asks for; gives every step's metrics.
-
-        Raises:
-            TrainerError: the batches end early, or a loss or gradient is not finite.
-        """
-        torch.manual_seed(self.config.seed + self.ranks.rank)
-        self.model.train()
-        history = []
-        with self._open_log() as log:
-            for step in range(1, self.config.num_steps + 1):
-                history.append(self._step(step))
-                log.write(history[-1])
-        self._save()
-        return history
-
-    def _step(self, step: int) -> StepMetrics:
-        started_s = time.perf_counter()
-        memo_train.reset_stats()
-        batches = take_step(self._batches, self.config.accumulation_steps, step)
-        learning_rate = float(self._schedule.get_last_lr()[0])
-        loss = self._accumulate(batches)
-        grad_norm = self._update(step, loss)
-        stats = memo_train.stats()
-        return StepMetrics(
-            step=step,
-            loss=loss,
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            num_tokens=sum(batch["input_ids"].numel() for batch in batches),
-            seconds=time.perf_counter() - started_s,
-            device_peak_bytes=stats.device_peak_bytes,
-            host_peak_bytes=stats.host_peak_bytes,
-            d2h_copies=stats.d2h_copies,
-            h2d_copies=stats.h2d_copies,
-            stalls=stats.stalls,
-            stall_s=stats.stall_s,
-        )
-
-    def _accumulate(self, batches: list[dict[str, Tensor]]) -> float:
-        """Forward and backward of all batches; the mean loss over all ranks' predictions."""
-        num_predictions = sum(count_predictions(batch) for batch in batches)
-        if num_predictions == 0:
-            raise TrainerError("no label of the step counts; every one is -100 or first in its row")
-        total = torch.zeros((), device=self._device)
-        for batch in batches:
-            with self._gradient_exchange(last=batch is batches[-1]):
-                total += self._backward(batch, num_predictions)
-        return self.ranks.sum(total).item()
-
-    def _backward(self, batch: dict[str, Tensor], num_predictions: int) -> Tensor:
-        part = {name: self.ranks.part_of(rows).to(self._device) for name, rows in batch.items()}
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.config.bf16):
-            loss: Tensor = self._parallel(**part, num_items_in_batch=num_predictions).loss
-        # The parallel wrapper averages gradients over ranks; the loss asks for their sum.
-        (loss * self.ranks.world_size).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    def _gradient_exchange(self, *, last: bool) -> AbstractContextManager[None]:
-        # Gradients are exchanged once a step, with the last batch's backward.
-        if last or not isinstance(self._parallel, DistributedDataParallel):
-            return nullcontext()
-        no_exchange: AbstractContextManager[None] = self._parallel.no_sync()
-        return no_exchange
-
-    def _update(self, step: int, loss: float) -> float:
-        """Clip, step and clear the gradients; the norm before clipping."""
-        limit = self.config.max_grad_norm
-        # An infinite limit clips nothing and still gives the norm.
-        norm = nn.utils.clip_grad_norm_(self._parameters, math.inf if limit is None else limit)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
-            raise TrainerError(
-                f"step {step}: loss is {loss}, gradient norm {norm.item()}; the weights are those "
-                f"before this step; lower learning_rate ({self.config.learning_rate})"
-            )
-        self._optimizer.step()
-        self._schedule.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return norm.item()
-
-    def _open_log(self) -> MetricsLog:
-        is_first = self.ranks.rank == 0
-        out_dir = self.config.out_dir if is_first else None
-        if out_dir is not None:
-            out_dir.mkdir(parents=True, exist_ok=True)
-        return MetricsLog(
-            None if out_dir is None else out_dir / "metrics.jsonl",
-            self.config.num_steps,
-            progress=self.config.progress and is_first,
-        )
-
-    def _save(self) -> None:
-        out_dir = self.config.out_dir
-        if out_dir is None or self.ranks.rank != 0:
+    def _wrap_reference(self) -> None:
+        """A model that only gives log-probabilities to compare with (DPO's) runs by tiles, too."""
+        trainer = cast(Any, self)
+        reference = getattr(trainer, "ref_model", None)
+        if not isinstance(reference, nn.Module):
             return
-        # Not save_file: tied embeddings share memory.
-        save_model(self.model, str(out_dir / "model.safetensors"))
-        with suppress(UnsupportedModel):  # a model that is not wrapped has no plan
-            memo_train.save_plan(self.model, out_dir / "plan.json")
+        # Nobody trains it, so there is no step to plan, and nothing to save for one.
+        reference.requires_grad_(False)
+        model = trainer.accelerator.unwrap_model(reference)
+        if _planner_or_none(model) is None:
+            wrap(model, tile_tokens=self.memo.tile_tokens)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's own; True resumes from the last checkpoint that is complete.
+
+        At the end the memory report is printed, and written to memory_report.txt in output_dir.
+        """
+        trainer = cast(Any, self)
+        if resume_from_checkpoint is True:
+            found = last_complete(Path(trainer.args.output_dir), trainer.args.world_size)
+            resume_from_checkpoint = True if found is None else str(found)
+        result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
+        if trainer.args.should_save:
+            text = trainer.memo_report()
+            print(text)
+            Path(trainer.args.output_dir, "memory_report.txt").write_text(text + "\n")
+        return result
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's own; before the first one, with `verify`, an A/B step."""
+        own: Callable[..., Any] = cast(Any, super()).compute_loss
+        trainer = cast(Any, self)
+        if self.memo.verify and torch.is_grad_enabled() and not trainer.memo_is_verified:
+            trainer.memo_is_verified = True
+            print(verify(Objective(self, own), {"inputs": inputs, "args": args, "kwargs": kwargs}))
+        return own(model, inputs, *args, **kwargs)
 
 
-def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms and biases do not."""
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+class _Wraps(transformers.Trainer):
+    """Right before transformers.Trainer: wraps its model, and looks at its steps."""
+
+    memo: MemoConfig
+    _memo_is_given: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.memo_is_verified = False
+        self._figures: StepFigures | None = None
+        self._shared: SharedSequences | None = None
+        super().__init__(*args, **kwargs)
+        _turn_off(self.args)
+        self._refuse_what_is_not_proven()
+        if self.memo.sp != 1:
+            self._share_sequences()
+        if self.model_init is None:
+            self._wrap_here(self.model)
+        self.add_callback(_Clock(self))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A new model, wrapped."""
+        model: nn.Module = super().call_model_init(trial)
+        self._wrap_here(model)
+        return model
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As Transformers' own, and noted. A batch too large is tried smaller where asked for."""
+        try:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        except PlanInfeasible as error:
+            if not self.args.auto_find_batch_size:
+                raise
+            # What makes Accelerate try half of the batch is this text.
+            raise torch.OutOfMemoryError(f"planned out of memory. {error}") from error
+        if self._figures is not None:
+            self._figures.ran()
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers' own; of ranks that share sequences, on this one's tokens."""
+        shared = self._shared
+        if shared is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        found = super().compute_loss(model, shared.part_of(inputs), *args, **kwargs)
+        loss, *rest = found if isinstance(found, tuple) else (found,)
+        num_items = kwargs.get("num_items_in_batch")
+        if self.args.average_tokens_across_devices and num_items is not None:
+            # Transformers has multiplied it by all ranks, as if each had tokens of its own.
+            loss = loss / shared.sp
+        return (loss, *rest) if rest else loss
+
+    def get_sp_size(self) -> int:
+        """How many ranks have the same batch: Transformers counts rows and labels by it."""
+        size: int = super().get_sp_size()
+        return size if self._shared is None else self._shared.sp
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        return loader if self._shared is None else self._shared.give_batches(loader)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers' own; ranks that share sequences evaluate the loss alone."""
+        if self._shared is not None:
+            self._shared.check_evaluated(self.num_examples(dataloader), self.args.eval_batch_size)
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def _share_sequences(self) -> None:
+        """Raises: InvalidInput, UnsupportedModel."""
+        if not isinstance(self, Trainer):
+            raise UnsupportedModel(
+                f"sp={self.memo.sp} is for memo_train.Trainer: {type(self).__name__} computes its "
+                "loss from tokens that other ranks would have; train it with data parallel ranks"
+            )
+        if self.compute_loss_func is not None or self.label_smoother is not None:
+            raise UnsupportedModel(
+                f"sp={self.memo.sp} takes the model's own loss, which is summed over ranks; leave "
+                "out compute_loss_func and label_smoothing_factor"
+            )
+        self._shared = SharedSequences.of(self.memo.sp, self.args.device.type)
+        self.args.prediction_loss_only = True
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As Transformers' own, with the figures of the steps since the last line of training."""
+        if "loss" in logs and self._figures is not None:
+            logs.update(self._of_all_ranks(self._figures.take()))
+        super().log(logs, *args, **kwargs)
+
+    def memo_report(self) -> str:
+        """The memory report of the run so far, for people."""
+        lines = [str(memory_report(self.model))]
+        if self._figures is not None and self._figures.highest_bytes:
+            highest = format_bytes(self._figures.highest_bytes)
+            lines.insert(0, f"highest device memory of any step, model included: {highest}")
+        return "\n".join(lines)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        # With what else a resumed run needs to go on bit for bit, and before the trainer's state,
+        # which is written last and tells a complete checkpoint.
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            save_plans(self._planner, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            cast(nn.Module, self.model).train()
+            with self.accelerator.autocast():
+                load_plans(self._planner, Path(checkpoint))
+
+    @property
+    def _planner(self) -> StepPlanner:
+        return planner_of(self.accelerator.unwrap_model(self.model))
+
+    def _wrap_here(self, model: nn.Module) -> None:
+        """Wrap the model where it is trained. Raises: as `wrap`; InvalidInput."""
+        planner = _planner_or_none(model)
+        if planner is None:
+            if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+                cast(Any, model).gradient_checkpointing_disable()
+                _say_off(["gradient_checkpointing"])
+            if self._figures is not None:  # of another model, which model_init has replaced
+                unwrap(self._figures.planner.wrapped.parts.causal_lm)
+            if next(model.parameters()).device.type != self.args.device.type:
+                self._move_model_to_device(model, self.args.device)
+            mesh = None if self._shared is None else self._shared.mesh
+            wrap(model, mesh=mesh, **self.memo.wrap_options())
+            planner = planner_of(model)
+        elif self._memo_is_given and any(v is not None for v in self.memo.wrap_options().values()):
+            raise InvalidInput(
+                f"the model is wrapped already, with options of its own, and memo={self.memo} asks "
+                "for others; give the trainer the model unwrapped, or leave them out of memo"
+            )
+        self._figures = StepFigures(planner)
+
+    def _refuse_what_is_not_proven(self) -> None:
+        """Raises: UnsupportedModel."""
+        if self.is_fsdp_enabled or self.args.fsdp:
+            raise UnsupportedModel(
+                "memo_train.Trainer does not run under fsdp: the model must be sharded before it "
+                "is wrapped, and the trainer shards it after; train by DDP or DeepSpeed's ZeRO 1 "
+                "and 2, or call fully_shard and memo_train.wrap in a loop of your own"
+            )
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        if parallelism is not None and (parallelism.cp_enabled or parallelism.tp_enabled):
+            raise UnsupportedModel(
+                "Accelerate's context and tensor parallelism change what attention is given; "
+                "leave cp_size and tp_size at 1, or share sequences by memo_train.wrap(mesh=)"
+            )
+        if self.args.n_gpu > 1:
+            raise UnsupportedModel(
+                f"{self.args.n_gpu} GPUs are visible to one process, over which Transformers lays "
+                "nn.DataParallel; start the script with torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
+
+    def _of_all_ranks(self, figures: dict[str, float]) -> dict[str, float]:
+        """Tokens of all ranks together; everything else is of this one."""
+        if self.args.world_size > 1:
+            mine = torch.tensor(figures.get("tokens_per_s", 0.0), device=self.args.device)
+            total = float(self.accelerator.reduce(mine))
+            if figures:
+                figures["tokens_per_s"] = total
+        return figures
+
+
+class _Clock(TrainerCallback):
+    """Times whole steps; what lies between them (data, evaluation, saving) does not count."""
+
+    def __init__(self, trainer: _Wraps) -> None:
+        self._trainer = trainer
+        self._began_s: float | None = None
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start anew: what was before is none of the run's."""
+        if self._trainer._figures is not None:
+            self._trainer._figures.begin()
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """A step begins."""
+        self._began_s = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Its optimiser has stepped."""
+        if self._began_s is not None and self._trainer._figures is not None:
+            self._trainer._figures.took(time.perf_counter() - self._began_s)
+
+
+def with_memo(kind: type[Any], *, module: str | None = None) -> Any:
+    """`kind`, a trainer derived from transformers.Trainer, with its steps under memo-train.
+
+    It takes `memo=MemoConfig(...)` beside its own arguments. module: where it can be imported from,
+    `kind`'s by default. Raises: InvalidInput.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, transformers.Trainer)):
+        raise InvalidInput(f"with_memo takes a class derived from transformers.Trainer, got {kind}")
+    members = {"__module__": module or kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (_Asked, kind, _Wraps), members)
+
+
+class Trainer(_Asked, _Wraps):
+    """transformers.Trainer with every step under memo-train: change the import, and nothing else.
+
+    It takes `memo=MemoConfig(...)` beside the arguments of transformers.Trainer. The model is
+    wrapped when the trainer is made, and stays so; a model that is wrapped already is taken as it
+    is. Gradient checkpointing is turned off: the plan decides what is computed again. Log lines
+    have the figures of `memo_train.trainer._figures`; checkpoints have what a resumed run needs to
+    go on in the same tiles, so that on a CPU its losses are the uninterrupted run's to the bit.
+    Raises: as `memo_train.wrap`, when it is made; PlanInfeasible in a step that does not fit.
+    """
+
+
+def _planner_or_none(model: nn.Module) -> StepPlanner | None:
+    try:
+        return planner_of(model)
+    except UnsupportedModel:
+        return None
+
+
+def _refuse_wrapped(model: object) -> None:
+    if isinstance(model, nn.Module) and _planner_or_none(causal_lm_of(model)) is not None:
+        raise InvalidInput(
+            "the model is wrapped already, and peft_config would put adapters into it; give the "
+            "trainer the model unwrapped (memo_train.unwrap): it wraps it when they are in"
+        )
+
+
+def _turn_off(arguments: Any) -> None:
+    """Turn off what the plan does instead, with one line that says so."""
+    turned_off = [
+        name for name in _INSTEAD if getattr(arguments, name, None) and not name.endswith("kwargs")
     ]
+    for name, value in _INSTEAD.items():
+        if hasattr(arguments, name):
+            setattr(arguments, name, value)
+    if turned_off and arguments.process_index == 0:
+        _say_off(turned_off)
+
+
+def _say_off(names: list[str]) -> None:
+    _log.warning("%s is turned off: memo-train's plan decides what is kept", " and ".join(names))

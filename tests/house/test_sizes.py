@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PYTHON_DIRS = ("memo_train", "planner", "tests", "examples", "benchmarks")
+PYTHON_DIRS = ("memo_train", "planner", "tests", "examples", "benchmarks", "docs")
 MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 MAX_NESTING = 3

@@ -47,12 +47,17 @@ def test_calls_refused_while_wrapped(options, error, ids, wrapped_llama) -> None
 
 
 def test_generation(ids, wrapped_llama) -> None:
-    """With a cache it is refused, with the way out; without one it is right."""
+    """With a cache or without one it is the plain model's; steps after it are as before."""
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "do_sample": False}
-    with pytest.raises(CachedGeneration, match=r"unwrap\(model\) before generating"):
-        wrapped_llama.generate(ids, **options)
-    tokens = wrapped_llama.eval().generate(ids, use_cache=False, **options)
-    assert torch.equal(tokens, MODELS["llama"]().eval().generate(ids, **options))
+    good = run_step(wrapped_llama, input_ids=ids, labels=ids)
+    expected = MODELS["llama"]().eval().generate(ids, **options)
+    wrapped_llama.eval()
+    assert torch.equal(wrapped_llama.generate(ids, **options), expected)
+    assert torch.equal(wrapped_llama.generate(ids, use_cache=False, **options), expected)
+    with torch.no_grad():
+        cache = wrapped_llama.model(ids, use_cache=True).past_key_values
+    assert cache.get_seq_length() == ids.shape[1]
+    assert_same_bits(run_step(wrapped_llama.train(), input_ids=ids, labels=ids), good)
 
 
 def test_checkpointing_turned_on_afterwards(ids, wrapped_llama) -> None:

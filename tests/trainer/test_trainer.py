@@ -1,185 +1,202 @@
-"""The loop does what a loop written out by hand does, and refuses what it cannot do."""
+"""`memo_train.Trainer` in place of transformers.Trainer: the same losses, and what it adds."""
 
-import json
-from collections.abc import Iterable
-from itertools import repeat
+from __future__ import annotations
+
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_model
-from torch import Tensor, nn
+from transformers import HfArgumentParser, TrainingArguments
 
-import memo_planner
 import memo_train
-from memo_train.model import Llama, LlamaConfig
-from memo_train.trainer import Trainer, TrainerConfig, TrainerError
+from memo_train.errors import UnsupportedModel
+from memo_train.testing import assert_same_losses
+from memo_train.trainer import MemoConfig, with_memo
+from tests.trainer.tiny import NUM_STEPS, VOCAB_SIZE, arguments, losses, tiny_llama
 
-VOCAB_SIZE = 61
-
-
-def small_llama() -> Llama:
-    torch.manual_seed(11)
-    sizes = {"hidden_size": 32, "ffn_size": 48, "num_blocks": 2, "num_heads": 4}
-    return Llama(LlamaConfig(vocab_size=VOCAB_SIZE, **sizes, num_kv_heads=2))
+TEXT = [{"input_ids": (torch.arange(37) * 5 + i) % VOCAB_SIZE} for i in range(32)]
+DATA = [{**row, "labels": row["input_ids"]} for row in TEXT]
+MEMO = MemoConfig(alpha=0.5, tile_tokens=8)
 
 
-def random_batches(num_batches: int, rows: int = 2, tokens: int = 24) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(5)
-    shape = (rows, tokens)
-    ids = [torch.randint(0, VOCAB_SIZE, shape, generator=generator) for _ in range(num_batches)]
-    return [{"input_ids": each} for each in ids]
-
-
-def train(model: nn.Module, batches: Iterable[Any], **options: Any) -> list[Any]:
-    config = TrainerConfig(**{"progress": False, **options})
-    return Trainer(model, batches, config).train()
-
-
-def test_losses_equal_a_loop_by_hand() -> None:
-    """Level 6: every step's loss, with accumulation, clipping, warm-up and decay of matrices."""
-    batches = random_batches(12)
-    options = {"num_steps": 6, "learning_rate": 1e-2, "warmup_steps": 3, "schedule": "constant"}
-    history = train(
-        small_llama(), batches, accumulation_steps=2, max_grad_norm=0.3, weight_decay=0.2, **options
+def trainer_of(kind: Any, directory: Path, model: Any = None, **options: Any) -> Any:
+    extra = {"memo": options.pop("memo")} if "memo" in options else {}
+    return kind(
+        model=tiny_llama() if model is None else model,
+        args=arguments(TrainingArguments, directory, **options),
+        train_dataset=DATA,
+        eval_dataset=DATA[:6],
+        **extra,
     )
-    model = small_llama()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.2)
-    for step, metrics in enumerate(history):
-        both = torch.cat([batch["input_ids"] for batch in batches[2 * step : 2 * step + 2]])
-        loss = model(both, labels=both).loss
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-2 * min(1.0, (step + 1) / 3)
-        assert metrics.learning_rate == pytest.approx(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        optimizer.zero_grad()
-        assert metrics.loss == pytest.approx(loss.item(), rel=1e-5)
-        assert metrics.grad_norm == pytest.approx(norm.item(), rel=1e-4)
 
 
-def test_a_wrapped_model_learns_the_same_and_reports_its_copies() -> None:
-    batches = random_batches(8)
-    plain = train(small_llama(), batches, num_steps=8, learning_rate=1e-2)
-    wrapped = memo_train.wrap(small_llama(), alpha=1.0, tile_tokens=8)
-    ours = train(wrapped, batches, num_steps=8, learning_rate=1e-2)
-    assert [m.loss for m in ours] == pytest.approx([m.loss for m in plain], rel=1e-5)
-    later = ours[1:]  # the first step also measures the model, to plan
-    assert all(m.d2h_copies == later[0].d2h_copies > 0 for m in later)
-    assert all(m.host_peak_bytes == later[0].host_peak_bytes > 0 for m in later)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_accumulation_steps": 3, "max_steps": 4},
+        {"bf16": True},
+        {"eval_strategy": "steps", "eval_steps": 4, "train_sampling_strategy": "group_by_length"},
+    ],
+    ids=str,
+)
+def test_losses_are_those_of_transformers_trainer(options: dict[str, Any], tmp_path: Path) -> None:
+    plain = trainer_of(transformers.Trainer, tmp_path, **options)
+    expected = [*losses(plain), plain.evaluate()["eval_loss"]]
+    ours = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, **options)
+    dtype = torch.bfloat16 if options.get("bf16") else torch.float32
+    assert_same_losses([*losses(ours), ours.evaluate()["eval_loss"]], expected, dtype=dtype)
+    assert len(expected) == options.get("max_steps", NUM_STEPS) + 1
 
 
-def test_a_run_leaves_metrics_plan_and_weights(tmp_path: Path) -> None:
-    model = memo_train.wrap(small_llama(), alpha=0.5, tile_tokens=8)
-    history = train(model, random_batches(3), num_steps=3, out_dir=tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == [m.loss for m in history]
-    assert json.loads(lines[0])["tokens_per_s"] == history[0].tokens_per_s
-    plan = memo_planner.Plan.load(tmp_path / "run" / "plan.json")
-    assert plan.policy.tokens == 24
-    again = small_llama()
-    load_model(again, str(tmp_path / "run" / "model.safetensors"))
-    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+def test_checkpointing_is_turned_off_with_a_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "memo_train"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        trainer = trainer_of(memo_train.Trainer, tmp_path, gradient_checkpointing=True)
+        model = tiny_llama()
+        model.gradient_checkpointing_enable()
+        trainer_of(memo_train.Trainer, tmp_path, model)
+    assert caplog.text.count("gradient_checkpointing") == 2
+    assert "is turned off: memo-train's plan decides" in caplog.text
+    assert not trainer.args.gradient_checkpointing
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
+def test_a_wrapped_model_is_taken_as_it_is(tmp_path: Path) -> None:
+    model = memo_train.wrap(tiny_llama(), alpha=1.0, tile_tokens=16)
+    trainer = trainer_of(memo_train.Trainer, tmp_path, model, max_steps=1)
+    trainer.train()
+    assert memo_train.plan(model).policy.tile_tokens == 16
+    with pytest.raises(memo_train.MemoError, match="wrapped already, with options of its own"):
+        trainer_of(memo_train.Trainer, tmp_path, model, memo=MemoConfig(tile_tokens=8))
+
+
+def test_log_lines_and_tensorboard_have_the_figures_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    options = {"logging_steps": 2, "max_steps": 4, "report_to": ["tensorboard"]}
+    trainer = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, **options)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(rows) == 2
+    plan = memo_train.plan(trainer.model)
+    for row in rows:
+        assert row["tokens_per_s"] > 0
+        assert row["stall_s"] >= 0
+        assert row["alpha"] == plan.policy.alpha > 0
+        assert row["planned_peak_gib"] == plan.prediction.device_peak_bytes / 2**30
+        # What has no planned address yet may lie beside holes; the plan's peak is of live bytes.
+        assert 0.5 < row["device_peak_gib"] / row["planned_peak_gib"] < 1.5
+        assert row["host_peak_gib"] > 0
+        assert "mfu" not in row  # a CPU has no peak to divide by
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert {"train/tokens_per_s", "train/alpha"} <= set(events.Tags()["scalars"])
+
+
+def test_the_memory_report_is_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2).train()
+    written = (tmp_path / "memory_report.txt").read_text()
+    assert "device memory:" in written
+    assert written in capsys.readouterr().out
+
+
+def test_verify_prints_a_table_once_and_changes_no_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = losses(trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=3))
+    capsys.readouterr()
+    options = MemoConfig(alpha=0.5, tile_tokens=8, verify=True)
+    assert losses(trainer_of(memo_train.Trainer, tmp_path, memo=options, max_steps=3)) == plain
+    printed = capsys.readouterr().out
+    assert printed.count("||wrapped - plain|| / ||plain||") == 1
+    assert "device peak" in printed
+
+
+def test_options_come_from_the_command_line_and_from_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"output_dir: {tmp_path}\nalpha: 0.25\ntile_tokens: 64\nverify: true\n")
+    parser = HfArgumentParser((TrainingArguments, MemoConfig))
+    assert parser.parse_yaml_file(str(path))[1] == MemoConfig(
+        alpha=0.25, tile_tokens=64, verify=True
+    )
+    words = ["--output_dir", str(tmp_path), "--device_gib", "2.5", "--host_gib", "4"]
+    found = parser.parse_args_into_dataclasses(words)[1]
+    assert found == MemoConfig(device_gib=2.5, host_gib=4.0)
+
+
+def test_trl_s_parser_takes_the_options_beside_its_own(tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"output_dir: {tmp_path}\ndevice_gib: 2\nlearning_rate: 0.5\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        parser = trl.TrlParser((trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig, MemoConfig))
+        *_, found = parser.parse_args_and_config(
+            ["--config", str(path), "--alpha", "1", "--use_cpu", "--bf16", "false"]
+        )
+    assert found == MemoConfig(device_gib=2.0, alpha=1.0)
+
+
+def test_any_trainer_of_transformers_can_be_had_with_memo(tmp_path: Path) -> None:
+    kind = with_memo(transformers.Seq2SeqTrainer)
+    assert kind.__name__ == "Seq2SeqTrainer"
+    with pytest.raises(memo_train.MemoError, match=r"derived from transformers\.Trainer"):
+        with_memo(dict)
+
+
+def test_models_of_model_init_are_wrapped_anew(tmp_path: Path) -> None:
+    trainer = memo_train.Trainer(
+        model_init=lambda: tiny_llama(),
+        args=arguments(TrainingArguments, tmp_path, max_steps=2),
+        train_dataset=DATA,
+        memo=MEMO,
+    )
+    first = trainer.model
+    trainer.train()
+    assert trainer.model is not first
+    assert memo_train.plan(trainer.model).policy.tile_tokens == 8
+    with pytest.raises(UnsupportedModel):
+        memo_train.plan(first)
+
+
+def test_a_batch_that_no_plan_fits_is_tried_smaller(tmp_path: Path) -> None:
+    options = {"per_device_train_batch_size": 16, "auto_find_batch_size": True, "max_steps": 2}
+    long = [{name: row[name].repeat(6) for name in row} for row in DATA]
+    kind = memo_train.Trainer
+    arguments_ = arguments(TrainingArguments, tmp_path, **options)
+    memo = MemoConfig(device_gib=0.004, tile_tokens=64)
+    trainer = kind(model=tiny_llama(), args=arguments_, train_dataset=long, memo=memo)
+    trainer.train()
+    assert trainer._train_batch_size < 16
+
+
+def test_from_pretrained_reads_what_was_saved(tmp_path: Path) -> None:
+    trainer = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for ours, theirs in zip(again.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
-def test_an_unwrapped_model_leaves_no_plan(tmp_path: Path) -> None:
-    train(small_llama(), random_batches(1), num_steps=1, out_dir=tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "metrics.jsonl",
-        "model.safetensors",
-    ]
-
-
-def test_bf16_computes_in_bfloat16_and_keeps_fp32_weights() -> None:
-    model, seen = small_llama(), []
-    head = model.get_output_embeddings()
-    head.register_forward_hook(lambda _module, _args, output: seen.append(output.dtype))
-    batches = random_batches(8)
-    half = train(model, batches, num_steps=8, learning_rate=1e-2, bf16=True)
-    assert set(seen) == {torch.bfloat16}
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    full = train(small_llama(), batches, num_steps=8, learning_rate=1e-2)
-    assert [m.loss for m in half] == pytest.approx([m.loss for m in full], rel=2e-2)
-
-
-def test_the_seed_decides_dropout() -> None:
-    def losses(seed: int) -> list[float]:
-        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": VOCAB_SIZE}
-        torch.manual_seed(0)
-        config = transformers.GPT2Config(
-            **sizes, resid_pdrop=0.5, bos_token_id=0, eos_token_id=0, use_cache=False
-        )
-        model = transformers.GPT2LMHeadModel(config)
-        return [m.loss for m in train(model, random_batches(2), num_steps=2, seed=seed)]
-
-    assert losses(1) == losses(1)
-    assert losses(1) != losses(2)
-
-
-def test_cosine_falls_to_zero_after_a_linear_rise() -> None:
-    config = TrainerConfig(num_steps=12, warmup_steps=4)
-    factors = [config.rate_factor(step) for step in range(13)]
-    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert factors[8] == pytest.approx(0.5)
-    assert factors[12] == pytest.approx(0.0)
-    assert TrainerConfig(num_steps=3, schedule="constant").rate_factor(2) == 1.0
-
-
-def test_batches_that_end_early_are_named() -> None:
-    with pytest.raises(TrainerError, match="step 2 needs 2 batches, 1 were left"):
-        train(small_llama(), random_batches(3), num_steps=2, accumulation_steps=2)
-
-
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
-    model = small_llama()
+def test_generation_under_no_grad_is_the_plain_model_s() -> None:
+    model, ids = tiny_llama().eval(), torch.arange(3, 12)[None]
+    expected = model.generate(ids, max_new_tokens=7, do_sample=False)
+    memo_train.wrap(model)
+    assert torch.equal(model.generate(ids, max_new_tokens=7, do_sample=False), expected)
     with torch.no_grad():
-        model.model.norm.weight[0] = torch.inf
-    before = [p.clone() for p in model.parameters()]
-    with pytest.raises(TrainerError, match="step 1: loss is nan"):
-        train(model, random_batches(1), num_steps=1)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({"tokens": torch.zeros(2, 4)}, r"has \['tokens'\] but no input_ids"),
-        ({"input_ids": torch.zeros(4, dtype=torch.int64)}, r"both must be \[rows, tokens\]"),
-        (
-            {
-                "input_ids": torch.zeros(1, 4, dtype=torch.int64),
-                "labels": torch.full((1, 4), -100),
-            },
-            "no label of the step counts",
-        ),
-    ],
-)
-def test_bad_batches_are_refused(batch: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(TrainerError, match=message):
-        train(small_llama(), repeat(batch), num_steps=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_steps": 0}, "num_steps is 0, must be at least 1"),
-        ({"accumulation_steps": 0}, "accumulation_steps is 0"),
-        ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0, must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0, must be above 0"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"betas": (0.9, 1.0)}, "betas are"),
-        ({"schedule": "linear"}, "schedule is 'linear'"),
-    ],
-)
-def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(TrainerError, match=message):
-        TrainerConfig(**{"num_steps": 1, **options})
+        assert model(ids, use_cache=True).past_key_values.get_seq_length() == 9
+        assert model.model(ids, use_cache=True).past_key_values.get_seq_length() == 9

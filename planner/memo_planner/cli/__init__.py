@@ -3,7 +3,7 @@
 from memo_planner.cli import _plans, _steps  # noqa: F401  (each adds its commands to the app)
 from memo_planner.cli._app import app
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 
 def main() -> None:
