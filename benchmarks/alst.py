@@ -36,6 +36,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 import memo_train
 from benchmarks.job import MIB, Job
@@ -190,7 +191,7 @@ class _RankRun:
         self._tokens, self._device = options.tokens, get_cpu_device()
         kind = "memo" if mode == "memo" else "checkpoint_offload"
         self._model = build_model(Job(mode=kind, layers=options.layers, hidden=options.hidden))
-        self._mesh = dist.init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("sp",))
+        self._mesh = init_device_mesh("cpu", (options.ranks,), mesh_dim_names=("sp",))
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-3, fused=True)
         for parameter in self._model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -284,7 +285,8 @@ class _Alst:
         mean = own.detach().clone()
         dist.all_reduce(mean)
         # The value of all ranks' loss with the gradient of this rank's share.
-        return own + (mean / ranks - own).detach()
+        loss: Tensor = own + (mean / ranks - own).detach()
+        return loss
 
     def _tile(self, mlp: nn.Module) -> None:
         weights = list(mlp.parameters())
