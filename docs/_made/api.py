@@ -11,6 +11,7 @@ import griffe
 PACKAGES = {
     "memo_train": "The door: wrap a model, prove a step, read what it did.",
     "memo_train.trainer": "Trainers with the model wrapped ([Trainers](trainers.md)).",
+    "memo_train.trl": "TRL's trainers by their own names, with `memo=MemoConfig(...)` besides.",
     "memo_train.errors": "What a user can do wrong ([Troubleshooting](troubleshooting.md)).",
     "memo_train.device.errors": "What the device refuses.",
     "memo_train.kernels": "Fused CUDA kernels, put into a model before `wrap`.",

@@ -88,7 +88,7 @@ def _section(name: str, command: Any) -> str:
     context = command.context_class(command, info_name=f"memo-plan {name}")
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"## memo-plan {name}", "", command.help or "", "", "```text"]
-    lines += [f"memo-plan {name} {usage}", "```", "", "| | |", "|---|---|"]
+    lines += [f"memo-plan {name} {usage}", "```", "", "| option | what it is |", "|---|---|"]
     records = [parameter.get_help_record(context) for parameter in command.params]
     lines += [f"| `{_cell(spelled)}` | {_cell(told)} |" for spelled, told in filter(None, records)]
     return "\n".join([*lines, ""])

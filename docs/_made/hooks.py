@@ -21,7 +21,23 @@ from docs._made.commands import reference, with_outputs
 from docs._made.lora import lora_plan, shown
 from docs._made.pictures import README_PICTURE, pictures, policy_picture
 
-MADE: dict[str, Callable[[], str]] = {"cli": reference, "api": directives, "lora": shown}
+LAUNCHERS = "examples/launch"
+
+
+def _launchers() -> str:
+    """Where scripts for many GPUs are, if there are any."""
+    if not (ROOT / LAUNCHERS / "train.py").exists():
+        return ""
+    found = sorted(path.name for path in (ROOT / LAUNCHERS).iterdir() if path.is_file())
+    return f"Scripts that do this are in `{LAUNCHERS}`: {', '.join(f'`{n}`' for n in found)}."
+
+
+MADE: dict[str, Callable[[], str]] = {
+    "cli": reference,
+    "api": directives,
+    "lora": shown,
+    "launchers": _launchers,
+}
 _MARK = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 
 from docs._made.api import PACKAGES, as_markdown, directives, names_of
 from docs._made.commands import output_of, reference, with_outputs
+from docs._made.hooks import MADE, on_page_markdown
 from docs._made.lora import lora_plan
 from docs._made.pictures import README_PICTURE, pictures, small_plan
 from memo_planner.cli import app
@@ -107,6 +109,13 @@ def test_the_lora_plan_fits_an_80_gb_card_by_measured_seconds() -> None:
         "DEVICE_GIB, HOST_GIB = 131_072, 74.0, 100.0"
         in (ROOT / "docs" / "howto_lora_128k.md").read_text()
     )
+
+
+def test_everything_that_a_page_asks_for_is_made() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    asked = set(re.findall(r"<!-- made: (\w+) -->", pages))
+    assert asked == set(MADE)
+    assert "<!--" not in on_page_markdown("<!-- made: launchers -->\n")
 
 
 def newest_medians(file: str, settings: str, figure: str) -> dict[str, float]:
