@@ -33,8 +33,9 @@ from memo_train.runtime._ambient import (
     preserved_rng,
     set_rng,
 )
-from memo_train.runtime._attend import AttentionRun, Gathered
+from memo_train.runtime._attend import Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
+from memo_train.runtime._head_groups import GatheredPlanes, Planes, TilesOf, write
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
@@ -93,9 +94,10 @@ class BlockForward:
         state = self._state
         return state.spec.policy.tile_place(tile) if state.record else TilePlace.RECOMPUTE
 
-    def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> tuple[torch.Tensor, ...]:
+    def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> Gathered | GatheredPlanes:
+        """q, k and v of all tokens."""
         state = self._state
-        gathered: Gathered | None = None
+        gathered: Gathered | GatheredPlanes | None = None
         untouchable = storage_keys((x, *state.shadows))
         x_tiles = tiles_of(x, state.spec.tile_tokens)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
@@ -107,8 +109,8 @@ class BlockForward:
                 tile.pre_rng = self._rng.take()
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
-                gathered = Gathered(x.shape[1], cut.form)
-                state.attention = AttentionRun(cut, arguments.whole(cut.options))
+                gathered = state.gathering(x.shape[1], cut.form)
+                state.attention = state.attention_of(cut, arguments.whole(cut.options))
             qkv = cut.tensors
             gathered.put(qkv, tile.span)
             if tile.is_recorded:
@@ -118,44 +120,50 @@ class BlockForward:
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
                 state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
-            # The q, k and v of a single tile are those that attention reads (`Gathered`).
-            elif len(self._runs) > 1:
+            elif gathered.holds_copies:
                 state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
-        return gathered.take()
+        return gathered
 
-    def _attend(self, qkv: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        state, spec = self._state, self._state.spec
-        assert state.attention is not None
+    def _attend(self, gathered: Gathered | GatheredPlanes) -> torch.Tensor | Planes:
+        state, spec, attention = self._state, self._state.spec, self._state.attention
+        assert attention is not None
         spec.observe("attention")
-        state.qkv_bytes = sum(t.nbytes for t in qkv)
+        state.qkv_bytes = gathered.num_bytes
         swap = spec.policy.o is Place.SWAP
         target = spec.swap_target if swap else None
-        o = state.attention.forward(qkv, record=state.record, swap=target)
+        o: torch.Tensor | Planes = attention.forward(
+            gathered.take(),  # type: ignore[arg-type]  # of one kind with the attention
+            record=state.record,
+            swap=target,
+        )
         if state.record:
-            state.o = WholeTensor(o, *spec.swap_target, swap=swap)
+            state.o = o if isinstance(o, Planes) else WholeTensor(o, *spec.swap_target, swap=swap)
         return o
 
     def _all_post(
-        self, x: torch.Tensor, o: torch.Tensor, arguments: TokenArguments
+        self, x: torch.Tensor, o: torch.Tensor | Planes, arguments: TokenArguments
     ) -> torch.Tensor:
         state = self._state
         assert state.attention is not None
         y: torch.Tensor | None = None
         y_tiles: tuple[torch.Tensor, ...] = ()
         tile_tokens = state.spec.tile_tokens
-        o_tiles = tiles_of(o, tile_tokens, state.attention.form.o_token_dim)
+        o_tiles = TilesOf(o, tile_tokens, state.attention.form.o_token_dim)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
             if not tile.is_recorded:
                 tile.post_rng = self._rng.take()
-            y_tile, self.rest = run.post(o_tiles[index], tile.is_recorded, tile.post_saved)
+            o_tile = o_tiles.tile(index)
+            y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
-                state.settle(tile.post_saved, {"x": x, "o": o}, arguments, swap=swap)
+                known = {"x": x, "o": o_tiles.memory_of(o_tile)}
+                state.settle(tile.post_saved, known, arguments, swap=swap)
                 _release_leaves(tile)
             if len(self._runs) == 1:
                 return y_tile
+            del o_tile
             if y is None:
                 # Only a tile tells y's dtype: autocast may have made it another.
                 y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
@@ -220,49 +228,55 @@ class BlockBackward:
         self._dx_tiles = None if self._dx is None else tiles_of(self._dx, tile_tokens)
 
     def run(
-        self, o: torch.Tensor, dy: torch.Tensor
+        self, o: torch.Tensor | Planes, dy: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
         """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
         state, attention = self._state, self._state.attention
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
-        gathered = Gathered(self._x.shape[1], attention.form)
+        form, gathered = attention.form, state.gathering(self._x.shape[1], attention.form)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
-            attention.saved.prefetch()
-            do = self._all_post(o, dy, attention.form.o_token_dim, gathered)
+            attention.prefetch()
+            do = self._all_post(o, dy, form.o_token_dim, gathered)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
-            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
+            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)  # type: ignore[arg-type]  # all of one kind
             self._add(gradients)
-            freed_bytes, token_dim = state.qkv_bytes + o.nbytes, attention.form.token_dim
+            freed_bytes = state.qkv_bytes + o.nbytes if isinstance(o, torch.Tensor) else 0
             # Pre's backward, and copies for the block before, run in the memory that these leave.
             del o, do, attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
-            self._all_pre(dqkv, token_dim)
+            tile_tokens = state.spec.tile_tokens
+            self._all_pre([TilesOf(d, tile_tokens, form.token_dim) for d in dqkv])
         state.spec.observer("between", NOWHERE, NOWHERE)
         return self._dx, self._sums.take()
 
     def _all_post(
-        self, o: torch.Tensor, dy: torch.Tensor, o_token_dim: int, gathered: Gathered
-    ) -> torch.Tensor:
+        self,
+        o: torch.Tensor | Planes,
+        dy: torch.Tensor,
+        o_token_dim: int,
+        gathered: Gathered | GatheredPlanes,
+    ) -> torch.Tensor | Planes:
         """Post of every tile: do of all tokens, part of dx; q, k and v go to `gathered`."""
-        do = torch.empty_like(o)
-        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
-        o_tiles, do_tiles = (tiles_of(t, tile_tokens, o_token_dim) for t in (o, do))
+        spec, tiles = self._state.spec, self._state.tiles
+        tile_tokens = spec.tile_tokens
+        do = torch.empty_like(o) if isinstance(o, torch.Tensor) else o.like(spec.swap_target)
+        o_tiles, do_tiles = (TilesOf(t, tile_tokens, o_token_dim) for t in (o, do))
         dy_tiles = tiles_of(dy, tile_tokens)
         self._prefetch_tile(tiles[-1])
         # From the last: kept tiles are last, so swapped ones have longest to come back.
         for index, tile in reversed(list(enumerate(tiles))):
-            self._state.spec.observe("post_backward", index)
+            spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
-            gathered.put(self._qkv(index, o, o_tiles[index]), tile.span)
+            gathered.put(self._qkv(index, o_tiles), tile.span)
             assert tile.graph is not None
             # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
@@ -270,10 +284,10 @@ class BlockBackward:
             gradients = tile.graph.post_backward(dy_tiles[index], self._state.shadows)
             tile.post_saved = SavedTensors()
             self._add(gradients[2:])
-            _write(do_tiles[index], gradients[1])
+            do_tiles.write(index, gradients[1])
             if self._dx_tiles is not None:
                 # Written here, added to by pre: no zeroes of all tokens are needed.
-                _write(self._dx_tiles[index], gradients[0])
+                write(self._dx_tiles[index], gradients[0])
             del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
 
@@ -293,12 +307,12 @@ class BlockBackward:
             if not spec.park_pre:
                 tile.pre_saved.prefetch()
 
-    def _qkv(self, index: int, o: torch.Tensor, o_tile: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _qkv(self, index: int, o_tiles: TilesOf) -> tuple[torch.Tensor, ...]:
         """The q, k and v of tile number `index`, with its graph in place."""
-        tile = self._state.tiles[index]
+        tile, o_tile = self._state.tiles[index], o_tiles.tile(index)
         if tile.is_recorded:
             tile.pre_saved.bind(x=self._x)
-            tile.post_saved.bind(x=self._x, o=o)
+            tile.post_saved.bind(x=self._x, o=o_tiles.memory_of(o_tile))
             return tile.take_qkv()
         state = self._state
         run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
@@ -317,14 +331,13 @@ class BlockBackward:
         tile.graph = run.graph
         return cut.tensors
 
-    def _all_pre(self, dqkv: tuple[torch.Tensor, ...], token_dim: int) -> None:
-        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
-        dqkv_tiles = list(zip(*(tiles_of(d, tile_tokens, token_dim) for d in dqkv), strict=True))
+    def _all_pre(self, dqkv: list[TilesOf]) -> None:
+        tiles = self._state.tiles
         for index in reversed(range(len(tiles))):
             self._state.spec.observe("pre_backward", index)
             if index:
                 tiles[index - 1].pre_saved.prefetch()
-            self._pre(index, dqkv_tiles[index])
+            self._pre(index, tuple(d.tile(index) for d in dqkv))
 
     def _pre(self, index: int, dqkv: tuple[torch.Tensor, ...]) -> None:
         tile = self._state.tiles[index]
@@ -340,13 +353,6 @@ class BlockBackward:
         """Add what a stretch's backward gave to the sums, and what it wrote to `.grad`."""
         self._sums.add(gradients)
         self._sums.add(take_written_gradients(self._state.shadows))
-
-
-def _write(place: torch.Tensor, value: torch.Tensor | None) -> None:
-    if value is None:
-        place.zero_()
-    else:
-        place.copy_(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -408,9 +414,12 @@ class BlockPass:
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of q, k, v and o of all tokens, which only attention and its backward need."""
+        """Bytes of q, k, v and o of all tokens, which only attention and its backward need.
+
+        None by groups of heads: what is there of them is measured, and never all.
+        """
         o = self._state.o
-        return self._state.qkv_bytes + (0 if o is None else o.num_bytes)
+        return self._state.qkv_bytes + o.num_bytes if isinstance(o, WholeTensor) else 0
 
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back for a backward that comes next, up to `limit_bytes`."""
@@ -451,7 +460,7 @@ class BlockPass:
             x=state.x.num_bytes,
             o=state.o.num_bytes,
             qkv=state.qkv_bytes,
-            attention=state.attention.saved.num_bytes,
+            attention=state.attention.saved_bytes,
             pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
             post=sum(tile.post_saved.num_bytes for tile in state.tiles) + max(around_qkv, 0),
             shared=sum(tile.pre_saved.shared_bytes(tile.post_saved) for tile in state.tiles),

@@ -16,8 +16,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from memo_planner.policy import BlockPolicy, TilePlace
 from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, RngState
-from memo_train.runtime._attend import AttentionRun
-from memo_train.runtime._cut import intercept
+from memo_train.runtime._attend import AttentionRun, Gathered
+from memo_train.runtime._cut import Cut, CutForm, intercept
+from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention, HeadCut, Planes
 from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
@@ -49,6 +50,8 @@ class BlockSpec:
     mixer: the module at which the block is cut; None cuts it at its attention call.
     checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
     sharded: modules inside the block whose own hooks bring their parameters in and let them go.
+    heads: what was proven of its attention's heads. num_groups: of them, one after the other; 1
+    runs attention whole.
     """
 
     module: nn.Module
@@ -67,6 +70,8 @@ class BlockSpec:
     mixer: Mixer | None = None
     checked_shapes: set[tuple[int, ...]] = field(default_factory=set)
     sharded: tuple[nn.Module, ...] = ()
+    heads: HeadCut | None = None
+    num_groups: int = 1
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
@@ -146,9 +151,9 @@ class BlockState:
     weights: Weights | None = None
     x_needs_grad: bool = False
     tiles: list[TileRecord] = field(default_factory=list)
-    attention: AttentionRun | None = None
+    attention: AttentionRun | GroupedAttention | None = None
     x: WholeTensor | None = None
-    o: WholeTensor | None = None
+    o: WholeTensor | Planes | None = None
     qkv_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
     foreign: tuple[TokenArguments, frozenset[int]] | None = None
@@ -171,12 +176,28 @@ class BlockState:
 
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back in the order backward needs them, while they fit `limit_bytes`."""
-        items: list[WholeTensor | TileRecord] = [t for t in (self.x, self.o) if t is not None]
+        wholes = (self.x, self.o)
+        items: list[WholeTensor | Planes | TileRecord] = [t for t in wholes if t is not None]
         for item in (*items, *reversed(self.tiles)):
             limit_bytes -= item.swapped_bytes
             if limit_bytes < 0:
                 return
             item.prefetch()
+
+    def gathering(self, tokens: int, form: CutForm) -> Gathered | GatheredPlanes:
+        """What q, k and v of all tokens are put into."""
+        spec = self.spec
+        if spec.num_groups == 1:
+            return Gathered(tokens, form)
+        return GatheredPlanes(tokens, form, spec.num_groups, spec.swap_target)
+
+    def attention_of(self, cut: Cut, options: dict[str, Any]) -> AttentionRun | GroupedAttention:
+        """The attention of a cut. options: of the call on all tokens."""
+        spec = self.spec
+        if spec.num_groups == 1:
+            return AttentionRun(cut, options)
+        assert spec.heads is not None
+        return GroupedAttention(cut, options, spec.heads, spec.num_groups)
 
     def settle(
         self,

@@ -81,13 +81,15 @@ class MeasuredStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How all tiles of a profiling step are run. park_pre: as in `StepPolicy`.
+    """How all tiles of a profiling step are run. park_pre: as in `CopyBudget`.
 
-    padded: whether each sequence's last token is padding, for which a mask is made.
+    padded: whether each sequence's last token is padding, for which a mask is made. num_groups: as
+    in `Policy`.
     """
 
     place: TilePlace
     park_pre: bool = False
+    num_groups: int = 1
     padded: bool = False
 
 
@@ -111,16 +113,17 @@ def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
 
 
 def measure_saved(
-    wrapped: WrappedModel, batch: int, tokens: int, *, padded: bool = False, by_tiles: bool = False
+    wrapped: WrappedModel, batch: int, tokens: int, way: Way, *, by_tiles: bool = False
 ) -> SavedBytes:
     """What the active block saves for backward with everything kept, in one tile of `tokens`.
 
-    by_tiles: in four tiles. More than one sequence always is: a tile of it is not contiguous, and
-    operations that want it so save a copy. A block that is not run by tiles saves its input only.
+    way: of which the tiles' place does not count. by_tiles: in four tiles. More than one sequence
+    always is: a tile of it is not contiguous, and operations that want it so save a copy. A block
+    that is not run by tiles saves its input only.
     """
     tile_tokens = tokens if batch == 1 and not by_tiles else -(-tokens // 4)
-    policy = profiled_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
-    loss = _loss(wrapped, batch, policy, padded=padded)
+    policy = profiled_policy(wrapped, tokens, tile_tokens, replace(way, place=TilePlace.KEEP))
+    loss = _loss(wrapped, batch, policy, padded=way.padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:
         saved: SavedBytes = block_pass.saved_bytes()
@@ -300,7 +303,9 @@ def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Wa
     )
     blocks = (block,) * len(wrapped.parts.blocks)
     return StepPolicy(
-        policy=Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks),
+        policy=Policy(
+            tokens=tokens, tile_tokens=tile_tokens, blocks=blocks, num_groups=way.num_groups
+        ),
         loss_tile_tokens=wrapped.parts.loss_tile_tokens(tile_tokens),
         # Each copy is waited for, so that peaks do not hang on the link.
         copies=CopyBudget.same(

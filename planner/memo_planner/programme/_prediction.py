@@ -84,7 +84,7 @@ def predict(
         device_peak_bytes=top.device_bytes,
         device_peak_point=top.name,
         device_room_bytes=room_bytes,
-        host_peak_bytes=sum(_by_block(profile, policy)[1]),
+        host_peak_bytes=sum(_by_block(profile, policy)[1]) + shape.planes_bytes,
         extra_s=swap_s + recompute_s + stall_s + num_blocks * shape.overhead_s,
         recompute_s=recompute_s,
         stall_s=stall_s,

@@ -216,7 +216,12 @@ def _best_alpha(shapes: list[BlockShape], alpha: float, below_s: float) -> Polic
 
 
 def _policy(shape: BlockShape, blocks: Sequence[BlockPolicy]) -> Policy:
-    return Policy(tokens=shape.tokens, tile_tokens=shape.tile_tokens, blocks=tuple(blocks))
+    return Policy(
+        tokens=shape.tokens,
+        tile_tokens=shape.tile_tokens,
+        blocks=tuple(blocks),
+        num_groups=shape.profile.num_groups,
+    )
 
 
 def make_plan(
