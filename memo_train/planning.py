@@ -288,8 +288,9 @@ class StepPlanner:
     def _savings(self) -> tuple[_Saving, ...]:
         """Ways to save memory, one after the other tried until a plan fits."""
         found = (_Saving(), _Saving(park_pre=True))
-        # Ranks that share a sequence exchange all heads at once.
-        groups = 1 if self._group is not None else self.wrapped.num_groups
+        # Ranks that share a sequence exchange all heads at once; tiles are not swapped by groups.
+        whole = self._group is not None or bool(self._choices.alpha)
+        groups = 1 if whole else self.wrapped.num_groups
         return found if groups == 1 else (*found, _Saving(park_pre=True, num_groups=groups))
 
     def _call(

@@ -35,10 +35,11 @@ from memo_train.runtime._ambient import (
 )
 from memo_train.runtime._attend import Gathered
 from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
-from memo_train.runtime._head_groups import GatheredPlanes, Planes, TilesOf, write
+from memo_train.runtime._head_groups import GatheredPlanes
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
+from memo_train.runtime._planes import HostInput, InputGradient, Planes, TilesOf
 from memo_train.runtime._saved import SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import (
     GradientSum,
@@ -85,7 +86,7 @@ class BlockForward:
                 f"the block modified its input {tuple(x.shape)} in place; it cannot be tiled"
             )
         if state.record:
-            state.x = WholeTensor(x, *spec.swap_target, swap=spec.policy.x is Place.SWAP)
+            state.keep_input(x)
         spec.observer("between", NOWHERE, NOWHERE)
         return y
 
@@ -99,13 +100,14 @@ class BlockForward:
         state = self._state
         gathered: Gathered | GatheredPlanes | None = None
         untouchable = storage_keys((x, *state.shadows))
-        x_tiles = tiles_of(x, state.spec.tile_tokens)
+        x_tiles, recorded = tiles_of(x, state.spec.tile_tokens), state.input_tiles(x)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("pre", index)
-            x_tile = x_tiles[index]
             if tile.is_recorded:
-                x_tile = state.leaf(x_tile)
+                x_tile = state.leaf(recorded.tile(index))
+                known = {"x": recorded.memory_of(x_tile)}
             else:
+                x_tile = x_tiles[index]
                 tile.pre_rng = self._rng.take()
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
@@ -119,7 +121,7 @@ class BlockForward:
                 tile.qkv = [tile.qkv_saved.save(t) for t in qkv]
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
-                state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
+                state.settle(tile.pre_saved, known, arguments, swap=swap)
             elif gathered.holds_copies:
                 state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
@@ -158,7 +160,11 @@ class BlockForward:
             y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
-                known = {"x": x, "o": o_tiles.memory_of(o_tile)}
+                assert tile.graph is not None
+                # By groups of heads a recorded tile of x is apart, and its graph's leaf.
+                whole = state.spec.num_groups == 1
+                known_x = x if whole else tile.graph.x
+                known = {"x": known_x, "o": o_tiles.memory_of(o_tile)}
                 state.settle(tile.post_saved, known, arguments, swap=swap)
                 _release_leaves(tile)
             if len(self._runs) == 1:
@@ -214,18 +220,19 @@ class BlockBackward:
     """
 
     def __init__(
-        self, state: BlockState, x: torch.Tensor, prefetch_previous: Callable[[int], None]
+        self,
+        state: BlockState,
+        x: torch.Tensor | HostInput,
+        prefetch_previous: Callable[[int], None],
     ) -> None:
-        self._state = state
-        self._x = x
+        self._state, spec = state, state.spec
+        self._shape = x.shape
         self._prefetch_previous = prefetch_previous
         self._arguments: TokenArguments = state.arguments(x.shape[1])
         self._sums = GradientSum(state.parameters)
-        # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
-        self._dx = torch.empty_like(x) if state.x_needs_grad else None
-        tile_tokens = state.spec.tile_tokens
-        self._x_tiles = tiles_of(x, tile_tokens)
-        self._dx_tiles = None if self._dx is None else tiles_of(self._dx, tile_tokens)
+        self._x_tiles = state.input_tiles(x)
+        target = None if spec.num_groups == 1 else spec.swap_target
+        self._dx = InputGradient(x, spec.tile_tokens, target) if state.x_needs_grad else None
 
     def run(
         self, o: torch.Tensor | Planes, dy: torch.Tensor
@@ -235,7 +242,7 @@ class BlockBackward:
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
-        form, gathered = attention.form, state.gathering(self._x.shape[1], attention.form)
+        form, gathered = attention.form, state.gathering(self._shape[1], attention.form)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
@@ -243,7 +250,7 @@ class BlockBackward:
             attention.prefetch()
             do = self._all_post(o, dy, form.o_token_dim, gathered)
             self._check(attention.roots, attention.leaves)
-            state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
+            state.spec.checked_shapes.add(tuple(self._shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
             dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)  # type: ignore[arg-type]  # all of one kind
@@ -256,7 +263,7 @@ class BlockBackward:
             tile_tokens = state.spec.tile_tokens
             self._all_pre([TilesOf(d, tile_tokens, form.token_dim) for d in dqkv])
         state.spec.observer("between", NOWHERE, NOWHERE)
-        return self._dx, self._sums.take()
+        return None if self._dx is None else self._dx.take(), self._sums.take()
 
     def _all_post(
         self,
@@ -285,16 +292,23 @@ class BlockBackward:
             tile.post_saved = SavedTensors()
             self._add(gradients[2:])
             do_tiles.write(index, gradients[1])
-            if self._dx_tiles is not None:
-                # Written here, added to by pre: no zeroes of all tokens are needed.
-                write(self._dx_tiles[index], gradients[0])
+            if self._dx is not None:
+                self._dx.write(index, gradients[0])
+            self._leave_input(tile)
             del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
+
+    def _leave_input(self, tile: TileRecord) -> None:
+        """By groups of heads: let go of a tile of x until pre's backward."""
+        if self._state.spec.num_groups > 1:
+            assert tile.graph is not None
+            tile.pre_saved.unbind()
+            release_data(tile.graph.x)
 
     def _check(self, roots: Iterable[Any], leaves: Iterable[torch.Tensor | None]) -> None:
         """At the first backward of a shape: no gradient is lost. Raises: LostGradient."""
         state = self._state
-        if tuple(self._x.shape[:2]) in state.spec.checked_shapes:
+        if tuple(self._shape[:2]) in state.spec.checked_shapes:
             return
         inputs = [*state.shadows, *(leaf for leaf in leaves if leaf is not None)]
         refuse_lost_gradients(state.spec.module, roots, state.parameters, inputs)
@@ -310,22 +324,24 @@ class BlockBackward:
     def _qkv(self, index: int, o_tiles: TilesOf) -> tuple[torch.Tensor, ...]:
         """The q, k and v of tile number `index`, with its graph in place."""
         tile, o_tile = self._state.tiles[index], o_tiles.tile(index)
+        state, x_tile = self._state, self._x_tiles.tile(index)
+        x_memory = self._x_tiles.memory_of(x_tile)
         if tile.is_recorded:
-            tile.pre_saved.bind(x=self._x)
-            tile.post_saved.bind(x=self._x, o=o_tiles.memory_of(o_tile))
+            tile.pre_saved.bind(x=x_memory)
+            tile.post_saved.bind(x=x_memory, o=o_tiles.memory_of(o_tile))
             return tile.take_qkv()
-        state = self._state
         run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
         generators = state.spec.device.generators
         # Forward's random numbers again, so that dropout drops the same.
         set_rng(generators, tile.pre_rng)
-        x_tile = state.leaf(self._x_tiles[index])
-        saved = tile.pre_saved if state.spec.park_pre else None
+        x_tile, park = state.leaf(x_tile), state.spec.park_pre
+        # By groups of heads x is let go of until pre's backward, whatever else pre saved.
+        saved = tile.pre_saved if park or state.spec.num_groups > 1 else None
         with kept_state(state.spec.module, state.spec.changes):
             cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
             if saved is not None:
-                state.settle(saved, {"x": self._x}, self._arguments, swap=True)
-                saved.bind(x=self._x)
+                state.settle(saved, {"x": x_memory}, self._arguments, swap=park)
+                saved.bind(x=x_memory)
             set_rng(generators, tile.post_rng)
             run.post(o_tile, record=True)
         tile.graph = run.graph
@@ -337,7 +353,13 @@ class BlockBackward:
             self._state.spec.observe("pre_backward", index)
             if index:
                 tiles[index - 1].pre_saved.prefetch()
+            self._bind_input(index)
             self._pre(index, tuple(d.tile(index) for d in dqkv))
+
+    def _bind_input(self, index: int) -> None:
+        saved = self._state.tiles[index].pre_saved
+        if self._state.spec.num_groups > 1 and saved.names("x"):
+            saved.bind(x=self._x_tiles.tile(index))
 
     def _pre(self, index: int, dqkv: tuple[torch.Tensor, ...]) -> None:
         tile = self._state.tiles[index]
@@ -346,8 +368,8 @@ class BlockBackward:
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
         tile.pre_saved = SavedTensors()
         self._add(gradients)
-        if self._dx_tiles is not None and dx is not None:
-            self._dx_tiles[index].add_(dx)
+        if self._dx is not None:
+            self._dx.add(index, dx)
 
     def _add(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Add what a stretch's backward gave to the sums, and what it wrote to `.grad`."""

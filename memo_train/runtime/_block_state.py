@@ -13,19 +13,20 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memo_planner.policy import BlockPolicy, TilePlace
+from memo_planner.policy import BlockPolicy, Place, TilePlace
 from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, RngState
 from memo_train.runtime._attend import AttentionRun, Gathered
 from memo_train.runtime._cut import Cut, CutForm, intercept
-from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention, HeadCut, Planes
+from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention, HeadCut
 from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
-from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
+from memo_train.runtime._planes import HostInput, Planes, TilesOf
+from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import ModuleTensors, Weights
 from memo_train.runtime._sharded import without_moves
-from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
+from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor, is_plain
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims
 
 
@@ -152,7 +153,7 @@ class BlockState:
     x_needs_grad: bool = False
     tiles: list[TileRecord] = field(default_factory=list)
     attention: AttentionRun | GroupedAttention | None = None
-    x: WholeTensor | None = None
+    x: WholeTensor | HostInput | None = None
     o: WholeTensor | Planes | None = None
     qkv_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
@@ -177,12 +178,26 @@ class BlockState:
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back in the order backward needs them, while they fit `limit_bytes`."""
         wholes = (self.x, self.o)
-        items: list[WholeTensor | Planes | TileRecord] = [t for t in wholes if t is not None]
+        items: list[WholeTensor | HostInput | Planes | TileRecord] = [
+            t for t in wholes if t is not None
+        ]
         for item in (*items, *reversed(self.tiles)):
             limit_bytes -= item.swapped_bytes
             if limit_bytes < 0:
                 return
             item.prefetch()
+
+    def keep_input(self, x: torch.Tensor) -> None:
+        """Have x ready for backward: kept or swapped, by groups of heads for tiles to come back."""
+        device, swap = self.spec.device, self.spec.policy.x is Place.SWAP
+        if swap and self.spec.num_groups > 1 and is_plain(x) and device.owns(storage_key(x)):
+            self.x = HostInput.of(x, self.spec.swap_target)
+        else:
+            self.x = WholeTensor(x, *self.spec.swap_target, swap=swap)
+
+    def input_tiles(self, x: torch.Tensor | HostInput) -> TilesOf:
+        """The tiles of x as graphs that backward needs have them: by groups of heads, apart."""
+        return TilesOf(x, self.spec.tile_tokens, apart=self.spec.num_groups > 1)
 
     def gathering(self, tokens: int, form: CutForm) -> Gathered | GatheredPlanes:
         """What q, k and v of all tokens are put into."""

@@ -104,6 +104,7 @@ class SavedTensors:
         self._swapped: list[SwappedStorages] = []
         self._bound: dict[str, torch.UntypedStorage] = {}
         self._kept: dict[int, int] = {}
+        self._named: set[str] = set()
         self.num_bytes = 0
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -145,6 +146,8 @@ class SavedTensors:
             weight = None if place_of is None else place_of(tensor)
             home = names.get(key) if weight is None else weight
             if home is not None:
+                if isinstance(home, str):
+                    self._named.add(home)
                 entry.leave(tensor, home)
                 continue
             padded = padded_from(tensor, known) if pads else None
@@ -176,6 +179,14 @@ class SavedTensors:
         self._bound |= {
             n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)
         }
+
+    def names(self, known: str) -> bool:
+        """Whether something saved lies in that known tensor."""
+        return known in self._named
+
+    def unbind(self) -> None:
+        """Let go of the known tensors; `bind` provides them again."""
+        self._bound.clear()
 
     def shared_bytes(self, other: SavedTensors) -> int:
         """Bytes of the storages that both keep where they are."""

@@ -271,6 +271,13 @@ class _Ask:
         used = self.effort.known_times is None and not self.runs_behind
         return self.effort.repeats if used else 1
 
+    @property
+    def places(self) -> tuple[TilePlace, ...]:
+        """Ways of tiles to be measured: by groups of heads plans have but one."""
+        if self.as_asked.num_groups > 1 and self.effort.known_times is not None:
+            return (TilePlace.RECOMPUTE,)
+        return tuple(TilePlace)
+
     def way(self, place: TilePlace) -> Way:
         return replace(self.as_asked, place=place)
 
@@ -311,7 +318,9 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         for way, each in by_share.items()
         for peak in fit_stage_peaks(each, way, with_pairs=with_pairs)
     ]
-    swapped = fit_peak_lines(shapes[TilePlace.SWAP], ("forward",), with_pairs=with_pairs)
+    swapped: tuple[PeakLine, ...] = ()
+    if ask.as_asked.num_groups == 1:
+        swapped = fit_peak_lines(shapes[TilePlace.SWAP], ("forward",), with_pairs=with_pairs)
     return _KindProfile(
         kind=BlockKind(
             gradient_bytes=gradient_bytes(wrapped.parts.blocks[kind.index]),
@@ -341,7 +350,7 @@ def _measure_ways(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _Ways:
     """The active block's steps in every way."""
     shapes: dict[TilePlace, Shapes] = {}
     by_share: dict[TilePlace, TileShapes] = {}
-    for place in TilePlace:
+    for place in ask.places:
         way, done = ask.way(place), []
         if ask.runs_behind:
             # Libraries of a GPU take work spaces at their first call, and keep them.

@@ -117,9 +117,9 @@ class _Block:
         limit_bytes: what it may take.
         """
         wholes = 0
-        # By groups of heads o comes back in rows and in planes, when their turn is.
-        o_bytes = self.o_bytes if self.num_groups == 1 else 0
-        for place, num_bytes in ((self.policy.x, self.x_bytes), (self.policy.o, o_bytes)):
+        # By groups of heads x and o come back by tiles and in planes, when their turn is.
+        swapped = ((self.policy.x, self.x_bytes), (self.policy.o, self.o_bytes))
+        for place, num_bytes in swapped if self.num_groups == 1 else ():
             if place is Place.SWAP and self.is_tiled:
                 if wholes + num_bytes > limit_bytes:
                     return wholes, 0

@@ -35,8 +35,14 @@ _LEAST_GAP_S = 1e-12
 
 
 def all_choices(shape: BlockShape) -> Choices:
-    """Every block policy, or a grid of them where a block has more than `EXACT_TILES` tiles."""
+    """Every block policy, or a grid of them where a block has more than `EXACT_TILES` tiles.
+
+    By groups of heads all tiles are recomputed, and only the places of x and o are chosen.
+    """
     num_tiles = shape.num_tiles
+    if shape.profile.num_groups > 1:
+        # By groups of heads memory is too short for more, and x comes back by tiles.
+        return _with_places(np.zeros(1, np.int64), np.full(1, num_tiles, np.int64), shape)
     if num_tiles <= EXACT_TILES:
         return _with_places(np.arange(num_tiles + 1), np.arange(num_tiles + 1), shape)
     grid = np.linspace(0, num_tiles, GRID_STEPS + 1).round().astype(np.int64)
@@ -46,7 +52,7 @@ def all_choices(shape: BlockShape) -> Choices:
 
 def first_step(shape: BlockShape) -> int:
     """Tiles between neighbours of the first grid; 1 if it holds every block policy."""
-    if shape.num_tiles <= EXACT_TILES:
+    if shape.num_tiles <= EXACT_TILES or shape.profile.num_groups > 1:
         return 1
     return math.ceil(shape.num_tiles / GRID_STEPS)
 

@@ -87,24 +87,32 @@ class BlockShape:
     @property
     def planes_forward_s(self) -> float:
         """Seconds that forward waits for planes: q, k, v and rows of o come back from the host."""
-        return self._planes_s(sent=(0, 0), back=(1, 1))
+        return self._planes_s(sent=(0, 0, 0), back=(1, 1, 0))
 
     @property
     def planes_backward_s(self) -> float:
         """The same in backward, where memory is shortest and each copy is waited for.
 
-        q, k, v and their gradients go and come, o's gradient too; o comes in rows and in planes.
+        q, k, v and their gradients go and come, o's gradient too, and a part of x's; o comes in
+        rows and in planes. x comes twice, once of which all plans count.
         """
-        return self._planes_s(sent=(2, 1), back=(2, 3))
+        return self._planes_s(sent=(2, 1, 1), back=(2, 3, 2))
 
-    def _planes_s(self, *, sent: tuple[int, int], back: tuple[int, int]) -> float:
-        """Of so many times (q, k and v; o) to the host and back."""
+    def _planes_s(self, *, sent: tuple[int, int, int], back: tuple[int, int, int]) -> float:
+        """Of so many times (q, k and v; o; x) to the host and back."""
         profile, link = self.profile, self.profile.link
         if profile.num_groups == 1:
             return 0.0
-        qkv, o = profile.qkv_bytes_per_token, profile.o_bytes_per_token
-        sent_s = (sent[0] * qkv + sent[1] * o) / link.d2h_bytes_per_s
-        return (sent_s + (back[0] * qkv + back[1] * o) / link.h2d_bytes_per_s) * self.tokens
+        sizes = (
+            profile.qkv_bytes_per_token,
+            profile.o_bytes_per_token,
+            profile.x_bytes_per_token,
+        )
+        sent_bytes, back_bytes = (
+            sum(n * size for n, size in zip(times, sizes, strict=True)) for times in (sent, back)
+        )
+        per_token = sent_bytes / link.d2h_bytes_per_s + back_bytes / link.h2d_bytes_per_s
+        return per_token * self.tokens
 
     @property
     def plain_s(self) -> float:

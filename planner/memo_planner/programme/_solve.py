@@ -39,6 +39,11 @@ class Request:
     def __post_init__(self) -> None:
         if self.alpha is not None and check_number("alpha", self.alpha) > 1:
             raise InvalidInput(f"alpha is {self.alpha}; it must be from 0 to 1")
+        if self.alpha and self.profile.num_groups > 1:
+            raise InvalidInput(
+                f"alpha is {self.alpha}; by groups of heads ({self.profile.num_groups} here) all "
+                "tiles are recomputed: leave it out, or give 0"
+            )
         if self.tile_tokens is not None:
             check_int("tile_tokens", self.tile_tokens, 1, MAX_TOKENS)
 
