@@ -435,12 +435,13 @@ def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
 
 
 def _whole_bytes(plan: Plan) -> int:
-    """Of the smallest tensor of all tokens that a block makes, with q, k and v as equals."""
-    profile = plan.profile
-    classes = (
-        profile.x_bytes_per_token,
-        profile.o_bytes_per_token,
-        profile.qkv_bytes_per_token / 3,
-    )
+    """Of the smallest tensor of all tokens that a block makes, with q, k and v as equals.
+
+    By groups of heads that is a plane, of k if q has the size of o.
+    """
+    profile, num_groups = plan.profile, plan.policy.num_groups
+    o_bytes, qkv_bytes = profile.o_bytes_per_token, profile.qkv_bytes_per_token
+    k_bytes = qkv_bytes / 3 if num_groups == 1 else max(qkv_bytes - o_bytes, 0.0) / 2
+    classes = (profile.x_bytes_per_token, o_bytes / num_groups, k_bytes / num_groups)
     # The device refuses 0.
     return max(1, int(min(classes) * plan.policy.tokens))

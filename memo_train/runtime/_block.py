@@ -466,7 +466,8 @@ class BlockPass:
         x, o = state.x.take(), state.o.take()
         state.x = state.o = None
         gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
-        state.tiles.clear()
+        # A loss that is held until the next step's is made holds its graph, and so this pass.
+        state.let_go()
         if state.spec.park_pre:
             in_flight.drain()  # all that was parked has come back
         return gradients

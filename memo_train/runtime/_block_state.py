@@ -214,6 +214,11 @@ class BlockState:
         assert spec.heads is not None
         return GroupedAttention(cut, options, spec.heads, spec.num_groups)
 
+    def let_go(self) -> None:
+        """Drop what backward was run on: position tables and masks are as large as activations."""
+        self.tiles.clear()
+        self.args, self.kwargs, self.foreign = (), {}, None
+
     def settle(
         self,
         saved: SavedTensors,

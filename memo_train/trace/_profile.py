@@ -21,6 +21,7 @@ from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
+    MORE_HOLES,
     STAGES_OF_POINT,
     bytes_per_pair,
     fit_block_times,
@@ -313,6 +314,9 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         fetched = 0.0  # nothing was whole that would leave room
     recomputed = with_prefetch(shapes[TilePlace.RECOMPUTE], fetched)
     peaks = fit_peak_lines(recomputed, POINTS, with_pairs=with_pairs)
+    if ask.as_asked.num_groups > 1:
+        peaks = tuple(line.times(MORE_HOLES) for line in peaks)
+        peaks = tuple(replace(p, base_bytes=MORE_HOLES * p.base_bytes) for p in peaks)
     stage_peaks = [
         peak
         for way, each in by_share.items()

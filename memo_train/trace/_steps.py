@@ -48,6 +48,8 @@ class StageRecorder:
 
     def __call__(self, stage: str, block: int = NOWHERE, tile: int = NOWHERE) -> None:
         """`stage` begins: note what the one before it took."""
+        if stage == "between" and self._stage in ("loss", _AFTER_LOSS):
+            stage = _AFTER_LOSS
         if stage == self._stage:
             return
         # Before the counters, which take time that is no stage's: on a GPU torch's own are slow.
@@ -59,10 +61,24 @@ class StageRecorder:
         self._device.reset_peak()
         self._begin(stage)
 
+    def end(self) -> None:
+        """The step is over.
+
+        What came before the first backward of a block (the last norm's) was the loss's: then there
+        are no gradients of blocks yet. Where blocks tell of no backward, it was theirs.
+        """
+        self("end")
+        was = "loss" if "post_backward" in self.peak_bytes else "between"
+        self.seconds[was] += self.seconds.pop(_AFTER_LOSS, 0.0)
+        peak = self.peak_bytes.pop(_AFTER_LOSS, 0)
+        self.peak_bytes[was] = max(self.peak_bytes[was], peak)
+
     def _begin(self, stage: str) -> None:
         self._stage, self._stalled_s = stage, self._device.counters().stall_s
         self._since = self._device.now()  # last: see above
 
+
+_AFTER_LOSS = "after loss"
 
 REPEATS = 3
 _ENOUGH_S = 1.0
@@ -150,7 +166,7 @@ def measure_step(
             break
         recorder = StageRecorder(wrapped.device)
         run_step(wrapped, recorder, batch, policy, padded=way.padded)
-        recorder("end")
+        recorder.end()
         for stage, value in recorder.seconds.items():
             seconds[stage] = min(value, seconds.get(stage, value))
         for stage, peak in recorder.peak_bytes.items():
