@@ -11,7 +11,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -351,11 +351,29 @@ class StepPlanner:
 
     def _make_plan(self, shape: Shape, *, quickly: bool = False) -> _Found:
         """Raises: PlanInfeasible."""
-        *most, last = self._savings()
-        for saving in most:
-            with suppress(PlanInfeasible):
+        refusals = []
+        for saving in self._savings():
+            try:
                 return self._plan_by(saving, shape, quickly=quickly)
-        return self._plan_by(last, shape, quickly=quickly)
+            except PlanInfeasible as refusal:
+                refusals.append(refusal)
+        # The one that knows of the longest sequence that fits.
+        raise self._with_heads(max(refusals, key=lambda refusal: refusal.max_tokens or 0))
+
+    def _with_heads(self, refusal: PlanInfeasible) -> PlanInfeasible:
+        """The refusal, and why attention's heads were not run in groups, if they were not."""
+        why = self.wrapped.why_no_groups
+        if self._group is not None or why is None:
+            return refusal
+        advice = (refusal.advice, f"attention runs on all heads at once: {why}")
+        return PlanInfeasible(
+            refusal.what,
+            refusal.where,
+            refusal.need_bytes,
+            refusal.limit_bytes,
+            refusal.max_tokens,
+            "; ".join(filter(None, advice)),
+        )
 
     def _plan_by(self, saving: _Saving, shape: Shape, *, quickly: bool) -> _Found:
         profile, choices = self._profile(shape, saving), self._choices

@@ -5,6 +5,7 @@ What it gets is called q, k and v here; of a mixer it is what that module gets.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,13 @@ class AttentionRun:
         self._edge: GradientEdge | None = None
         self._leaves: tuple[torch.Tensor, ...] = ()
         self.saved = SavedTensors()
+
+    def anew(self) -> AttentionRun:
+        """The same, as if it had never run."""
+        made = copy.copy(self)
+        made._o_layout = made._edge = None
+        made._leaves, made.saved = (), SavedTensors()
+        return made
 
     @property
     def roots(self) -> tuple[Any, ...]:

@@ -15,7 +15,6 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ from memo_train.runtime._ambient import (
     preserved_rng,
     set_rng,
 )
-from memo_train.runtime._attend import Gathered
-from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
-from memo_train.runtime._head_groups import GatheredPlanes
+from memo_train.runtime._attend import AttentionRun, Gathered
+from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, SavedBytes, TileRecord
+from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
@@ -133,13 +132,20 @@ class BlockForward:
         spec.observe("attention")
         state.qkv_bytes = gathered.num_bytes
         swap = spec.policy.o is Place.SWAP
-        target = spec.swap_target if swap else None
+        # Planes of o wait on the host even where they are let go of behind post.
+        out = swap or (state.is_again and spec.num_groups > 1)
+        target = spec.swap_target if out else None
+        if state.is_again:
+            state.attention_rng = self._rng.take()
         o: torch.Tensor | Planes = attention.forward(
             gathered.take(),  # type: ignore[arg-type]  # of one kind with the attention
             record=state.record,
             swap=target,
         )
-        if state.record:
+        if state.is_again:
+            # Recorded even so: kernels may be others where nothing is differentiated.
+            state.attention = attention.anew()
+        elif state.record:
             state.o = o if isinstance(o, Planes) else WholeTensor(o, *spec.swap_target, swap=swap)
         return o
 
@@ -235,9 +241,12 @@ class BlockBackward:
         self._dx = InputGradient(x, spec.tile_tokens, target) if state.x_needs_grad else None
 
     def run(
-        self, o: torch.Tensor | Planes, dy: torch.Tensor
+        self, o: torch.Tensor | Planes | None, dy: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-        """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
+        """dy: [batch, tokens, hidden] -> (dx or None, parameter gradients).
+
+        o: attention output; None: it is made again.
+        """
         state, attention = self._state, self._state.attention
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
@@ -248,12 +257,18 @@ class BlockBackward:
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.prefetch()
-            do = self._all_post(o, dy, form.o_token_dim, gathered)
+            qkv: Any = None
+            if o is None:
+                qkv = self._qkv_again(gathered)
+                o = self._o_again(attention, qkv)
+            do = self._all_post(o, dy, form.o_token_dim, gathered if qkv is None else None)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
-            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)  # type: ignore[arg-type]  # all of one kind
+            qkv = gathered.take() if qkv is None else qkv
+            dqkv, gradients = attention.backward(qkv, o, do, state.shadows)  # type: ignore[arg-type]  # of one kind
+            del qkv
             self._add(gradients)
             freed_bytes = state.qkv_bytes + o.nbytes if isinstance(o, torch.Tensor) else 0
             # Pre's backward, and copies for the block before, run in the memory that these leave.
@@ -265,12 +280,39 @@ class BlockBackward:
         state.spec.observer("between", NOWHERE, NOWHERE)
         return None if self._dx is None else self._dx.take(), self._sums.take()
 
+    def _qkv_again(self, gathered: Gathered | GatheredPlanes) -> Any:
+        """q, k and v of all tokens: saved ones, and those of tiles of which pre runs once more."""
+        state = self._state
+        generators, module = state.spec.device.generators, state.spec.module
+        for index, tile in reversed(list(enumerate(state.tiles))):
+            state.spec.observe("post_backward", index)
+            if tile.is_recorded:
+                gathered.put(tile.take_qkv(), tile.span)
+                continue
+            x_tile = self._x_tiles.tile(index)
+            run = TileRun(state.spec.forward, tile.span, x_tile.device.type)
+            set_rng(generators, tile.pre_rng)
+            with kept_state(module, state.spec.changes):
+                cut = run.pre(x_tile, self._arguments.tile(tile.span), record=False)
+                gathered.put(cut.tensors, tile.span)
+                run.close()
+        return gathered.take()
+
+    def _o_again(
+        self, attention: AttentionRun | GroupedAttention, qkv: Any
+    ) -> torch.Tensor | Planes:
+        """Attention's output, as forward gave it, with what attention's backward needs."""
+        spec = self._state.spec
+        set_rng(spec.device.generators, self._state.attention_rng)
+        target = spec.swap_target if spec.num_groups > 1 else None
+        return attention.forward(qkv, record=True, swap=target)
+
     def _all_post(
         self,
         o: torch.Tensor | Planes,
         dy: torch.Tensor,
         o_token_dim: int,
-        gathered: Gathered | GatheredPlanes,
+        gathered: Gathered | GatheredPlanes | None,
     ) -> torch.Tensor | Planes:
         """Post of every tile: do of all tokens, part of dx; q, k and v go to `gathered`."""
         spec, tiles = self._state.spec, self._state.tiles
@@ -283,7 +325,10 @@ class BlockBackward:
         for index, tile in reversed(list(enumerate(tiles))):
             spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
-            gathered.put(self._qkv(index, o_tiles), tile.span)
+            qkv_tile = self._qkv(index, o_tiles)
+            if gathered is not None:
+                gathered.put(qkv_tile, tile.span)
+            del qkv_tile
             assert tile.graph is not None
             # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
@@ -377,23 +422,6 @@ class BlockBackward:
         self._sums.add(take_written_gradients(self._state.shadows))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SavedBytes:
-    """Bytes a block saved for backward, by class; pre does not count q, k and v.
-
-    post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
-    shared: of pre, what post saved as well. A kept tile has it once, a swapped one sends it twice.
-    """
-
-    x: int
-    o: int
-    qkv: int
-    attention: int
-    pre: int
-    post: int
-    shared: int
-
-
 class BlockPass:
     """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it."""
 
@@ -453,7 +481,7 @@ class BlockPass:
         Raises: BackwardTwice.
         """
         state = self._state
-        if state.x is None or state.o is None:
+        if state.x is None:
             raise BackwardTwice(
                 "backward ran a second time through a wrapped block; its saved tensors are "
                 "released by the first (retain_graph is not supported while wrapped)"
@@ -463,7 +491,7 @@ class BlockPass:
         # What the block itself sent comes back now, and copies to the host end in order.
         in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
         in_flight.release_done()
-        x, o = state.x.take(), state.o.take()
+        x, o = state.x.take(), None if state.o is None else state.o.take()
         state.x = state.o = None
         gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
         # A loss that is held until the next step's is made holds its graph, and so this pass.

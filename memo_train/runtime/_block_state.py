@@ -131,12 +131,30 @@ class TileRecord:
         return qkv
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedBytes:
+    """Bytes a block saved for backward, by class; pre does not count q, k and v.
+
+    post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
+    shared: of pre, what post saved as well. A kept tile has it once, a swapped one sends it twice.
+    """
+
+    x: int
+    o: int
+    qkv: int
+    attention: int
+    pre: int
+    post: int
+    shared: int
+
+
 @dataclass(kw_only=True)
 class BlockState:
     """One pass between its forward and its backward.
 
     parameters: the block's trainable ones; shadows: their leaf aliases in the block's graphs.
     args, kwargs: the block's further arguments. record: whether a backward may follow.
+    attention_rng: random-number states before attention, where it runs again.
     tensors: the parameters and buffers that forward found in the block. poisoned: storages that
     frames were left with at the cut, when these are poisoned.
     """
@@ -155,6 +173,7 @@ class BlockState:
     attention: AttentionRun | GroupedAttention | None = None
     x: WholeTensor | HostInput | None = None
     o: WholeTensor | Planes | None = None
+    attention_rng: RngState = ()
     qkv_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
     foreign: tuple[TokenArguments, frozenset[int]] | None = None
@@ -205,6 +224,11 @@ class BlockState:
         if spec.num_groups == 1:
             return Gathered(tokens, form)
         return GatheredPlanes(tokens, form, spec.num_groups, spec.swap_target)
+
+    @property
+    def is_again(self) -> bool:
+        """Whether attention's forward runs again in backward, which finds no o."""
+        return self.record and self.spec.policy.o is Place.RECOMPUTE
 
     def attention_of(self, cut: Cut, options: dict[str, Any]) -> AttentionRun | GroupedAttention:
         """The attention of a cut. options: of the call on all tokens."""

@@ -7,6 +7,7 @@ gradients waits in the host pool (`_planes`). A group is also what ranks would e
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -125,6 +126,12 @@ class GroupedAttention:
             )
             for group in range(num_groups)
         ]
+
+    def anew(self) -> GroupedAttention:
+        """The same, as if it had never run."""
+        made = copy.copy(self)
+        made._runs = [run.anew() for run in self._runs]
+        return made
 
     @property
     def roots(self) -> Iterator[Any]:

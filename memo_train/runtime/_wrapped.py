@@ -283,6 +283,12 @@ class WrappedModel:
         heads = [0 if v.heads is None else v.heads.num_heads for v in tiled]
         return num_groups_of(math.gcd(*heads)) if heads and min(heads) > 0 else 1
 
+    @property
+    def why_no_groups(self) -> str | None:
+        """Why the heads of a tiled block do not attend in groups; None if all do, or none is."""
+        whys = (v.heads_meet for v in self.verdicts if v.how is HowToRun.TILED)
+        return next((why for why in whys if why is not None), None)
+
     def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
         """Equal for steps that ask for the same memory, as far as one can tell beforehand.
 
