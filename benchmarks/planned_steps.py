@@ -78,7 +78,7 @@ class PlannedModel:
         recorder = StageRecorder(self.device)
         self._wrapped.observer = recorder
         self.step(plan, CopyBudget.of(plan), None)
-        recorder("end")
+        recorder.end()
         self._wrapped.observer = ignore
         return StepRest(loss_s=recorder.seconds["loss"] + recorder.seconds["between"])
 

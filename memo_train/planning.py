@@ -120,22 +120,31 @@ class _Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sought:
-    """The own plan of a shape, under way.
+class _Saving:
+    """What a plan does to save memory at the step's peak, at the cost of more copies.
 
-    parked: the profile for a plan that parks what pre saved, if none without that fits.
+    park_pre: as in `CopyBudget`. num_groups: of heads, as in `Policy`.
     """
+
+    park_pre: bool = False
+    num_groups: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sought:
+    """The own plan of a shape, under way. later: what to plan with if none without that fits."""
 
     shape: Shape
     call: BackgroundCall[tuple[Plan, CopyBudget]]
-    parked: Profile | None
+    later: tuple[tuple[Profile, _Saving], ...]
 
 
 class StepPlanner:
     """Gives the runtime its policy at the start of each step, from profiles made at `wrap`.
 
     Where no plan fits, one is made with pre's saved tensors parked on the host while attention's
-    backward runs: two more copies for less memory at the step's peak.
+    backward runs: two more copies for less memory at the step's peak. Where none of these fits,
+    attention runs by groups of heads too, and all that it gets and gives lies on the host.
 
     A length that nobody asked for ahead goes by a plan that is made quickly, for the longest of its
     bucket. Its own is sought in the background, in tiles of the same size: so when it comes changes
@@ -289,14 +298,26 @@ class StepPlanner:
         return self.wrapped.masked or any(type(w) is int and tokens >= w for w in windows)
 
     def _seek(self, key: Hashable, shape: Shape) -> None:
-        """Look for the shape's own plan, which parks what pre saved only if it does so now."""
-        parks = self._planned[key].step.copies.park_pre
-        parked = self._profile(shape, park_pre=True) if parks else None
-        call = self._call(key, self._profile(shape, park_pre=False), park_pre=False)
-        self._sought[key] = _Sought(shape=shape, call=call, parked=parked)
+        """Look for the shape's own plan, which saves memory by no more than it does so now."""
+        step = self._planned[key].step
+        now = _Saving(park_pre=step.copies.park_pre, num_groups=step.policy.num_groups)
+        savings = self._savings()
+        first, *later = [
+            (self._profile(shape, each), each) for each in savings[: savings.index(now) + 1]
+        ]
+        call = self._call(key, *first)
+        self._sought[key] = _Sought(shape=shape, call=call, later=tuple(later))
+
+    def _savings(self) -> tuple[_Saving, ...]:
+        """Ways to save memory, one after the other tried until a plan fits."""
+        found = (_Saving(), _Saving(park_pre=True))
+        # Ranks that share a sequence exchange all heads at once; tiles are not swapped by groups.
+        whole = self._group is not None or bool(self._choices.alpha)
+        groups = 1 if whole else self.wrapped.num_groups
+        return found if groups == 1 else (*found, _Saving(park_pre=True, num_groups=groups))
 
     def _call(
-        self, key: Hashable, profile: Profile, *, park_pre: bool
+        self, key: Hashable, profile: Profile, saving: _Saving
     ) -> BackgroundCall[tuple[Plan, CopyBudget]]:
         policy = self._planned[key].plan.policy
         return BackgroundCall(
@@ -305,7 +326,7 @@ class StepPlanner:
             policy.tokens,
             self._choices.limits,
             tile_tokens=policy.tile_tokens,
-            park_pre=park_pre,
+            park_pre=saving.park_pre,
         )
 
     def _take_found(self, *, wait: bool = False) -> None:
@@ -317,9 +338,10 @@ class StepPlanner:
             try:
                 plan, copies = sought.call.result()
             except PlanInfeasible:
-                if sought.parked is not None:
-                    call = self._call(key, sought.parked, park_pre=True)
-                    self._sought[key] = replace(sought, call=call, parked=None)
+                if sought.later:
+                    (first, *later) = sought.later
+                    call = self._call(key, *first)
+                    self._sought[key] = replace(sought, call=call, later=tuple(later))
             except Exception as error:
                 shape = sought.shape
                 warnings.warn(
@@ -352,14 +374,33 @@ class StepPlanner:
 
     def _make_plan(self, shape: Shape, *, quickly: bool = False) -> _Found:
         """Raises: PlanInfeasible."""
-        try:
-            return self._plan_parked(shape, quickly=quickly, park_pre=False)
-        except PlanInfeasible:
-            return self._plan_parked(shape, quickly=quickly, park_pre=True)
+        refusals = []
+        for saving in self._savings():
+            try:
+                return self._plan_by(saving, shape, quickly=quickly)
+            except PlanInfeasible as refusal:
+                refusals.append(refusal)
+        # The one that knows of the longest sequence that fits.
+        raise self._with_heads(max(refusals, key=lambda refusal: refusal.max_tokens or 0))
 
-    def _plan_parked(self, shape: Shape, *, quickly: bool, park_pre: bool) -> _Found:
-        profile, choices = self._profile(shape, park_pre=park_pre), self._choices
-        make = quick_plan if quickly else partial(plan_on_clock, park_pre=park_pre)
+    def _with_heads(self, refusal: PlanInfeasible) -> PlanInfeasible:
+        """The refusal, and why attention's heads were not run in groups, if they were not."""
+        why = self.wrapped.why_no_groups
+        if self._group is not None or why is None:
+            return refusal
+        advice = (refusal.advice, f"attention runs on all heads at once: {why}")
+        return PlanInfeasible(
+            refusal.what,
+            refusal.where,
+            refusal.need_bytes,
+            refusal.limit_bytes,
+            refusal.max_tokens,
+            "; ".join(filter(None, advice)),
+        )
+
+    def _plan_by(self, saving: _Saving, shape: Shape, *, quickly: bool) -> _Found:
+        profile, choices = self._profile(shape, saving), self._choices
+        make = quick_plan if quickly else partial(plan_on_clock, park_pre=saving.park_pre)
         plan = make(
             profile,
             shape.tokens,
@@ -367,13 +408,14 @@ class StepPlanner:
             alpha=choices.alpha,
             tile_tokens=choices.tile_tokens,
         )
-        copies = copy_budget(plan, park_pre=park_pre)
+        copies = copy_budget(plan, park_pre=saving.park_pre)
         return _Found(plan=plan, copies=copies, is_exact=not quickly)
 
-    def _profile(self, shape: Shape, *, park_pre: bool) -> Profile:
+    def _profile(self, shape: Shape, saving: _Saving) -> Profile:
         kind = StepKind(
             precision=shape.precision,
-            park_pre=park_pre,
+            park_pre=saving.park_pre,
+            num_groups=saving.num_groups,
             masked=self._masked(shape.tokens),
             alone=shape.batch == 1,
         )
@@ -427,17 +469,20 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
 
 def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
     """Most bytes on the host at once: what was swapped, and what pre of a block parks beside it."""
-    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if park_pre else 0
+    # By groups of heads the prediction has it.
+    parks = park_pre and plan.policy.num_groups == 1
+    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if parks else 0
     return plan.prediction.host_peak_bytes + math.ceil(parked)
 
 
 def _whole_bytes(plan: Plan) -> int:
-    """Of the smallest tensor of all tokens that a block makes, with q, k and v as equals."""
-    profile = plan.profile
-    classes = (
-        profile.x_bytes_per_token,
-        profile.o_bytes_per_token,
-        profile.qkv_bytes_per_token / 3,
-    )
+    """Of the smallest tensor of all tokens that a block makes, with q, k and v as equals.
+
+    By groups of heads that is a plane, of k if q has the size of o.
+    """
+    profile, num_groups = plan.profile, plan.policy.num_groups
+    o_bytes, qkv_bytes = profile.o_bytes_per_token, profile.qkv_bytes_per_token
+    k_bytes = qkv_bytes / 3 if num_groups == 1 else max(qkv_bytes - o_bytes, 0.0) / 2
+    classes = (profile.x_bytes_per_token, o_bytes / num_groups, k_bytes / num_groups)
     # The device refuses 0.
     return max(1, int(min(classes) * plan.policy.tokens))

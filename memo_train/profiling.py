@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from memo_planner import InvalidInput, Link, Profile
 from memo_planner.codec import decode, encode
+from memo_planner.policy import TilePlace
 from memo_planner.profile import BlockTimes
 from memo_train.errors import UnsupportedModel
 from memo_train.runtime import WrappedModel, precision, runnable, without_user_hooks
@@ -28,6 +29,7 @@ from memo_train.trace import (
     Effort,
     KeptProfile,
     PlainSteps,
+    Way,
     for_two_sequences,
     measure_link,
     measure_profile,
@@ -53,17 +55,22 @@ _SILENT_S = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class StepKind:
-    """Which steps: precision, pre's tensors parked, with a mask, of one sequence or of several."""
+    """Which steps: precision, pre's tensors parked, with a mask, of one sequence or of several.
+
+    num_groups: of heads, as in `Policy`.
+    """
 
     precision: str
     park_pre: bool
     masked: bool
     alone: bool
+    num_groups: int = 1
 
 
 def _kind_of(fields_of_kind: object) -> StepKind:
     """Raises: InvalidInput."""
-    wanted = {"precision": str, "park_pre": bool, "masked": bool, "alone": bool}
+    wanted: dict[str, type] = {"precision": str, "park_pre": bool, "masked": bool}
+    wanted |= {"alone": bool, "num_groups": int}
     if not isinstance(fields_of_kind, dict) or wanted != {
         name: type(value) for name, value in fields_of_kind.items()
     }:
@@ -173,7 +180,9 @@ class _ProfilesOfState:
                 if replace(kind, precision=other.precision) == other
             ]
             # Nothing alike: it could not be run before, or the step is refused unless it parks.
-            self._found[kind] = _highest(alike) if alike else self._find(kind, tokens)
+            # By groups of heads nothing is measured ahead, and so in the step's own precision.
+            ahead = alike and kind.num_groups == 1
+            self._found[kind] = _highest(alike) if ahead else self._find(kind, tokens)
         return self._found[kind]
 
     def export(self) -> dict[str, Any]:
@@ -271,8 +280,12 @@ class _ProfilesOfState:
                 self._wrapped,
                 1,
                 longest,
-                park_pre=kind.park_pre,
-                padded=kind.masked,
+                Way(
+                    place=TilePlace.KEEP,
+                    park_pre=kind.park_pre,
+                    padded=kind.masked,
+                    num_groups=kind.num_groups,
+                ),
                 effort=Effort(
                     repeats=repeats,
                     timed_tokens=self._table_tokens() or longest,
@@ -296,9 +309,10 @@ class _ProfilesOfState:
 
     def _plain_steps(self, kind: StepKind) -> PlainSteps | None:
         """What steps of `kind` are compared with; None for plain ones, or if there are none."""
-        plain = replace(kind, park_pre=False, masked=False)
+        plain = replace(kind, park_pre=False, masked=False, num_groups=1)
         found = self._found.get(plain)
-        if found is None or plain == kind:
+        # What was put together from other precisions has no kinds to compare with.
+        if found is None or plain == kind or not found.kinds:
             return None
         if kind.precision not in self._plain:
             self._plain[kind.precision] = PlainSteps(profile=found)

@@ -166,8 +166,9 @@ void Replay::Finish(Number k) {
 bool Replay::IsLive(size_t address, size_t bytes) const {
   if (!Covers(address)) return false;
   const uint32_t slot = layout_->FindSlot(address - base_);
-  if (slot != layout_->num_slots()) return Holds(live_in_[slot], address, bytes);
-  for (const Number k : live_in_) {  // into the middle of one
+  if (slot != layout_->num_slots() && Holds(live_in_[slot], address, bytes)) return true;
+  // Into the middle of one, where at other times another one may begin.
+  for (const Number k : live_in_) {
     if (Holds(k, address, bytes)) return true;
   }
   return false;

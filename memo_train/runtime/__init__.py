@@ -1,8 +1,8 @@
 """Carries a plan out: token tiles, swaps and recomputation of a training step."""
 
 from memo_train.runtime._ambient import precision, preserved_rng
-from memo_train.runtime._block import BlockPass, SavedBytes
-from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._block import BlockPass
+from memo_train.runtime._block_state import AtCut, BlockSpec, SavedBytes
 from memo_train.runtime._cut import attention
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss, assumed_loss

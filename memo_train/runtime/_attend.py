@@ -5,6 +5,7 @@ What it gets is called q, k and v here; of a mixer it is what that module gets.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Gathered:
     """q, k and v of all tokens, each [batch, heads, tokens, head_dim], filled tile by tile.
 
     Stored token-major ([batch, tokens, heads, head_dim] in memory, as projections write them).
-    With one tile the tile's own tensors serve and nothing is copied.
+    With one tile the tile's own tensors serve and nothing is copied (`holds_copies`).
     """
 
     def __init__(self, tokens: int, form: CutForm) -> None:
@@ -36,6 +37,12 @@ class Gathered:
         self._tokens = tokens
         self._form = form
         self._whole: tuple[torch.Tensor, ...] | None = None
+        self.holds_copies = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all that was put."""
+        return sum(t.nbytes for t in self._whole or ())
 
     def put(self, qkv: Sequence[torch.Tensor], span: range) -> None:
         """Write the q, k and v of one tile into place, in the dtype attention will use.
@@ -46,7 +53,7 @@ class Gathered:
             self._whole = tuple(t.detach().to(self._dtype(t)) for t in qkv)
             return
         if self._whole is None:
-            self._whole = tuple(self._empty(t) for t in qkv)
+            self._whole, self.holds_copies = tuple(self._empty(t) for t in qkv), True
         for whole, tile in zip(self._whole, qkv, strict=True):
             tile_of(whole, span, self._form.token_dim).copy_(tile.detach())
 
@@ -72,8 +79,7 @@ class Gathered:
         return empty.movedim(1, token_dim)
 
     def _dtype(self, tensor: torch.Tensor) -> torch.dtype:
-        form = self._form
-        return form.ambient.attention_dtype(tensor.dtype) if form.lowers else tensor.dtype
+        return self._form.dtype_of(tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +116,10 @@ class AttentionRun:
     gives, are handed over here. So o is saved once, as this rank's tokens of it.
     """
 
-    def __init__(self, cut: Cut, options: dict[str, Any]) -> None:
+    def __init__(self, cut: Cut, options: dict[str, Any], *, makes_o_again: bool = False) -> None:
+        """makes_o_again: whether backward gets o in other memory than forward gave it."""
         self.form = cut.form
+        self._makes_o_again = makes_o_again or cut.form.shared is not None
         self._call = cut.call
         self._options = options
         # A mixer, which ranks never share, may get tensors without heads.
@@ -121,6 +129,13 @@ class AttentionRun:
         self._edge: GradientEdge | None = None
         self._leaves: tuple[torch.Tensor, ...] = ()
         self.saved = SavedTensors()
+
+    def anew(self) -> AttentionRun:
+        """The same, as if it had never run."""
+        made = copy.copy(self)
+        made._o_layout = made._edge = None
+        made._leaves, made.saved = (), SavedTensors()
+        return made
 
     @property
     def roots(self) -> tuple[Any, ...]:
@@ -147,7 +162,7 @@ class AttentionRun:
             # Aliases: attention may hold what it is given, and the leaves' memory is let go.
             o = self._call(*map(alias_of, leaves), **self._options)
         known = _named(leaves) | {"o": o}
-        if self.form.shared is not None:
+        if self._makes_o_again:
             self._o_layout = _Layout.of(o)
             if not self._o_layout.is_dense:
                 # It could not be made again with the strides that saved tensors have in it.
@@ -181,6 +196,15 @@ class AttentionRun:
         )
         return self._gradients_left(dqkv), found[len(leaves) :]
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of what it saved besides q, k, v and o."""
+        return self.saved.num_bytes
+
+    def prefetch(self) -> None:
+        """Start the copies back of what it saved."""
+        self.saved.prefetch()
+
     def _left(self, o: torch.Tensor) -> torch.Tensor:
         """This rank's tokens of what attention gave."""
         form = self.form
@@ -190,10 +214,9 @@ class AttentionRun:
 
     def _entered(self, o: torch.Tensor) -> torch.Tensor:
         """o or do as attention's graph knows it, in the layout that o had in forward."""
-        if self.form.shared is None:
-            return o
-        assert self._o_layout is not None
-        return self._o_layout.of_values(self.form.shared.enter(o, self.form.o_token_dim))
+        if self.form.shared is not None:
+            o = self.form.shared.enter(o, self.form.o_token_dim)
+        return o if self._o_layout is None else self._o_layout.of_values(o)
 
     def _gradients_left(self, dqkv: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """This rank's tokens of dq, dk and dv."""

@@ -15,7 +15,6 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,10 +33,12 @@ from memo_train.runtime._ambient import (
     set_rng,
 )
 from memo_train.runtime._attend import AttentionRun, Gathered
-from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, TileRecord
+from memo_train.runtime._block_state import AtCut, BlockSpec, BlockState, SavedBytes, TileRecord
+from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
+from memo_train.runtime._planes import HostInput, InputGradient, Planes, TilesOf
 from memo_train.runtime._saved import SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import (
     GradientSum,
@@ -84,7 +85,7 @@ class BlockForward:
                 f"the block modified its input {tuple(x.shape)} in place; it cannot be tiled"
             )
         if state.record:
-            state.x = WholeTensor(x, *spec.swap_target, swap=spec.policy.x is Place.SWAP)
+            state.keep_input(x)
         spec.observer("between", NOWHERE, NOWHERE)
         return y
 
@@ -93,22 +94,24 @@ class BlockForward:
         state = self._state
         return state.spec.policy.tile_place(tile) if state.record else TilePlace.RECOMPUTE
 
-    def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> tuple[torch.Tensor, ...]:
+    def _all_pre(self, x: torch.Tensor, arguments: TokenArguments) -> Gathered | GatheredPlanes:
+        """q, k and v of all tokens."""
         state = self._state
-        gathered: Gathered | None = None
+        gathered: Gathered | GatheredPlanes | None = None
         untouchable = storage_keys((x, *state.shadows))
-        x_tiles = tiles_of(x, state.spec.tile_tokens)
+        x_tiles, recorded = tiles_of(x, state.spec.tile_tokens), state.input_tiles(x)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("pre", index)
-            x_tile = x_tiles[index]
             if tile.is_recorded:
-                x_tile = state.leaf(x_tile)
+                x_tile = state.leaf(recorded.tile(index))
+                known = {"x": recorded.memory_of(x_tile)}
             else:
+                x_tile = x_tiles[index]
                 tile.pre_rng = self._rng.take()
             cut = run.pre(x_tile, arguments.tile(tile.span), tile.is_recorded, tile.pre_saved)
             if gathered is None:
-                gathered = Gathered(x.shape[1], cut.form)
-                state.attention = AttentionRun(cut, arguments.whole(cut.options))
+                gathered = state.gathering(x.shape[1], cut.form)
+                state.attention = state.attention_of(cut, arguments.whole(cut.options))
             qkv = cut.tensors
             gathered.put(qkv, tile.span)
             if tile.is_recorded:
@@ -117,45 +120,62 @@ class BlockForward:
                 tile.qkv = [tile.qkv_saved.save(t) for t in qkv]
                 swap = tile.place is TilePlace.SWAP
                 state.settle(tile.qkv_saved, {}, arguments, swap=swap)
-                state.settle(tile.pre_saved, {"x": x}, arguments, swap=swap)
-            # The q, k and v of a single tile are those that attention reads (`Gathered`).
-            elif len(self._runs) > 1:
+                state.settle(tile.pre_saved, known, arguments, swap=swap)
+            elif gathered.holds_copies:
                 state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
-        return gathered.take()
+        return gathered
 
-    def _attend(self, qkv: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        state, spec = self._state, self._state.spec
-        assert state.attention is not None
+    def _attend(self, gathered: Gathered | GatheredPlanes) -> torch.Tensor | Planes:
+        state, spec, attention = self._state, self._state.spec, self._state.attention
+        assert attention is not None
         spec.observe("attention")
-        state.qkv_bytes = sum(t.nbytes for t in qkv)
+        state.qkv_bytes = gathered.num_bytes
         swap = spec.policy.o is Place.SWAP
-        target = spec.swap_target if swap else None
-        o = state.attention.forward(qkv, record=state.record, swap=target)
-        if state.record:
-            state.o = WholeTensor(o, *spec.swap_target, swap=swap)
+        # Planes of o wait on the host even where they are let go of behind post.
+        out = swap or (state.is_again and spec.num_groups > 1)
+        target = spec.swap_target if out else None
+        if state.is_again:
+            state.attention_rng = self._rng.take()
+        o: torch.Tensor | Planes = attention.forward(
+            gathered.take(),  # type: ignore[arg-type]  # of one kind with the attention
+            record=state.record,
+            swap=target,
+        )
+        if state.is_again:
+            # Recorded even so: kernels may be others where nothing is differentiated.
+            state.attention = attention.anew()
+        elif state.record:
+            state.o = o if isinstance(o, Planes) else WholeTensor(o, *spec.swap_target, swap=swap)
         return o
 
     def _all_post(
-        self, x: torch.Tensor, o: torch.Tensor, arguments: TokenArguments
+        self, x: torch.Tensor, o: torch.Tensor | Planes, arguments: TokenArguments
     ) -> torch.Tensor:
         state = self._state
         assert state.attention is not None
         y: torch.Tensor | None = None
         y_tiles: tuple[torch.Tensor, ...] = ()
         tile_tokens = state.spec.tile_tokens
-        o_tiles = tiles_of(o, tile_tokens, state.attention.form.o_token_dim)
+        o_tiles = TilesOf(o, tile_tokens, state.attention.form.o_token_dim)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
             if not tile.is_recorded:
                 tile.post_rng = self._rng.take()
-            y_tile, self.rest = run.post(o_tiles[index], tile.is_recorded, tile.post_saved)
+            o_tile = o_tiles.tile(index)
+            y_tile, self.rest = run.post(o_tile, tile.is_recorded, tile.post_saved)
             if tile.is_recorded:
                 swap = tile.place is TilePlace.SWAP
-                state.settle(tile.post_saved, {"x": x, "o": o}, arguments, swap=swap)
+                assert tile.graph is not None
+                # By groups of heads a recorded tile of x is apart, and its graph's leaf.
+                whole = state.spec.num_groups == 1
+                known_x = x if whole else tile.graph.x
+                known = {"x": known_x, "o": o_tiles.memory_of(o_tile)}
+                state.settle(tile.post_saved, known, arguments, swap=swap)
                 _release_leaves(tile)
             if len(self._runs) == 1:
                 return y_tile
+            del o_tile
             if y is None:
                 # Only a tile tells y's dtype: autocast may have made it another.
                 y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
@@ -206,63 +226,109 @@ class BlockBackward:
     """
 
     def __init__(
-        self, state: BlockState, x: torch.Tensor, prefetch_previous: Callable[[int], None]
+        self,
+        state: BlockState,
+        x: torch.Tensor | HostInput,
+        prefetch_previous: Callable[[int], None],
     ) -> None:
-        self._state = state
-        self._x = x
+        self._state, spec = state, state.spec
+        self._shape = x.shape
         self._prefetch_previous = prefetch_previous
         self._arguments: TokenArguments = state.arguments(x.shape[1])
         self._sums = GradientSum(state.parameters)
-        # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
-        self._dx = torch.empty_like(x) if state.x_needs_grad else None
-        tile_tokens = state.spec.tile_tokens
-        self._x_tiles = tiles_of(x, tile_tokens)
-        self._dx_tiles = None if self._dx is None else tiles_of(self._dx, tile_tokens)
+        self._x_tiles = state.input_tiles(x)
+        target = None if spec.num_groups == 1 else spec.swap_target
+        self._dx = InputGradient(x, spec.tile_tokens, target) if state.x_needs_grad else None
 
     def run(
-        self, o: torch.Tensor, dy: torch.Tensor
+        self, o: torch.Tensor | Planes | None, dy: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-        """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
+        """dy: [batch, tokens, hidden] -> (dx or None, parameter gradients).
+
+        o: attention output; None: it is made again.
+        """
         state, attention = self._state, self._state.attention
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
-        gathered = Gathered(self._x.shape[1], attention.form)
+        form, gathered = attention.form, state.gathering(self._shape[1], attention.form)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng(state.spec.device.generators))
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
-            attention.saved.prefetch()
-            do = self._all_post(o, dy, attention.form.o_token_dim, gathered)
+            attention.prefetch()
+            qkv: Any = None
+            if o is None:
+                qkv = self._qkv_again(gathered)
+                o = self._o_again(attention, qkv)
+            do = self._all_post(o, dy, form.o_token_dim, gathered if qkv is None else None)
             self._check(attention.roots, attention.leaves)
-            state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
+            state.spec.checked_shapes.add(tuple(self._shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
-            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
+            qkv = gathered.take() if qkv is None else qkv
+            dqkv, gradients = attention.backward(qkv, o, do, state.shadows)  # type: ignore[arg-type]  # of one kind
+            del qkv
             self._add(gradients)
-            freed_bytes, token_dim = state.qkv_bytes + o.nbytes, attention.form.token_dim
+            freed_bytes = state.qkv_bytes + o.nbytes if isinstance(o, torch.Tensor) else 0
             # Pre's backward, and copies for the block before, run in the memory that these leave.
             del o, do, attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
-            self._all_pre(dqkv, token_dim)
+            tile_tokens = state.spec.tile_tokens
+            self._all_pre([TilesOf(d, tile_tokens, form.token_dim) for d in dqkv])
         state.spec.observer("between", NOWHERE, NOWHERE)
-        return self._dx, self._sums.take()
+        return None if self._dx is None else self._dx.take(), self._sums.take()
+
+    def _qkv_again(self, gathered: Gathered | GatheredPlanes) -> Any:
+        """q, k and v of all tokens: saved ones, and those of tiles of which pre runs once more."""
+        state = self._state
+        generators, module = state.spec.device.generators, state.spec.module
+        for index, tile in reversed(list(enumerate(state.tiles))):
+            state.spec.observe("post_backward", index)
+            if tile.is_recorded:
+                gathered.put(tile.take_qkv(), tile.span)
+                continue
+            x_tile = self._x_tiles.tile(index)
+            run = TileRun(state.spec.forward, tile.span, x_tile.device.type)
+            set_rng(generators, tile.pre_rng)
+            with kept_state(module, state.spec.changes):
+                cut = run.pre(x_tile, self._arguments.tile(tile.span), record=False)
+                gathered.put(cut.tensors, tile.span)
+                run.close()
+        return gathered.take()
+
+    def _o_again(
+        self, attention: AttentionRun | GroupedAttention, qkv: Any
+    ) -> torch.Tensor | Planes:
+        """Attention's output, as forward gave it, with what attention's backward needs."""
+        spec = self._state.spec
+        set_rng(spec.device.generators, self._state.attention_rng)
+        target = spec.swap_target if spec.num_groups > 1 else None
+        return attention.forward(qkv, record=True, swap=target)
 
     def _all_post(
-        self, o: torch.Tensor, dy: torch.Tensor, o_token_dim: int, gathered: Gathered
-    ) -> torch.Tensor:
+        self,
+        o: torch.Tensor | Planes,
+        dy: torch.Tensor,
+        o_token_dim: int,
+        gathered: Gathered | GatheredPlanes | None,
+    ) -> torch.Tensor | Planes:
         """Post of every tile: do of all tokens, part of dx; q, k and v go to `gathered`."""
-        do = torch.empty_like(o)
-        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
-        o_tiles, do_tiles = (tiles_of(t, tile_tokens, o_token_dim) for t in (o, do))
+        spec, tiles = self._state.spec, self._state.tiles
+        tile_tokens = spec.tile_tokens
+        do = torch.empty_like(o) if isinstance(o, torch.Tensor) else o.like(spec.swap_target)
+        o_tiles, do_tiles = (TilesOf(t, tile_tokens, o_token_dim) for t in (o, do))
         dy_tiles = tiles_of(dy, tile_tokens)
         self._prefetch_tile(tiles[-1])
         # From the last: kept tiles are last, so swapped ones have longest to come back.
         for index, tile in reversed(list(enumerate(tiles))):
-            self._state.spec.observe("post_backward", index)
+            spec.observe("post_backward", index)
             self._prefetch_tile(tiles[index - 1] if index else None)
-            gathered.put(self._qkv(index, o, o_tiles[index]), tile.span)
+            qkv_tile = self._qkv(index, o_tiles)
+            if gathered is not None:
+                gathered.put(qkv_tile, tile.span)
+            del qkv_tile
             assert tile.graph is not None
             # One tile is enough, and this one's graph is still whole: tiles' graphs are alike.
             if index == len(tiles) - 1:
@@ -270,17 +336,24 @@ class BlockBackward:
             gradients = tile.graph.post_backward(dy_tiles[index], self._state.shadows)
             tile.post_saved = SavedTensors()
             self._add(gradients[2:])
-            _write(do_tiles[index], gradients[1])
-            if self._dx_tiles is not None:
-                # Written here, added to by pre: no zeroes of all tokens are needed.
-                _write(self._dx_tiles[index], gradients[0])
+            do_tiles.write(index, gradients[1])
+            if self._dx is not None:
+                self._dx.write(index, gradients[0])
+            self._leave_input(tile)
             del gradients  # as many bytes as the parameters: not beside those of the next tile
         return do
+
+    def _leave_input(self, tile: TileRecord) -> None:
+        """By groups of heads: let go of a tile of x until pre's backward."""
+        if self._state.spec.num_groups > 1:
+            assert tile.graph is not None
+            tile.pre_saved.unbind()
+            release_data(tile.graph.x)
 
     def _check(self, roots: Iterable[Any], leaves: Iterable[torch.Tensor | None]) -> None:
         """At the first backward of a shape: no gradient is lost. Raises: LostGradient."""
         state = self._state
-        if tuple(self._x.shape[:2]) in state.spec.checked_shapes:
+        if tuple(self._shape[:2]) in state.spec.checked_shapes:
             return
         inputs = [*state.shadows, *(leaf for leaf in leaves if leaf is not None)]
         refuse_lost_gradients(state.spec.module, roots, state.parameters, inputs)
@@ -293,38 +366,45 @@ class BlockBackward:
             if not spec.park_pre:
                 tile.pre_saved.prefetch()
 
-    def _qkv(self, index: int, o: torch.Tensor, o_tile: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _qkv(self, index: int, o_tiles: TilesOf) -> tuple[torch.Tensor, ...]:
         """The q, k and v of tile number `index`, with its graph in place."""
-        tile = self._state.tiles[index]
+        tile, o_tile = self._state.tiles[index], o_tiles.tile(index)
+        state, x_tile = self._state, self._x_tiles.tile(index)
+        x_memory = self._x_tiles.memory_of(x_tile)
         if tile.is_recorded:
-            tile.pre_saved.bind(x=self._x)
-            tile.post_saved.bind(x=self._x, o=o)
+            tile.pre_saved.bind(x=x_memory)
+            tile.post_saved.bind(x=x_memory, o=o_tiles.memory_of(o_tile))
             return tile.take_qkv()
-        state = self._state
         run = TileRun(state.spec.forward, tile.span, o_tile.device.type)
         generators = state.spec.device.generators
         # Forward's random numbers again, so that dropout drops the same.
         set_rng(generators, tile.pre_rng)
-        x_tile = state.leaf(self._x_tiles[index])
-        saved = tile.pre_saved if state.spec.park_pre else None
+        x_tile, park = state.leaf(x_tile), state.spec.park_pre
+        # By groups of heads x is let go of until pre's backward, whatever else pre saved.
+        saved = tile.pre_saved if park or state.spec.num_groups > 1 else None
         with kept_state(state.spec.module, state.spec.changes):
             cut = run.pre(x_tile, self._arguments.tile(tile.span), record=True, saved=saved)
             if saved is not None:
-                state.settle(saved, {"x": self._x}, self._arguments, swap=True)
-                saved.bind(x=self._x)
+                state.settle(saved, {"x": x_memory}, self._arguments, swap=park)
+                saved.bind(x=x_memory)
             set_rng(generators, tile.post_rng)
             run.post(o_tile, record=True)
         tile.graph = run.graph
         return cut.tensors
 
-    def _all_pre(self, dqkv: tuple[torch.Tensor, ...], token_dim: int) -> None:
-        tiles, tile_tokens = self._state.tiles, self._state.spec.tile_tokens
-        dqkv_tiles = list(zip(*(tiles_of(d, tile_tokens, token_dim) for d in dqkv), strict=True))
+    def _all_pre(self, dqkv: list[TilesOf]) -> None:
+        tiles = self._state.tiles
         for index in reversed(range(len(tiles))):
             self._state.spec.observe("pre_backward", index)
             if index:
                 tiles[index - 1].pre_saved.prefetch()
-            self._pre(index, dqkv_tiles[index])
+            self._bind_input(index)
+            self._pre(index, tuple(d.tile(index) for d in dqkv))
+
+    def _bind_input(self, index: int) -> None:
+        saved = self._state.tiles[index].pre_saved
+        if self._state.spec.num_groups > 1 and saved.names("x"):
+            saved.bind(x=self._x_tiles.tile(index))
 
     def _pre(self, index: int, dqkv: tuple[torch.Tensor, ...]) -> None:
         tile = self._state.tiles[index]
@@ -333,37 +413,13 @@ class BlockBackward:
         dx, *gradients = graph.pre_backward(dqkv, self._state.shadows)
         tile.pre_saved = SavedTensors()
         self._add(gradients)
-        if self._dx_tiles is not None and dx is not None:
-            self._dx_tiles[index].add_(dx)
+        if self._dx is not None:
+            self._dx.add(index, dx)
 
     def _add(self, gradients: Sequence[torch.Tensor | None]) -> None:
         """Add what a stretch's backward gave to the sums, and what it wrote to `.grad`."""
         self._sums.add(gradients)
         self._sums.add(take_written_gradients(self._state.shadows))
-
-
-def _write(place: torch.Tensor, value: torch.Tensor | None) -> None:
-    if value is None:
-        place.zero_()
-    else:
-        place.copy_(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedBytes:
-    """Bytes a block saved for backward, by class; pre does not count q, k and v.
-
-    post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
-    shared: of pre, what post saved as well. A kept tile has it once, a swapped one sends it twice.
-    """
-
-    x: int
-    o: int
-    qkv: int
-    attention: int
-    pre: int
-    post: int
-    shared: int
 
 
 class BlockPass:
@@ -408,9 +464,12 @@ class BlockPass:
 
     @property
     def gathered_bytes(self) -> int:
-        """Bytes of q, k, v and o of all tokens, which only attention and its backward need."""
+        """Bytes of q, k, v and o of all tokens, which only attention and its backward need.
+
+        None by groups of heads: what is there of them is measured, and never all.
+        """
         o = self._state.o
-        return self._state.qkv_bytes + (0 if o is None else o.num_bytes)
+        return self._state.qkv_bytes + o.num_bytes if isinstance(o, WholeTensor) else 0
 
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back for a backward that comes next, up to `limit_bytes`."""
@@ -422,7 +481,7 @@ class BlockPass:
         Raises: BackwardTwice.
         """
         state = self._state
-        if state.x is None or state.o is None:
+        if state.x is None:
             raise BackwardTwice(
                 "backward ran a second time through a wrapped block; its saved tensors are "
                 "released by the first (retain_graph is not supported while wrapped)"
@@ -432,10 +491,11 @@ class BlockPass:
         # What the block itself sent comes back now, and copies to the host end in order.
         in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
         in_flight.release_done()
-        x, o = state.x.take(), state.o.take()
+        x, o = state.x.take(), None if state.o is None else state.o.take()
         state.x = state.o = None
         gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
-        state.tiles.clear()
+        # A loss that is held until the next step's is made holds its graph, and so this pass.
+        state.let_go()
         if state.spec.park_pre:
             in_flight.drain()  # all that was parked has come back
         return gradients
@@ -451,7 +511,7 @@ class BlockPass:
             x=state.x.num_bytes,
             o=state.o.num_bytes,
             qkv=state.qkv_bytes,
-            attention=state.attention.saved.num_bytes,
+            attention=state.attention.saved_bytes,
             pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
             post=sum(tile.post_saved.num_bytes for tile in state.tiles) + max(around_qkv, 0),
             shared=sum(tile.pre_saved.shared_bytes(tile.post_saved) for tile in state.tiles),

@@ -13,18 +13,20 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from memo_planner.policy import BlockPolicy, TilePlace
+from memo_planner.policy import BlockPolicy, Place, TilePlace
 from memo_train.device import Device
 from memo_train.runtime._ambient import Ambient, RngState
-from memo_train.runtime._attend import AttentionRun
-from memo_train.runtime._cut import intercept
+from memo_train.runtime._attend import AttentionRun, Gathered
+from memo_train.runtime._cut import Cut, CutForm, intercept
+from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention, HeadCut
 from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
-from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_keys
+from memo_train.runtime._planes import HostInput, Planes, TilesOf
+from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import ModuleTensors, Weights
 from memo_train.runtime._sharded import without_moves
-from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor
+from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor, is_plain
 from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims
 
 
@@ -49,6 +51,8 @@ class BlockSpec:
     mixer: the module at which the block is cut; None cuts it at its attention call.
     checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
     sharded: modules inside the block whose own hooks bring their parameters in and let them go.
+    heads: what was proven of its attention's heads. num_groups: of them, one after the other; 1
+    runs attention whole.
     """
 
     module: nn.Module
@@ -67,6 +71,8 @@ class BlockSpec:
     mixer: Mixer | None = None
     checked_shapes: set[tuple[int, ...]] = field(default_factory=set)
     sharded: tuple[nn.Module, ...] = ()
+    heads: HeadCut | None = None
+    num_groups: int = 1
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
@@ -125,12 +131,30 @@ class TileRecord:
         return qkv
 
 
+@dataclass(frozen=True, kw_only=True)
+class SavedBytes:
+    """Bytes a block saved for backward, by class; pre does not count q, k and v.
+
+    post counts what lies around a tile's q, k and v in their storages: it stays as long as they do.
+    shared: of pre, what post saved as well. A kept tile has it once, a swapped one sends it twice.
+    """
+
+    x: int
+    o: int
+    qkv: int
+    attention: int
+    pre: int
+    post: int
+    shared: int
+
+
 @dataclass(kw_only=True)
 class BlockState:
     """One pass between its forward and its backward.
 
     parameters: the block's trainable ones; shadows: their leaf aliases in the block's graphs.
     args, kwargs: the block's further arguments. record: whether a backward may follow.
+    attention_rng: random-number states before attention, where it runs again.
     tensors: the parameters and buffers that forward found in the block. poisoned: storages that
     frames were left with at the cut, when these are poisoned.
     """
@@ -146,9 +170,10 @@ class BlockState:
     weights: Weights | None = None
     x_needs_grad: bool = False
     tiles: list[TileRecord] = field(default_factory=list)
-    attention: AttentionRun | None = None
-    x: WholeTensor | None = None
-    o: WholeTensor | None = None
+    attention: AttentionRun | GroupedAttention | None = None
+    x: WholeTensor | HostInput | None = None
+    o: WholeTensor | Planes | None = None
+    attention_rng: RngState = ()
     qkv_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
     foreign: tuple[TokenArguments, frozenset[int]] | None = None
@@ -171,12 +196,52 @@ class BlockState:
 
     def prefetch(self, limit_bytes: int) -> None:
         """Start copies back in the order backward needs them, while they fit `limit_bytes`."""
-        items: list[WholeTensor | TileRecord] = [t for t in (self.x, self.o) if t is not None]
+        wholes = (self.x, self.o)
+        items: list[WholeTensor | HostInput | Planes | TileRecord] = [
+            t for t in wholes if t is not None
+        ]
         for item in (*items, *reversed(self.tiles)):
             limit_bytes -= item.swapped_bytes
             if limit_bytes < 0:
                 return
             item.prefetch()
+
+    def keep_input(self, x: torch.Tensor) -> None:
+        """Have x ready for backward: kept or swapped, by groups of heads for tiles to come back."""
+        device, swap = self.spec.device, self.spec.policy.x is Place.SWAP
+        if swap and self.spec.num_groups > 1 and is_plain(x) and device.owns(storage_key(x)):
+            self.x = HostInput.of(x, self.spec.swap_target)
+        else:
+            self.x = WholeTensor(x, *self.spec.swap_target, swap=swap)
+
+    def input_tiles(self, x: torch.Tensor | HostInput) -> TilesOf:
+        """The tiles of x as graphs that backward needs have them: by groups of heads, apart."""
+        return TilesOf(x, self.spec.tile_tokens, apart=self.spec.num_groups > 1)
+
+    def gathering(self, tokens: int, form: CutForm) -> Gathered | GatheredPlanes:
+        """What q, k and v of all tokens are put into."""
+        spec = self.spec
+        if spec.num_groups == 1:
+            return Gathered(tokens, form)
+        return GatheredPlanes(tokens, form, spec.num_groups, spec.swap_target)
+
+    @property
+    def is_again(self) -> bool:
+        """Whether attention's forward runs again in backward, which finds no o."""
+        return self.record and self.spec.policy.o is Place.RECOMPUTE
+
+    def attention_of(self, cut: Cut, options: dict[str, Any]) -> AttentionRun | GroupedAttention:
+        """The attention of a cut. options: of the call on all tokens."""
+        spec = self.spec
+        if spec.num_groups == 1:
+            return AttentionRun(cut, options)
+        assert spec.heads is not None
+        return GroupedAttention(cut, options, spec.heads, spec.num_groups)
+
+    def let_go(self) -> None:
+        """Drop what backward was run on: position tables and masks are as large as activations."""
+        self.tiles.clear()
+        self.args, self.kwargs, self.foreign = (), {}, None
 
     def settle(
         self,

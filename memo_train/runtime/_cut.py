@@ -41,6 +41,10 @@ class CutForm:
     lowers: bool = True
     shared: SharedAttention | None = None
 
+    def dtype_of(self, tensor: torch.Tensor) -> torch.dtype:
+        """In which attention takes a tensor of q, k or v."""
+        return self.ambient.attention_dtype(tensor.dtype) if self.lowers else tensor.dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:

@@ -31,6 +31,7 @@ from memo_train.runtime._ambient import preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
+from memo_train.runtime._head_groups import HeadCut
 from memo_train.runtime._leaves import leaves_of
 from memo_train.runtime._loss import TiledLoss, probe_loss
 from memo_train.runtime._loss_proof import template_of
@@ -44,6 +45,7 @@ from memo_train.runtime._probe_calls import (
     record_run,
 )
 from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE, GradientProbe
+from memo_train.runtime._probe_heads import why_heads_meet
 from memo_train.runtime._probe_kinds import LEAVES_IN_ARGUMENTS, WatchedBlocks, kinds_of
 from memo_train.runtime._probe_mixers import mixers_of
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
@@ -74,7 +76,8 @@ class BlockVerdict:
     rest: what it returns besides y, without tensors; None if it returns y alone. hands_on_tensors:
     whether there are tensors besides y. at_cut, token_dims and mixer (where it is cut, if not at
     its attention call) hold for tiles only. changes: the buffers and attributes that its forward
-    changes. withholds: whether `WITHHELD` stands for tensors besides y.
+    changes. withholds: whether `WITHHELD` stands for tensors besides y. heads: what was proven of
+    its attention's heads; else heads_meet says why they are not run in groups.
     """
 
     how: HowToRun
@@ -86,6 +89,8 @@ class BlockVerdict:
     changes: frozenset[StatePlace] = frozenset()
     mixer: Mixer | None = None
     withholds: bool = False
+    heads: HeadCut | None = None
+    heads_meet: str | None = None
 
     def returning(self, rest: tuple[Any, ...] | None) -> BlockVerdict:
         """The same for a block that was seen to return `rest` besides y."""
@@ -239,7 +244,8 @@ def _probe_block(
         if how is HowToRun.TILED:
             why, at_cut = _why_not_tiled(probe, gradients)
             if why is None:
-                return tiled(probe, at_cut)
+                heads, meet = _heads_of(probe, gradients, at_cut)
+                return replace(tiled(probe, at_cut), heads=heads, heads_meet=meet)
         for mixer in [] if gradients.own_loss else probe.mixers():
             cut_probe = probe.cut_at(mixer)
             why_not, at_cut = _why_not_tiled(cut_probe, gradients.cut_at(mixer))
@@ -275,6 +281,16 @@ def _why_not_tiled(probe: _TileProbe, gradients: GradientProbe) -> tuple[str | N
         if why is None:
             return None, proven
     return why, AtCut.HOLD
+
+
+def _heads_of(
+    probe: _TileProbe, gradients: GradientProbe, at_cut: AtCut
+) -> tuple[HeadCut | None, str | None]:
+    """What was proven of a tiled block's heads; or None, and why attention runs whole."""
+    heads, why = probe.heads()
+    if heads is not None:
+        why = gradients.why_not_grouped(heads, at_cut)
+    return (heads, None) if why is None else (None, why)
 
 
 def _tile_tokens(call: BlockCall) -> int:
@@ -405,6 +421,25 @@ class _TileProbe:
         if worst <= _OUTPUT_TOLERANCE.get(y.dtype, TOLERANCE.get(y.dtype, 1e-4)):
             return None
         return f"its tiled and whole runs differ by {worst:.2g} of its output"
+
+    def heads(self) -> tuple[HeadCut | None, str | None]:
+        """How the heads of the block's attention may be run in groups; or None, and why not."""
+        call, training = self._call, self._block.training
+        frame = Frame(self._block.forward, call.x.device.type)
+        try:
+            with torch.no_grad(), kept_state(self._block), intercept():
+                self._block.train()
+                cut = frame.run_to_cut((call.x, *call.args), call.kwargs)
+                heads = HeadCut.of(cut)
+                if heads is None:
+                    return None, "its attention has no key-value heads that could be told apart"
+                why = why_heads_meet(cut, heads, self._spec.device.generators)
+        except (MemoError, *NOT_RUNNABLE) as error:
+            return None, f"its attention does not run on a part of the heads ({error})"
+        finally:
+            frame.close()
+            self._block.train(training)
+        return (heads, None) if why is None else (None, why)
 
     def _are_untouched(self, spans: Sequence[range]) -> bool:
         frame = Frame(self._block.forward, self._call.x.device.type)

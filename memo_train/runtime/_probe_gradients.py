@@ -34,6 +34,7 @@ from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
 from memo_train.runtime._block import BlockPass, run_checkpointed
 from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._head_groups import HeadCut, num_groups_of
 from memo_train.runtime._mixer import Mixer
 from memo_train.runtime._module_state import ModuleState, StatePlace, graph_holders, kept_state
 from memo_train.runtime._probe_calls import BlockCall
@@ -117,6 +118,14 @@ class GradientProbe:
             return f"it does not run on a part of the tokens ({error})"
         difference = self._difference(run)
         return None if difference is None else f"by tiles ({_places_of(policy)}), {difference}"
+
+    def why_not_grouped(self, heads: HeadCut, at_cut: AtCut) -> str | None:
+        """Why attention is not run in groups of heads, in a block that is run by tiles."""
+        probe = copy.copy(self)
+        probe._spec = replace(self._spec, heads=heads, num_groups=num_groups_of(heads.num_heads))
+        num_tiles = len(tile_spans(self._call.x.shape[1], self._spec.tile_tokens))
+        why = probe._why_not_by(_mixed_policies(num_tiles)[0], at_cut)
+        return None if why is None else f"in groups of heads, {why}"
 
     def why_not_checkpointed(self) -> str | None:
         """Why the block is not even checkpointed."""

@@ -104,6 +104,7 @@ class SavedTensors:
         self._swapped: list[SwappedStorages] = []
         self._bound: dict[str, torch.UntypedStorage] = {}
         self._kept: dict[int, int] = {}
+        self._homes: set[str] = set()
         self.num_bytes = 0
 
     def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
@@ -122,8 +123,7 @@ class SavedTensors:
         """Decide where the stretch's saved tensors live until backward.
 
         known: name -> tensor whose memory `bind` will provide again, with the same strides.
-        foreign: `storage_keys` of tensors that outlive the step (buffers, position embeddings);
-            never swapped.
+        foreign: `storage_keys` of what outlives the step (buffers, position tables): not swapped.
         swap: the device and its copies in flight, or None to keep.
         place_of: finds what lies in a parameter that has other memory in backward.
         pads: whether to look for known tensors that were padded with zeros (`_padded`).
@@ -145,6 +145,7 @@ class SavedTensors:
             weight = None if place_of is None else place_of(tensor)
             home = names.get(key) if weight is None else weight
             if home is not None:
+                self._homes.add(home if isinstance(home, str) else "")
                 entry.leave(tensor, home)
                 continue
             padded = padded_from(tensor, known) if pads else None
@@ -176,6 +177,14 @@ class SavedTensors:
         self._bound |= {
             n: tensor.untyped_storage() for n, tensor in known.items() if is_plain(tensor)
         }
+
+    def names(self, known: str) -> bool:
+        """Whether something saved lies in that known tensor."""
+        return known in self._homes
+
+    def unbind(self) -> None:
+        """Let go of the known tensors; `bind` provides them again."""
+        self._bound.clear()
 
     def shared_bytes(self, other: SavedTensors) -> int:
         """Bytes of the storages that both keep where they are."""

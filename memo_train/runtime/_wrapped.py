@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 import weakref
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from memo_planner.errors import InvalidInput
 from memo_planner.policy import Policy, TilePlace
 from memo_planner.schedule import CopyBudget
 from memo_train.device import Device
@@ -22,6 +24,7 @@ from memo_train.errors import UnsupportedModel
 from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
 from memo_train.runtime._block_state import BlockSpec
 from memo_train.runtime._fingerprint import Fingerprint
+from memo_train.runtime._head_groups import num_groups_of
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._loss_call import asks_for_loss
@@ -91,6 +94,17 @@ def check_shareable(parts: ModelParts, verdicts: tuple[BlockVerdict, ...]) -> No
             raise UnsupportedModel(
                 f"{type(parts.blocks[index]).__name__}: block {index} cannot be shared by ranks: "
                 f"{why}; wrap it without mesh"
+            )
+
+
+def check_groups(num_groups: int, verdicts: tuple[BlockVerdict, ...]) -> None:
+    """Refuse groups into which a block's heads are not cut evenly. Raises: InvalidInput."""
+    for index, verdict in enumerate(verdicts):
+        num_heads = num_groups if verdict.heads is None else verdict.heads.num_heads
+        if num_heads % num_groups:
+            raise InvalidInput(
+                f"Policy.num_groups is {num_groups}; block {index} has {num_heads} key-value "
+                "heads, which it must divide; plan anew, or use 1"
             )
 
 
@@ -263,6 +277,19 @@ class WrappedModel:
         with whole(modules), pretended(blocks, beside), without_moves(inside), types:
             yield
 
+    @property
+    def num_groups(self) -> int:
+        """The most groups in which every tiled block's heads can attend; 1 if those of one meet."""
+        tiled = [v for v in self.verdicts if v.how is HowToRun.TILED]
+        heads = [0 if v.heads is None else v.heads.num_heads for v in tiled]
+        return num_groups_of(math.gcd(*heads)) if heads and min(heads) > 0 else 1
+
+    @property
+    def why_no_groups(self) -> str | None:
+        """Why the heads of a tiled block do not attend in groups; None if all do, or none is."""
+        whys = (v.heads_meet for v in self.verdicts if v.how is HowToRun.TILED)
+        return next((why for why in whys if why is not None), None)
+
     def how(self, step: StepPolicy, given: Iterable[str]) -> Hashable:
         """Equal for steps that ask for the same memory, as far as one can tell beforehand.
 
@@ -387,6 +414,7 @@ class WrappedModel:
         masked = makes_mask(arguments) if shared is None else shared.masked
         self.masked = torch.is_grad_enabled() and masked
         step = self.choose_policy(*shape)  # which may run steps of its own, to profile
+        check_groups(step.policy.num_groups, self.verdicts)
         config = getattr(self.parts.causal_lm, "config", None)
         self._runs_whole = needs_whole_blocks(arguments, config)
         if self._runs_whole and any(v.how is HowToRun.TILED for v in self.verdicts):
@@ -542,4 +570,6 @@ class WrappedModel:
             mixer=verdict.mixer,
             checked_shapes=self._checked_shapes[index],
             sharded=self.fingerprint.sharded_inside[index],
+            heads=verdict.heads,
+            num_groups=1 if verdict.heads is None or self._shares else policy.num_groups,
         )

@@ -28,7 +28,7 @@ from memo_train.trace._profile import (
     measure_profile,
     model_hash,
 )
-from memo_train.trace._steps import REPEATS
+from memo_train.trace._steps import REPEATS, Way
 
 __all__ = [
     "LONGEST_PROFILED_TOKENS",
@@ -41,6 +41,7 @@ __all__ = [
     "PlaceMarks",
     "PlaceRecorder",
     "PlainSteps",
+    "Way",
     "for_two_sequences",
     "kinds_of",
     "measure_link",

@@ -14,7 +14,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import torch
@@ -51,7 +51,7 @@ from memo_train.trace._fake_device import FakeDevice, Speeds
 from memo_train.trace._fake_mode import FakeArithmetic, Watcher
 from memo_train.trace._flops import OpCost, count_block_flops
 from memo_train.trace._places import PlaceRecorder
-from memo_train.trace._profile import LONGEST_PROFILED_TOKENS, measure_profile
+from memo_train.trace._profile import LONGEST_PROFILED_TOKENS, PLAIN_WAY, measure_profile
 from memo_train.trace._record import Batch, record_requests, source_of
 
 # A first, an inner and a last tile.
@@ -198,7 +198,7 @@ class FakeModel:
         """The profile that `memo_train.wrap` measures, with seconds by the assumed speeds."""
         with self._computing(), self._wrapped(_unplanned) as wrapped:
             assert wrapped is not None
-            return measure_profile(wrapped, batch, tokens, park_pre=park_pre)
+            return measure_profile(wrapped, batch, tokens, replace(PLAIN_WAY, park_pre=park_pre))
 
     def block_flops(self, *, batch: int) -> BlockFlops:
         """FLOPs of one block's pre, attention and post."""

@@ -23,6 +23,10 @@ _HOLES_OF_TILES = 1.3
 _HOLES_OF_TENSORS = 1.15
 _HOLES_OF_PAIRS = 1.03
 
+MORE_HOLES = 1.15
+"""By groups of heads the peak is of so few large tensors, planes of several sizes among them, that
+one of them more may not find its hole. Of all bytes, work spaces of kernels too."""
+
 
 _LEAST_BYTES_OF_PAIR = 0.9
 """A tensor over all pairs of tokens has a byte for each and more. What bends less is the work

@@ -21,6 +21,7 @@ from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
+    MORE_HOLES,
     STAGES_OF_POINT,
     bytes_per_pair,
     fit_block_times,
@@ -94,20 +95,21 @@ class Effort:
 
 
 _ALL = Effort()
+PLAIN_WAY = Way(place=TilePlace.KEEP)
+"""Of steps without a mask that park nothing and run attention whole."""
 
 
 def measure_profile(
     wrapped: WrappedModel,
     batch: int,
     tokens: int,
+    way: Way = PLAIN_WAY,
     *,
-    park_pre: bool = False,
-    padded: bool = False,
     effort: Effort = _ALL,
 ) -> Profile:
     """Profile the blocks of an installed `wrapped` for steps of `batch` sequences of `tokens`.
 
-    park_pre: as in `StepPolicy`. padded: whether a mask goes with each batch.
+    way: how steps run, of which the tiles' place does not count.
     No run is longer than 2,048 tokens or than `tokens`. Bytes are exact,
     seconds the best of the repeats. One block of each kind is run: of bytes the highest count,
     of seconds the mean. The model's buffers and random numbers are left as they were.
@@ -118,8 +120,7 @@ def measure_profile(
     ask = _Ask(
         batch=batch,
         tile=_tile_tokens(tokens, _TILE_TOKENS if effort.plain is None else _SHORT_TILE_TOKENS),
-        park_pre=park_pre,
-        padded=padded,
+        as_asked=way,
         effort=effort,
         timed_tokens=min(effort.timed_tokens or tokens, LONGEST_TIMED_TOKENS),
         runs_behind=wrapped.device.runs_behind,
@@ -147,6 +148,7 @@ def measure_profile(
         times=effort.known_times or _mean_times(found),
         link=measure_link(wrapped.device),
         gradient_bytes=gradient_bytes(causal_lm),
+        num_groups=way.num_groups,
         kinds=tuple(blocks[kind.index] for kind in kinds),
         kind_of_block=_kind_of_block(wrapped),
         **most,
@@ -162,7 +164,9 @@ def for_two_sequences(wrapped: WrappedModel, one: Profile, tokens: int) -> Profi
     saved = {name: getattr(two, name) for name in _SAVED}
     kept = kept_model(wrapped.parts.causal_lm, wrapped.parts.blocks)
     with preserved_rng(wrapped.device.generators), kept:
-        found = [_saved_by_two(wrapped, kind, 4 * tile) for kind in kinds_of(wrapped)]
+        found = [
+            _saved_by_two(wrapped, kind, 4 * tile, one.num_groups) for kind in kinds_of(wrapped)
+        ]
     # Of attention a part may grow with the square of the tokens: it makes no copies for tiles.
     counted = [{n: v for n, v in each.items() if "attention" not in n} for each in found]
     kinds = tuple(
@@ -186,9 +190,12 @@ def _tile_tokens(tokens: int, most: int) -> int:
     return min(most, max(tokens // 16, 1))
 
 
-def _saved_by_two(wrapped: WrappedModel, kind: Kind, tokens: int) -> dict[str, float]:
+def _saved_by_two(
+    wrapped: WrappedModel, kind: Kind, tokens: int, num_groups: int
+) -> dict[str, float]:
     with only_block(wrapped, kind.index):
-        saved = asdict(measure_saved(wrapped, 2, tokens))
+        way = replace(PLAIN_WAY, num_groups=num_groups)
+        saved = asdict(measure_saved(wrapped, 2, tokens, way))
     return {f"{name}_bytes_per_token": value / tokens for name, value in saved.items()}
 
 
@@ -254,8 +261,7 @@ def _settings(module: nn.Module) -> Hashable:
 class _Ask:
     batch: int
     tile: int
-    park_pre: bool
-    padded: bool
+    as_asked: Way
     effort: Effort
     timed_tokens: int
     runs_behind: bool
@@ -266,8 +272,15 @@ class _Ask:
         used = self.effort.known_times is None and not self.runs_behind
         return self.effort.repeats if used else 1
 
+    @property
+    def places(self) -> tuple[TilePlace, ...]:
+        """Ways of tiles to be measured: by groups of heads plans have but one."""
+        if self.as_asked.num_groups > 1 and self.effort.known_times is not None:
+            return (TilePlace.RECOMPUTE,)
+        return tuple(TilePlace)
+
     def way(self, place: TilePlace) -> Way:
-        return Way(place=place, park_pre=self.park_pre, padded=self.padded)
+        return replace(self.as_asked, place=place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,14 +310,21 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         if ask.effort.known_times is None:
             times = _times_of(wrapped, ask, shapes)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
+    if ask.as_asked.num_groups > 1:
+        fetched = 0.0  # nothing was whole that would leave room
     recomputed = with_prefetch(shapes[TilePlace.RECOMPUTE], fetched)
     peaks = fit_peak_lines(recomputed, POINTS, with_pairs=with_pairs)
+    if ask.as_asked.num_groups > 1:
+        peaks = tuple(line.times(MORE_HOLES) for line in peaks)
+        peaks = tuple(replace(p, base_bytes=MORE_HOLES * p.base_bytes) for p in peaks)
     stage_peaks = [
         peak
         for way, each in by_share.items()
         for peak in fit_stage_peaks(each, way, with_pairs=with_pairs)
     ]
-    swapped = fit_peak_lines(shapes[TilePlace.SWAP], ("forward",), with_pairs=with_pairs)
+    swapped: tuple[PeakLine, ...] = ()
+    if ask.as_asked.num_groups == 1:
+        swapped = fit_peak_lines(shapes[TilePlace.SWAP], ("forward",), with_pairs=with_pairs)
     return _KindProfile(
         kind=BlockKind(
             gradient_bytes=gradient_bytes(wrapped.parts.blocks[kind.index]),
@@ -334,7 +354,7 @@ def _measure_ways(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _Ways:
     """The active block's steps in every way."""
     shapes: dict[TilePlace, Shapes] = {}
     by_share: dict[TilePlace, TileShapes] = {}
-    for place in TilePlace:
+    for place in ask.places:
         way, done = ask.way(place), []
         if ask.runs_behind:
             # Libraries of a GPU take work spaces at their first call, and keep them.
@@ -384,7 +404,7 @@ def _times_of(wrapped: WrappedModel, ask: _Ask, shapes: dict[TilePlace, Shapes])
     """Of the active block."""
     if not wrapped.device.runs_behind:
         return fit_block_times(shapes[TilePlace.RECOMPUTE], shapes[TilePlace.SWAP])
-    longest, padded = ask.timed_tokens, ask.padded
+    longest, padded = ask.timed_tokens, ask.as_asked.padded
     return measure_times(wrapped, ask.batch, ask.tile, longest, padded=padded)
 
 
@@ -412,7 +432,7 @@ def _measure_whole(
 def _saved_by_tiles(wrapped: WrappedModel, ask: _Ask, whole: dict[str, float]) -> dict[str, float]:
     """As `_saved_fields`, of several tiles. whole: of one."""
     tokens = 4 * ask.tile
-    found = asdict(measure_saved(wrapped, ask.batch, tokens, padded=ask.padded, by_tiles=True))
+    found = asdict(measure_saved(wrapped, ask.batch, tokens, ask.as_asked, by_tiles=True))
     per_token2 = whole["attention_bytes_per_token2"]
     found["attention"] = max(found["attention"] - per_token2 * tokens**2, 0)
     fields = {f"{name}_bytes_per_token": value / tokens for name, value in found.items()}
@@ -422,7 +442,7 @@ def _saved_by_tiles(wrapped: WrappedModel, ask: _Ask, whole: dict[str, float]) -
 def _saved_fields(wrapped: WrappedModel, ask: _Ask) -> dict[str, float]:
     """Bytes per token of each class, from one tile of four and more tiles' tokens."""
     tokens = [4 * ask.tile, 8 * ask.tile, 16 * ask.tile]
-    found = [measure_saved(wrapped, ask.batch, n, padded=ask.padded) for n in tokens]
+    found = [measure_saved(wrapped, ask.batch, n, ask.as_asked) for n in tokens]
     per_token2 = bytes_per_pair(tokens, [saved.attention for saved in found])
     # All but attention's grow with the tokens alone, so the shortest run tells them.
     fields = {
@@ -466,13 +486,13 @@ def model_hash(model: nn.Module) -> str:
 
 
 def measure_profile_file(
-    wrapped: WrappedModel, batch: int, tokens: int, *, park_pre: bool = False
+    wrapped: WrappedModel, batch: int, tokens: int, way: Way = PLAIN_WAY
 ) -> ProfileFile:
     """`measure_profile`, and what a planner for a whole node wants to know besides.
 
     With torch.distributed initialised this is a collective call: all ranks must make it.
     """
-    profile = measure_profile(wrapped, batch, tokens, park_pre=park_pre)
+    profile = measure_profile(wrapped, batch, tokens, way)
     source = ProfileSource(
         kind="measured",
         model_hash=profile.model_hash,

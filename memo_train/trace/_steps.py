@@ -48,6 +48,8 @@ class StageRecorder:
 
     def __call__(self, stage: str, block: int = NOWHERE, tile: int = NOWHERE) -> None:
         """`stage` begins: note what the one before it took."""
+        if stage == "between" and self._stage in ("loss", _AFTER_LOSS):
+            stage = _AFTER_LOSS
         if stage == self._stage:
             return
         # Before the counters, which take time that is no stage's: on a GPU torch's own are slow.
@@ -59,10 +61,24 @@ class StageRecorder:
         self._device.reset_peak()
         self._begin(stage)
 
+    def end(self) -> None:
+        """The step is over.
+
+        What came before the first backward of a block (the last norm's) was the loss's: then there
+        are no gradients of blocks yet. Where blocks tell of no backward, it was theirs.
+        """
+        self("end")
+        was = "loss" if "post_backward" in self.peak_bytes else "between"
+        self.seconds[was] += self.seconds.pop(_AFTER_LOSS, 0.0)
+        peak = self.peak_bytes.pop(_AFTER_LOSS, 0)
+        self.peak_bytes[was] = max(self.peak_bytes[was], peak)
+
     def _begin(self, stage: str) -> None:
         self._stage, self._stalled_s = stage, self._device.counters().stall_s
         self._since = self._device.now()  # last: see above
 
+
+_AFTER_LOSS = "after loss"
 
 REPEATS = 3
 _ENOUGH_S = 1.0
@@ -81,13 +97,15 @@ class MeasuredStep:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How all tiles of a profiling step are run. park_pre: as in `StepPolicy`.
+    """How all tiles of a profiling step are run. park_pre: as in `CopyBudget`.
 
-    padded: whether each sequence's last token is padding, for which a mask is made.
+    padded: whether each sequence's last token is padding, for which a mask is made. num_groups: as
+    in `Policy`.
     """
 
     place: TilePlace
     park_pre: bool = False
+    num_groups: int = 1
     padded: bool = False
 
 
@@ -111,16 +129,17 @@ def only_block(wrapped: WrappedModel, index: int) -> Iterator[None]:
 
 
 def measure_saved(
-    wrapped: WrappedModel, batch: int, tokens: int, *, padded: bool = False, by_tiles: bool = False
+    wrapped: WrappedModel, batch: int, tokens: int, way: Way, *, by_tiles: bool = False
 ) -> SavedBytes:
     """What the active block saves for backward with everything kept, in one tile of `tokens`.
 
-    by_tiles: in four tiles. More than one sequence always is: a tile of it is not contiguous, and
-    operations that want it so save a copy. A block that is not run by tiles saves its input only.
+    way: of which the tiles' place does not count. by_tiles: in four tiles. More than one sequence
+    always is: a tile of it is not contiguous, and operations that want it so save a copy. A block
+    that is not run by tiles saves its input only.
     """
     tile_tokens = tokens if batch == 1 and not by_tiles else -(-tokens // 4)
-    policy = profiled_policy(wrapped, tokens, tile_tokens, Way(place=TilePlace.KEEP))
-    loss = _loss(wrapped, batch, policy, padded=padded)
+    policy = profiled_policy(wrapped, tokens, tile_tokens, replace(way, place=TilePlace.KEEP))
+    loss = _loss(wrapped, batch, policy, padded=way.padded)
     block_pass = wrapped.last_pass()
     if block_pass is not None:
         saved: SavedBytes = block_pass.saved_bytes()
@@ -147,7 +166,7 @@ def measure_step(
             break
         recorder = StageRecorder(wrapped.device)
         run_step(wrapped, recorder, batch, policy, padded=way.padded)
-        recorder("end")
+        recorder.end()
         for stage, value in recorder.seconds.items():
             seconds[stage] = min(value, seconds.get(stage, value))
         for stage, peak in recorder.peak_bytes.items():
@@ -304,7 +323,9 @@ def uniform_policy(wrapped: WrappedModel, tokens: int, tile_tokens: int, way: Wa
     )
     blocks = (block,) * len(wrapped.parts.blocks)
     return StepPolicy(
-        policy=Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks),
+        policy=Policy(
+            tokens=tokens, tile_tokens=tile_tokens, blocks=blocks, num_groups=way.num_groups
+        ),
         loss_tile_tokens=wrapped.parts.loss_tile_tokens(tile_tokens),
         # Each copy is waited for, so that peaks do not hang on the link.
         copies=CopyBudget.same(

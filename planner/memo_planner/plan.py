@@ -103,7 +103,7 @@ class Setting:
 
 
 FORMAT = "memo-plan"
-VERSION = 6
+VERSION = 7
 
 
 def inputs_hash(
@@ -140,6 +140,11 @@ class Plan:
             raise InvalidInput(
                 f"the policy has {len(self.policy.blocks)} blocks, "
                 f"the profile {self.profile.num_blocks}"
+            )
+        if self.policy.num_groups != self.profile.num_groups:
+            raise InvalidInput(
+                f"the policy runs attention in {self.policy.num_groups} groups of heads, "
+                f"the profile holds for {self.profile.num_groups}"
             )
         expected = inputs_hash(self.profile, self.policy.tokens, self.limits, self.setting)
         if self.inputs_hash != expected:

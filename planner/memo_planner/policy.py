@@ -13,6 +13,10 @@ MAX_TOKENS = 2**40
 """Longest sequence the planner takes on."""
 
 
+MAX_GROUPS = 2**16
+"""Most groups of heads: no model has as many heads."""
+
+
 class Place(Enum):
     """Where a whole block's x or o waits for its backward.
 
@@ -83,15 +87,20 @@ class BlockPolicy:
 class Policy:
     """All blocks of a step over `tokens` tokens in tiles of `tile_tokens` (the last may be short).
 
+    num_groups: of heads, which attention runs one after the other while all else of q, k, v, o and
+    their gradients waits on the host; 1 runs attention whole. A block whose heads meet runs whole.
+
     Raises: InvalidInput if a block's tiles do not add up to `num_tiles`.
     """
 
     tokens: int
     tile_tokens: int
     blocks: tuple[BlockPolicy, ...]
+    num_groups: int = 1
 
     def __post_init__(self) -> None:
         check_int("Policy.tokens", self.tokens, 1, MAX_TOKENS)
+        check_int("Policy.num_groups", self.num_groups, 1, MAX_GROUPS)
         check_int("Policy.tile_tokens", self.tile_tokens, 1, self.tokens)
         if not self.blocks:
             raise InvalidInput("Policy.blocks is empty; a policy needs at least one block")
@@ -115,7 +124,8 @@ class Policy:
         """
         check_int("tokens", tokens, 1, self.tokens)
         blocks = tuple(self._shorter_block(block, tokens) for block in self.blocks)
-        return Policy(tokens=tokens, tile_tokens=min(self.tile_tokens, tokens), blocks=blocks)
+        tile_tokens = min(self.tile_tokens, tokens)
+        return replace(self, tokens=tokens, tile_tokens=tile_tokens, blocks=blocks)
 
     def _shorter_block(self, block: BlockPolicy, tokens: int) -> BlockPolicy:
         tile_tokens = min(self.tile_tokens, tokens)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from memo_planner.checks import check_fields, check_int, check_text
 from memo_planner.errors import InvalidInput
 from memo_planner.kinds import BlockKind, check_kinds
+from memo_planner.policy import MAX_GROUPS
 
 POINTS = ("forward", "loss", "backward")
 """Points of a step at which the device's bytes are modelled."""
@@ -120,6 +121,7 @@ class Profile:
         pre_bytes_per_token, post_bytes_per_token: saved by a tile's graphs besides q, k, v, x, o.
         peaks: at least one line for each of `POINTS`, in any order; the highest counts.
         gradient_bytes: of all trained parameters, part of `state_bytes`; 0 where not known.
+        num_groups: of heads, which attention ran one after the other; all figures hold for that.
         kinds, kind_of_block: bytes alive, by kind of block, and each block's kind; the figures
             above are the highest of all kinds. Both are empty where they were not measured.
 
@@ -144,6 +146,7 @@ class Profile:
     link: Link
     attention_bytes_per_token2: float = 0.0
     gradient_bytes: int = 0
+    num_groups: int = 1
     kinds: tuple[BlockKind, ...] = ()
     kind_of_block: tuple[int, ...] = ()
 
@@ -154,6 +157,7 @@ class Profile:
         check_int("Profile.num_blocks", self.num_blocks, 1, 1_000_000)
         check_int("Profile.state_bytes", self.state_bytes, 0)
         check_int("Profile.gradient_bytes", self.gradient_bytes, 0, self.state_bytes)
+        check_int("Profile.num_groups", self.num_groups, 1, MAX_GROUPS)
         check_kinds(self.kinds, self.kind_of_block, self.num_blocks)
         figures = (f for f in self.__dataclass_fields__ if "_per_token" in f)
         check_fields(self, tuple(figures))
@@ -188,6 +192,17 @@ class Profile:
             kinds=tuple(kind.times(factor) for kind in self.kinds),
             **{name: factor * getattr(self, name) for name in figures},
         )
+
+    @property
+    def planes_bytes_per_token(self) -> float:
+        """Host bytes of one token in the block that runs by groups of heads, besides what waits.
+
+        They are q, k and v, or their gradients, those of o and in part of x, and what pre saved.
+        """
+        if self.num_groups == 1:
+            return 0.0
+        wholes = self.x_bytes_per_token + self.o_bytes_per_token
+        return self.qkv_bytes_per_token + wholes + self.pre_bytes_per_token
 
     @property
     def tile_bytes_per_token(self) -> float:

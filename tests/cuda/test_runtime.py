@@ -32,13 +32,14 @@ TOKENS = 40
 TILE_TOKENS = 16
 BACKLOG_BYTES = 1 << 16
 NUM_BLOCKS = 2
-WAYS = [(policy, free) for policy in ("swap", "mixed") for free in (0, 1 << 40)]
+WAYS = [(policy, free, 1) for policy in ("swap", "mixed") for free in (0, 1 << 40)]
+WAYS += [("recompute", free, 2) for free in (0, 1 << 40)]
 SEEDS_OF_A_WAY = 250
 QUICK_SEEDS = 25
 
 
 def ways_and_seeds() -> Iterator[Any]:
-    """1,000 seeds, all different, a few of each way without waiting for the slow ones."""
+    """1,500 seeds, all different, a few of each way without waiting for the slow ones."""
     for number, way in enumerate(WAYS):
         seeds = range(number * SEEDS_OF_A_WAY, (number + 1) * SEEDS_OF_A_WAY)
         yield pytest.param(*way, seeds[:QUICK_SEEDS], id=f"{way[0]}-{number}-quick")
@@ -74,14 +75,14 @@ def step_of(model: torch.nn.Module) -> Step:
     return step
 
 
-@pytest.mark.parametrize(("policy", "free_bytes", "seeds"), [*ways_and_seeds()])
+@pytest.mark.parametrize(("policy", "free_bytes", "num_groups", "seeds"), [*ways_and_seeds()])
 def test_gradients_keep_every_bit(
-    device: CpuTensorsOnCuda, policy: str, free_bytes: int, seeds: range
+    device: CpuTensorsOnCuda, policy: str, free_bytes: int, num_groups: int, seeds: range
 ) -> None:
     model = force(wrapped_llama(), "keep", TILE_TOKENS)
     keep = step_of(model)
     device.finish()
-    force(model, policy, TILE_TOKENS, free_bytes)
+    force(model, policy, TILE_TOKENS, free_bytes, num_groups)
     for seed in seeds:
         device.start(seed)
         step = step_of(model)

@@ -54,6 +54,18 @@ def test_requests_get_their_addresses_and_the_range_is_given_back(arena: _core.A
     assert arena.end_step() is None
 
 
+def test_the_middle_of_a_request_is_live_where_later_ones_begin(arena: _core.Arena) -> None:
+    base = begun(arena, layout_of([(256, 0), (64, 128)]))
+    whole = arena.alloc(256)
+    assert whole == base
+    assert arena.is_live(base + 128, 128)
+    assert not arena.is_live(base + 128, 129)
+    arena.free(whole)
+    assert not arena.is_live(base + 128, 64)
+    assert arena.alloc(64) == base + 128
+    assert arena.is_live(base + 128, 64)
+
+
 @pytest.mark.parametrize("asked", [128, 256])
 def test_another_size_goes_elsewhere_until_the_next_place(arena: _core.Arena, asked: int) -> None:
     layout = layout_of([(64, 0), (192, 64), (64, 256)], [(PLACE, 0), (8, 2)])

@@ -36,19 +36,27 @@ def block_policy(name: str, index: int, num_tiles: int) -> BlockPolicy:
 
 
 def chooser(
-    name: str, tile_tokens: int, num_blocks: int, free_bytes: int = 2**40
+    name: str, tile_tokens: int, num_blocks: int, free_bytes: int = 2**40, num_groups: int = 1
 ) -> Callable[[int, int], StepPolicy]:
-    """What `WrappedModel.choose_policy` is set to for a policy of `POLICIES`."""
+    """What `WrappedModel.choose_policy` is set to for a policy of `POLICIES`.
+
+    num_groups: of heads; with more than one, what pre saves is parked, as plans have it.
+    """
 
     def choose(batch: int, tokens: int) -> StepPolicy:
         tile = min(tile_tokens, tokens)
         num_tiles = -(-tokens // tile)
         blocks = tuple(block_policy(name, index, num_tiles) for index in range(num_blocks))
-        policy = Policy(tokens=tokens, tile_tokens=tile, blocks=blocks)
+        policy = Policy(tokens=tokens, tile_tokens=tile, blocks=blocks, num_groups=num_groups)
         return StepPolicy(
             policy=policy,
             loss_tile_tokens=max(tile // 2, 1),
-            copies=CopyBudget.same(num_blocks, in_flight_bytes=free_bytes, ahead_bytes=free_bytes),
+            copies=CopyBudget.same(
+                num_blocks,
+                in_flight_bytes=free_bytes,
+                ahead_bytes=free_bytes,
+                park_pre=num_groups > 1,
+            ),
         )
 
     return choose
@@ -62,11 +70,13 @@ def wrapped_of(model: nn.Module) -> WrappedModel:
     return planner.wrapped
 
 
-def force(model: nn.Module, name: str, tile_tokens: int, free_bytes: int = 2**40) -> nn.Module:
+def force(
+    model: nn.Module, name: str, tile_tokens: int, free_bytes: int = 2**40, num_groups: int = 1
+) -> nn.Module:
     """Make a wrapped model follow the policy `name` from now on; returns the model."""
     wrapped = wrapped_of(model)
     num_blocks = len(wrapped.parts.blocks)
-    wrapped.choose_policy = chooser(name, tile_tokens, num_blocks, free_bytes)
+    wrapped.choose_policy = chooser(name, tile_tokens, num_blocks, free_bytes, num_groups)
     return model
 
 

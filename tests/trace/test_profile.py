@@ -177,8 +177,9 @@ def test_kinds_of_steps_beside_plain_ones_are_as_by_long_runs() -> None:
     model = memo_train.wrap(make_model(), alpha=0.5)
     wrapped = wrapped_of(model)
     plain = PlainSteps(profile=measure_profile(wrapped, 1, 2048))
-    by_long = measure_profile(wrapped, 1, 2048, park_pre=True)
-    beside = measure_profile(wrapped, 1, 2048, park_pre=True, effort=Effort(plain=plain))
+    parked = Way(place=TilePlace.KEEP, park_pre=True)
+    by_long = measure_profile(wrapped, 1, 2048, parked)
+    beside = measure_profile(wrapped, 1, 2048, parked, effort=Effort(plain=plain))
     memo_train.unwrap(model)
     assert beside.times == plain.profile.times
     for way, stage in itertools.product(TilePlace, STAGES):

@@ -42,12 +42,13 @@ class _Fetch:
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
-    """One block under its policy. tokens, tile_tokens: of the step."""
+    """One block under its policy. tokens, tile_tokens, num_groups: of the step."""
 
     kind: BlockKind
     policy: BlockPolicy
     tokens: int
     tile_tokens: int
+    num_groups: int
 
     @property
     def kept_tokens(self) -> int:
@@ -116,7 +117,9 @@ class _Block:
         limit_bytes: what it may take.
         """
         wholes = 0
-        for place, num_bytes in ((self.policy.x, self.x_bytes), (self.policy.o, self.o_bytes)):
+        # By groups of heads x and o come back by tiles and in planes, when their turn is.
+        swapped = ((self.policy.x, self.x_bytes), (self.policy.o, self.o_bytes))
+        for place, num_bytes in swapped if self.num_groups == 1 else ():
             if place is Place.SWAP and self.is_tiled:
                 if wholes + num_bytes > limit_bytes:
                     return wholes, 0
@@ -141,7 +144,9 @@ class _Block:
 
     @property
     def freed_bytes(self) -> int:
-        """What is free when attention's backward is over: q, k, v and o."""
+        """What is free when attention's backward is over: q, k, v and o, where they were whole."""
+        if self.num_groups > 1:
+            return 0
         return self.o_bytes + math.ceil(self.saved.qkv_bytes_per_token * self.tokens)
 
     def _not_kept(self, way: TilePlace, per_token: float) -> int:
@@ -210,6 +215,7 @@ def alive_points(
             policy=one,
             tokens=policy.tokens,
             tile_tokens=policy.tile_tokens,
+            num_groups=policy.num_groups,
         )
         for kind, one in zip(profile.kind_of_block, policy.blocks, strict=True)
     ]

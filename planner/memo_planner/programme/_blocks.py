@@ -16,7 +16,7 @@ from memo_planner.limits import Limits
 from memo_planner.policy import BlockPolicy, Place
 from memo_planner.programme._cost import BlockShape, Choices, Flags, Floats, Ints, Prices, price
 from memo_planner.programme._counts import BlockCounts, Relaxed, relax, round_counts, solve_counts
-from memo_planner.programme._feasible import device_room, sure_blocks
+from memo_planner.programme._feasible import device_room, host_room, sure_blocks
 
 # 25 * 26 / 2 pairs of counts, x and o in four ways each: 1,300 block policies.
 EXACT_TILES = 24
@@ -35,8 +35,14 @@ _LEAST_GAP_S = 1e-12
 
 
 def all_choices(shape: BlockShape) -> Choices:
-    """Every block policy, or a grid of them where a block has more than `EXACT_TILES` tiles."""
+    """Every block policy, or a grid of them where a block has more than `EXACT_TILES` tiles.
+
+    By groups of heads all tiles are recomputed, and only the places of x and o are chosen.
+    """
     num_tiles = shape.num_tiles
+    if shape.profile.num_groups > 1:
+        # By groups of heads memory is too short for more, and x comes back by tiles.
+        return _with_places(np.zeros(1, np.int64), np.full(1, num_tiles, np.int64), shape)
     if num_tiles <= EXACT_TILES:
         return _with_places(np.arange(num_tiles + 1), np.arange(num_tiles + 1), shape)
     grid = np.linspace(0, num_tiles, GRID_STEPS + 1).round().astype(np.int64)
@@ -46,7 +52,7 @@ def all_choices(shape: BlockShape) -> Choices:
 
 def first_step(shape: BlockShape) -> int:
     """Tiles between neighbours of the first grid; 1 if it holds every block policy."""
-    if shape.num_tiles <= EXACT_TILES:
+    if shape.num_tiles <= EXACT_TILES or shape.profile.num_groups > 1:
         return 1
     return math.ceil(shape.num_tiles / GRID_STEPS)
 
@@ -280,9 +286,9 @@ def _problem(shape: BlockShape, limits: Limits, choices: Choices) -> tuple[Choic
     """Drops choices that no block can afford or that another one beats, and prices the rest."""
     prices = price(shape, choices)
     cost_s = ranked_s(shape, choices, prices)
-    room = device_room(shape, limits)
+    room, on_host = device_room(shape, limits), host_room(shape, limits)
     affordable = (prices.kept_bytes <= (np.inf if room is None else room)) & (
-        prices.swapped_bytes <= (limits.host_bytes or np.inf)
+        prices.swapped_bytes <= (np.inf if on_host is None else on_host)
     )
     index = np.flatnonzero(affordable)
     index = index[useful(prices.kept_bytes[index], prices.swapped_bytes[index], cost_s[index])]
@@ -294,6 +300,6 @@ def _problem(shape: BlockShape, limits: Limits, choices: Choices) -> tuple[Choic
         swapped_bytes=prices.swapped_bytes[index],
         gap_s=max(_LEAST_GAP_S, EQUAL_SHARE * (shape.plain_s or 1.0) * num_blocks),
         device_room_bytes=room,
-        host_room_bytes=limits.host_bytes,
+        host_room_bytes=on_host,
     )
     return choices.take(index), problem

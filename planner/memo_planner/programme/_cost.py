@@ -80,6 +80,41 @@ class BlockShape:
         return per_token * self.tokens + attention_s + self.overhead_s / 2
 
     @property
+    def planes_bytes(self) -> int:
+        """Host bytes that groups of heads take in the block that runs."""
+        return math.ceil(self.profile.planes_bytes_per_token * self.tokens)
+
+    @property
+    def planes_forward_s(self) -> float:
+        """Seconds that forward waits for planes: q, k, v and rows of o come back from the host."""
+        return self._planes_s(sent=(0, 0, 0), back=(1, 1, 0))
+
+    @property
+    def planes_backward_s(self) -> float:
+        """The same in backward, where memory is shortest and each copy is waited for.
+
+        q, k, v and their gradients go and come, o's gradient too, and a part of x's; o comes in
+        rows and in planes. x comes twice, once of which all plans count.
+        """
+        return self._planes_s(sent=(2, 1, 1), back=(2, 3, 2))
+
+    def _planes_s(self, *, sent: tuple[int, int, int], back: tuple[int, int, int]) -> float:
+        """Of so many times (q, k and v; o; x) to the host and back."""
+        profile, link = self.profile, self.profile.link
+        if profile.num_groups == 1:
+            return 0.0
+        sizes = (
+            profile.qkv_bytes_per_token,
+            profile.o_bytes_per_token,
+            profile.x_bytes_per_token,
+        )
+        sent_bytes, back_bytes = (
+            sum(n * size for n, size in zip(times, sizes, strict=True)) for times in (sent, back)
+        )
+        per_token = sent_bytes / link.d2h_bytes_per_s + back_bytes / link.h2d_bytes_per_s
+        return per_token * self.tokens
+
+    @property
     def plain_s(self) -> float:
         """Seconds of forward and backward with everything kept and no tiling."""
         return self.forward_s + self.backward_s - self.overhead_s
@@ -195,12 +230,16 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     # A tile that is made again is run once more.
     recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
     recompute_s = recompute_s + np.where(choices.o_again, shape.attention_s, 0.0)
+    # What groups of heads send in forward, beside all else, comes back before they are done.
+    planes = shape.profile.qkv_bytes_per_token * tokens if shape.profile.num_groups > 1 else 0.0
     forward_s, backward_s = shape.forward_s + swap_s, shape.backward_s + recompute_s
     return Prices(
         kept_bytes=kept_bytes,
         swapped_bytes=sent_bytes,
         swap_s=swap_s,
         recompute_s=recompute_s,
-        forward_stall_s=np.maximum(sent_bytes / link.d2h_bytes_per_s - forward_s, 0.0),
-        backward_stall_s=np.maximum(sent_bytes / link.h2d_bytes_per_s - backward_s, 0.0),
+        forward_stall_s=shape.planes_forward_s
+        + np.maximum((sent_bytes + planes) / link.d2h_bytes_per_s - forward_s, 0.0),
+        backward_stall_s=shape.planes_backward_s
+        + np.maximum(sent_bytes / link.h2d_bytes_per_s - backward_s, 0.0),
     )

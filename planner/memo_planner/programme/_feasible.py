@@ -58,6 +58,7 @@ def shortage(shape: BlockShape, limits: Limits, alpha: float | None) -> Shortage
         host_bytes = _alpha_host_bytes(shape, alpha)
     else:
         host_bytes = _least_host_bytes(shape, device_room(shape, limits))
+    host_bytes += shape.planes_bytes
     if host_bytes <= host_limit:
         return None
     return _short("swapped tensors", "host", host_bytes, host_limit)
@@ -86,6 +87,11 @@ def sure_blocks(shape: BlockShape, limits: Limits) -> list[BlockPolicy]:
         )
         for index in range(shape.profile.num_blocks)
     ]
+
+
+def host_room(shape: BlockShape, limits: Limits) -> int | None:
+    """Bytes left on the host for what waits there between forward and backward; None: no limit."""
+    return None if limits.host_bytes is None else limits.host_bytes - shape.planes_bytes
 
 
 def device_room(shape: BlockShape, limits: Limits) -> int | None:

@@ -84,7 +84,7 @@ def predict(
         device_peak_bytes=top.device_bytes,
         device_peak_point=top.name,
         device_room_bytes=room_bytes,
-        host_peak_bytes=sum(_by_block(profile, policy)[1]),
+        host_peak_bytes=sum(_by_block(profile, policy)[1]) + _planes_bytes(shape),
         extra_s=swap_s + recompute_s + stall_s + num_blocks * shape.overhead_s,
         recompute_s=recompute_s,
         stall_s=stall_s,
@@ -117,6 +117,21 @@ def _shared_bytes(profile: Profile, policy: Policy, block: int) -> int:
 
 _PAGE_BYTES = 4096
 """The host pool gives whole pages."""
+
+_NUM_PLANES = 5
+"""Ranges of the host: for q, k, v, the gradient of o and a part of that of x."""
+
+
+def _planes_bytes(shape: BlockShape) -> int:
+    """What groups of heads take on the host, in whole pages.
+
+    What pre saved of a tile is about as many tensors as its x goes into them.
+    """
+    profile = shape.profile
+    if profile.num_groups == 1:
+        return 0
+    of_tile = math.ceil(profile.pre_bytes_per_token / max(profile.x_bytes_per_token, 1.0)) + 1
+    return shape.planes_bytes + (_NUM_PLANES + of_tile * shape.num_tiles) * _PAGE_BYTES
 
 
 def _rounding_bytes(profile: Profile, policy: Policy, block: int) -> int:

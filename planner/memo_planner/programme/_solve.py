@@ -39,6 +39,11 @@ class Request:
     def __post_init__(self) -> None:
         if self.alpha is not None and check_number("alpha", self.alpha) > 1:
             raise InvalidInput(f"alpha is {self.alpha}; it must be from 0 to 1")
+        if self.alpha and self.profile.num_groups > 1:
+            raise InvalidInput(
+                f"alpha is {self.alpha}; by groups of heads ({self.profile.num_groups} here) all "
+                "tiles are recomputed: leave it out, or give 0"
+            )
         if self.tile_tokens is not None:
             check_int("tile_tokens", self.tile_tokens, 1, MAX_TOKENS)
 
@@ -216,7 +221,12 @@ def _best_alpha(shapes: list[BlockShape], alpha: float, below_s: float) -> Polic
 
 
 def _policy(shape: BlockShape, blocks: Sequence[BlockPolicy]) -> Policy:
-    return Policy(tokens=shape.tokens, tile_tokens=shape.tile_tokens, blocks=tuple(blocks))
+    return Policy(
+        tokens=shape.tokens,
+        tile_tokens=shape.tile_tokens,
+        blocks=tuple(blocks),
+        num_groups=shape.profile.num_groups,
+    )
 
 
 def make_plan(

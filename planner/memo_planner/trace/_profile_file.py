@@ -11,7 +11,7 @@ from memo_planner.errors import InvalidInput, PlanFileError
 from memo_planner.profile import Profile
 
 FORMAT = "memo-profile"
-VERSION = 5
+VERSION = 6
 KINDS = ("measured", "fake")
 
 

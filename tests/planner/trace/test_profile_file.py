@@ -62,7 +62,7 @@ def test_a_profile_is_read_as_it_was_written(path: Path, options: dict[str, Any]
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        (("version",), 1, "version is 1, expected 5"),
+        (("version",), 1, "version is 1, expected 6"),
         (("format",), "memo-plan", "expected 'memo-profile'"),
         (("profile", "x_bytes_per_token"), 3.5, "profile_hash is"),
         (("profile", "state_bytes"), -1, "state_bytes is -1"),
