@@ -122,12 +122,13 @@ class BlockForward:
             elif len(self._runs) > 1:
                 state.poisoned += _leave_at_cut(state.spec.at_cut, qkv, untouchable)
         assert gathered is not None
+        # Where ranks share attention, q, k and v cross now.
+        state.spec.observe("attention")
         return gathered.take()
 
     def _attend(self, qkv: tuple[torch.Tensor, ...]) -> torch.Tensor:
         state, spec = self._state, self._state.spec
         assert state.attention is not None
-        spec.observe("attention")
         state.qkv_bytes = sum(t.nbytes for t in qkv)
         swap = spec.policy.o is Place.SWAP
         target = spec.swap_target if swap else None
@@ -367,7 +368,10 @@ class SavedBytes:
 
 
 class BlockPass:
-    """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it."""
+    """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it.
+
+    failed: who is told of an error in backward.
+    """
 
     def __init__(
         self,
@@ -382,6 +386,7 @@ class BlockPass:
         self.rest: tuple[Any, ...] | None = None
         # Weak: a pass must not keep those before it alive once their graph is gone.
         self.previous: weakref.ref[Any] | None = None
+        self.failed: Callable[[BaseException], None] | None = None
         self._state = BlockState(
             spec=spec,
             parameters=parameters,
@@ -482,7 +487,13 @@ class BlockFunction(torch.autograd.Function):
         """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
         # Asked for, because only then autograd looks at their versions.
         _ = ctx.saved_tensors
-        dx, gradients = ctx.block_pass.backward(dy)
+        block_pass: BlockPass = ctx.block_pass
+        try:
+            dx, gradients = block_pass.backward(dy)
+        except BaseException as error:
+            if block_pass.failed is not None:
+                block_pass.failed(error)
+            raise
         return (None, dx, *gradients)
 
 
