@@ -62,8 +62,11 @@ def on_this_rank(options: argparse.Namespace) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     import memo_train
+    from memo_train.device import get_cpu_device
 
     torch.set_num_threads(1)
+    # Before the model, so that its parameters are counted.
+    get_cpu_device()
     dist.init_process_group("gloo")
     mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("sp",))
     model = _model(options)

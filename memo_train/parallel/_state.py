@@ -10,7 +10,7 @@ collective are held); DistributedDataParallel's reducer; DeepSpeed's stage_1_and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -150,13 +150,12 @@ class HeldState:
         inside = {id(p) for block in parts.blocks for p in block.parameters()}
         outside = [p for p in model.parameters() if id(p) not in inside]
         rest, every = _Part.of(outside, split), _Part.of(model.parameters(), split)
-        early = _Part.of(_made_by_the_loss(model, outside), split).trained
         buffers = sum(b.nbytes for b in model.buffers())
         held, gradients = _held_bytes(state, every, rest)
         return cls(
             state_bytes=buffers + held + gradients,
             gradient_bytes=0 if state.kind == "ddp-views" else gradients,
-            by_block=tuple(_of_block(state, block, rest, early) for block in blocks),
+            by_block=tuple(_of_block(state, block, rest) for block in blocks),
         )
 
     def applied(self, profile: Profile) -> Profile:
@@ -192,17 +191,6 @@ def _peak(peak: StagePeak, more_bytes: int) -> StagePeak:
     return replace(peak, base_bytes=max(peak.base_bytes + more_bytes, 0.0))
 
 
-def _made_by_the_loss(model: nn.Module, outside: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Of the parameters outside of blocks those whose gradients are there before blocks' are.
-
-    Not the embedding's, nor a head's that shares it: its parts are added up at the end.
-    """
-    get = getattr(model, "get_input_embeddings", None)
-    table = None if get is None else get()
-    late = set() if table is None else {id(p) for p in table.parameters()}
-    return [p for p in outside if id(p) not in late]
-
-
 def _held_bytes(state: ModelState, every: _Part, rest: _Part) -> tuple[int, int]:
     """What a rank holds all along without gradients, and its gradients."""
     stage = state.zero_stage
@@ -219,7 +207,7 @@ def _held_bytes(state: ModelState, every: _Part, rest: _Part) -> tuple[int, int]
     return parameters + optimiser + state.bucket_bytes, gradients
 
 
-def _of_block(state: ModelState, block: _Part, rest: _Part, early: int) -> tuple[int, _Beside]:
+def _of_block(state: ModelState, block: _Part, rest: _Part) -> tuple[int, _Beside]:
     """A block's gradients as a rank keeps them, and what is there besides while it runs.
 
     A profile's backward has the block's own gradients in it, whole, and from the loss on those
@@ -234,8 +222,9 @@ def _of_block(state: ModelState, block: _Part, rest: _Part, early: int) -> tuple
             between=rest.trained - (block.trained - block.held_trained),
         )
     if state.kind == "ddp-views":
-        # Gradients go into their buckets, which are there all along.
-        return 0, _Beside(backward=-early, between=-early - block.trained)
+        # Gradients go into their buckets, which are there all along; those that the loss made
+        # stay with it as well, until its graph goes.
+        return 0, _Beside(between=-block.trained)
     gathered = 2 * block.whole if state.zero_stage == 3 else 0
     if state.zero_stage >= 2:
         less = block.trained - block.held_trained

@@ -59,7 +59,7 @@ def test_round_trip(saved: Path) -> None:
 
 def test_other_format_or_version(saved: Path) -> None:
     changed = {**document(saved), "version": 1}
-    assert "version is 1, expected 6" in refused(saved, changed)
+    assert "version is 1, expected 7" in refused(saved, changed)
     assert "format is 'x', expected 'memo-plan'" in refused(saved, {**changed, "format": "x"})
     assert "version is True" in refused(saved, {**document(saved), "version": True})
 

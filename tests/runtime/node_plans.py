@@ -43,8 +43,22 @@ def case(function: Callable[[DeviceMesh], None]) -> Callable[[DeviceMesh], None]
     return function
 
 
+_wrapped: list[nn.Module] = []
+
+
+def wrap(model: nn.Module, **options: Any) -> nn.Module:
+    """Until the case is over: caps are of the whole process."""
+    _wrapped.append(memo_train.wrap(model, **options))
+    return model
+
+
+def unwrap_all() -> None:
+    while _wrapped:
+        memo_train.unwrap(_wrapped.pop())
+
+
 def wrapped(mesh: DeviceMesh, kv_heads: int = 2, **options: Any) -> nn.Module:
-    return memo_train.wrap(MODELS["llama_gqa"](num_key_value_heads=kv_heads), mesh=mesh, **options)
+    return wrap(MODELS["llama_gqa"](num_key_value_heads=kv_heads), mesh=mesh, **options)
 
 
 # What a profile knows of ranks
@@ -75,7 +89,7 @@ def the_ring_is_counted(mesh: DeviceMesh) -> None:
 def attention_is_over_all_tokens(mesh: DeviceMesh) -> None:
     """Its log-sum-exp is of half the heads over twice the tokens, as much as of one process."""
     shared = memo_train.plan(wrapped(mesh, seq_len=TOKENS)).profile
-    alone = memo_train.plan(memo_train.wrap(MODELS["llama_gqa"](), seq_len=TOKENS)).profile
+    alone = memo_train.plan(wrap(MODELS["llama_gqa"](), seq_len=TOKENS)).profile
     assert shared.attention_bytes_per_token == alone.attention_bytes_per_token
     assert shared.qkv_bytes_per_token == alone.qkv_bytes_per_token
     for point in ("forward", "backward"):
@@ -92,6 +106,7 @@ def lengths_are_of_whole_sequences(mesh: DeviceMesh) -> None:
     longest = refused.value.max_tokens
     assert longest is not None
     assert memo_train.plan(wrapped(mesh, seq_len=longest, device_gib=4 / 1024))
+    unwrap_all()
     with pytest.raises(PlanInfeasible):
         wrapped(mesh, seq_len=longest + 2, device_gib=4 / 1024)
 
@@ -106,7 +121,7 @@ def planned_peaks_are_measured(mesh: DeviceMesh) -> None:
     for alpha in (0.0, 1.0):
         model = MODELS["llama_gqa"](**sizes)
         options = {"alpha": alpha, "tile_tokens": 64, "state": "ddp-views"}
-        memo_train.wrap(model, mesh=mesh, seq_len=1024, **options)
+        wrap(model, mesh=mesh, seq_len=1024, **options)
         part = memo_train.shard_batch(long_batch(1024), mesh)
         trained = DistributedDataParallel(model, gradient_as_bucket_view=True)
         measured = peak_of_steps(trained, model, part)
@@ -138,7 +153,7 @@ def peak_of_steps(trained: Any, model: nn.Module, part: dict[str, Any]) -> int:
 def job_plan(folder: Path, **changes: Any) -> tuple[Path, Plan]:
     """Of a laptop's `memo-plan make`, little device memory; changes: of the parallel degrees."""
     config = MODELS["llama_gqa"]().config
-    path = folder / "config.json"
+    path = folder / "small.json"
     path.write_text(json.dumps(config.to_dict()))
     workload = Workload(
         model=model_named(str(path), dtype_bytes=4),
@@ -187,8 +202,8 @@ def another_job_s_plan_is_refused(mesh: DeviceMesh) -> None:
     model = wrapped(mesh, device_gib=0.5, host_gib=0.5)
     ring = wrapped(mesh, sp="ring", device_gib=0.5, host_gib=0.5)
     larger = wrapped(mesh, device_gib=0.03, host_gib=0.5)
-    other = memo_train.wrap(MODELS["llama_gqa"](intermediate_size=64), mesh=mesh)
-    half = memo_train.wrap(MODELS["llama_gqa"]().bfloat16(), mesh=mesh)
+    other = wrap(MODELS["llama_gqa"](intermediate_size=64), mesh=mesh)
+    half = wrap(MODELS["llama_gqa"]().bfloat16(), mesh=mesh)
     with tempfile.TemporaryDirectory() as folder:
         for changes, trained, message in (
             ({"gpus": 4, "sequence": 4}, model, "setting.gpus is 4, this model's is 2"),
@@ -226,7 +241,7 @@ def plans_that_differ_are_refused(mesh: DeviceMesh) -> None:
 @case
 def own_plans_are_of_so_many_ranks(mesh: DeviceMesh) -> None:
     model = wrapped(mesh, seq_len=TOKENS)
-    alone = memo_train.wrap(MODELS["llama_gqa"](), seq_len=TOKENS)
+    alone = wrap(MODELS["llama_gqa"](), seq_len=TOKENS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "own.json"
         memo_train.save_plan(model, path)
@@ -246,6 +261,7 @@ def main(out: str, *names: str) -> None:
             CASES[name](mesh)
         except (Exception, pytest.fail.Exception) as error:
             why = f"{type(error).__name__}: {error}"
+        unwrap_all()
         every: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(every, why)
         found[name] = every
