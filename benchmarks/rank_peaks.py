@@ -59,6 +59,7 @@ def on_this_rank(options: argparse.Namespace) -> None:
     """Run as one of torchrun's ranks, and let the first one write what all found."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.nn.parallel import DistributedDataParallel
 
     import memo_train
@@ -68,7 +69,7 @@ def on_this_rank(options: argparse.Namespace) -> None:
     # Before the model, so that its parameters are counted.
     get_cpu_device()
     dist.init_process_group("gloo")
-    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("sp",))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("sp",))
     model = _model(options)
     tokens = options.tokens
     wrap = {

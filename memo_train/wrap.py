@@ -92,7 +92,12 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     """
     group = None if mesh is None else join(mesh, sp)
     caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
-    others = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len, "sp": sp}
+    others: dict[str, Any] = {
+        "alpha": alpha,
+        "tile_tokens": tile_tokens,
+        "seq_len": seq_len,
+        "sp": sp,
+    }
     others["state"] = state
     found = _find(model, caps_gib | others, group)
     choices = Choices(

@@ -5,5 +5,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-exec torchrun --standalone --nproc-per-node "${GPUS:-8}" --max-restarts "${RESTARTS:-3}" \
+# Else a restart may look for processes of the run before, whose addresses are still in the store.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+exec python -m torch.distributed.run --standalone --nproc-per-node "${GPUS:-8}" --max-restarts "${RESTARTS:-3}" \
     "$here/train.py" --state zero3 --deepspeed "$here/deepspeed_zero3.json" "$@"

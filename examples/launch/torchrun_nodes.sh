@@ -6,7 +6,9 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
-exec torchrun --nnodes "${NODES:-2}" --nproc-per-node "${GPUS:-8}" \
+# Else a restart may look for processes of the run before, whose addresses are still in the store.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+exec python -m torch.distributed.run --nnodes "${NODES:-2}" --nproc-per-node "${GPUS:-8}" \
     --rdzv-backend c10d --rdzv-id "${JOB:-memo}" --rdzv-endpoint "${HEAD:?a node of them}:${PORT:-29400}" \
     --max-restarts "${RESTARTS:-3}" \
     "$here/train.py" --sp "${GPUS:-8}" --state fsdp2 "$@"

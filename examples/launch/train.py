@@ -11,6 +11,7 @@ and its figures are predictions. With `-o` it writes the plan, which `--plan` ha
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -23,10 +24,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -70,8 +71,7 @@ def options() -> argparse.Namespace:
     add("-o", "--output", type=Path, help="where --dry-run writes the plan")
     first = parser.parse_args()
     if first.config is not None:
-        import yaml
-
+        yaml: Any = importlib.import_module("yaml")
         parser.set_defaults(**yaml.safe_load(first.config.read_text()))
     return parser.parse_args()
 
@@ -146,7 +146,7 @@ def spread(
             fully_shard(block)
         fully_shard(model)
     elif dist.get_world_size() > 1:
-        ids = [model.device.index] if torch.cuda.is_available() else None  # type: ignore[union-attr]
+        ids = [model.device.index] if torch.cuda.is_available() else None
         trained = DistributedDataParallel(model, ids, gradient_as_bucket_view=True)
     optimizer = optimizer_of()
 
@@ -162,8 +162,8 @@ def spread(
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The model's list of equal blocks."""
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
-    return list(max(lists, key=len))
+    lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len)
 
 
 def state_of(args: argparse.Namespace) -> memo_train.ModelState:
@@ -178,8 +178,10 @@ def state_of(args: argparse.Namespace) -> memo_train.ModelState:
 
 def engine_of(args: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     """DeepSpeed's, by the JSON of `--deepspeed` at the stage of `--state`."""
-    import deepspeed
-
+    deepspeed: Any = importlib.import_module("deepspeed")
+    if not torch.cuda.is_available():
+        # An operator for CPUs that takes a minute to build, for what gloo does as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     config = json.loads(args.deepspeed.read_text()) if args.deepspeed else {}
     config.setdefault("zero_optimization", {})["stage"] = STAGES[args.state]
     config |= {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
@@ -204,7 +206,7 @@ def save(
         return
     part, whole = args.checkpoints / f".step-{step}", args.checkpoints / f"step-{step}"
     state, moments = get_state_dict(model, optimizer)
-    dcp.save({"model": state, "optimizer": moments}, checkpoint_id=part)
+    state_dict_saver.save({"model": state, "optimizer": moments}, checkpoint_id=part)
     if dist.get_rank() == 0:
         shutil.rmtree(whole, ignore_errors=True)
         part.rename(whole)
@@ -220,7 +222,7 @@ def resume(args: argparse.Namespace, model: nn.Module, optimizer: Any, engine: A
         engine.load_checkpoint(args.checkpoints, tag=found[-1].name)
     else:
         state, moments = get_state_dict(model, optimizer)
-        dcp.load({"model": state, "optimizer": moments}, checkpoint_id=found[-1])
+        state_dict_loader.load({"model": state, "optimizer": moments}, checkpoint_id=found[-1])
         set_state_dict(model, optimizer, model_state_dict=state, optim_state_dict=moments)
     return number_of(found[-1])
 
@@ -289,7 +291,7 @@ def meshes(args: argparse.Namespace, kind: str) -> DeviceMesh:
     sp = args.sp or (told if told > 1 else ranks)
     if ranks % sp:
         raise SystemExit(f"{ranks} ranks are no whole number of groups of {sp} (--sp)")
-    return dist.init_device_mesh(kind, (ranks // sp, sp), mesh_dim_names=("dp", "sp"))
+    return init_device_mesh(kind, (ranks // sp, sp), mesh_dim_names=("dp", "sp"))
 
 
 def train(args: argparse.Namespace) -> None:

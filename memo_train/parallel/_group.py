@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,13 @@ class SequenceGroup:
         self._notes = FailureNotes.of(group)
 
     def begin_step(self) -> None:
-        """What is noted from now on is of the next step, on all ranks alike.
+        """What is noted from now on is of the next step, on all ranks alike. A collective call.
 
         Raises: RanksDiffer if this rank has given up waiting in an earlier one.
         """
         self._notes.begin_step()
+        if not self._notes.are_open:
+            self._notes.open(self.gather(uuid.uuid4().hex)[0])
 
     def note_failure(self, error: BaseException) -> None:
         """Let ranks that wait in an exchange of this step know that it has failed on this one."""

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
 
 from memo_train.errors import RanksDiffer
 
@@ -44,11 +45,22 @@ class FailureNotes:
         self.are_read = dist.get_backend(group) == "gloo"
         self._rank = dist.get_rank(group)
         self._size = dist.get_world_size(group)
-        # No public way leads to it.
-        store = dist.distributed_c10d._get_default_store()
-        self._store: Any = dist.PrefixStore(f"memo_train/{group.group_name}", store)
+        self._name = group.group_name
+        self._store: Any = None
         self._step = 0
         self._gave_up: str | None = None
+
+    @property
+    def are_open(self) -> bool:
+        """Whether there is a place for them."""
+        return self._store is not None
+
+    def open(self, run: str) -> None:
+        """Keep them under a name that all ranks have, and no run before: torchrun's restarts share
+        one store."""
+        # No public way leads to it.
+        store = dist.distributed_c10d._get_default_store()
+        self._store = PrefixStore(f"memo_train/{run}/{self._name}", store)
 
     def begin_step(self) -> None:
         """Later notes are of the next step. Raises: RanksDiffer if this rank gave up waiting."""
@@ -61,7 +73,7 @@ class FailureNotes:
 
     def write(self, error: BaseException) -> None:
         """Note that the step has failed on this rank, unless because of another."""
-        if not isinstance(error, RanksDiffer):
+        if self.are_open and not isinstance(error, RanksDiffer):
             what = f"rank {self._rank} of {self._size} failed in mid-step: "
             self._store.set(self._failed_key, f"{what}{type(error).__name__}: {error}")
 
@@ -92,10 +104,13 @@ class FailureNotes:
 
     def _give_up(self, why: str) -> RanksDiffer:
         self._gave_up = why
-        self._store.set(_GAVE_UP, why)
+        if self.are_open:
+            self._store.set(_GAVE_UP, why)
         return RanksDiffer(why)
 
     def _read_when_severed(self) -> str | None:
+        if not self.are_open:
+            return None
         # The store raises what it likes where nobody writes in time.
         with suppress(RuntimeError):
             self._store.wait([self._failed_key], _SEVERED)
@@ -103,7 +118,7 @@ class FailureNotes:
 
     def _read(self) -> str | None:
         for key in (self._failed_key, _GAVE_UP):
-            if self._store.check([key]):
+            if self.are_open and self._store.check([key]):
                 return str(self._store.get(key).decode())
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from memo_planner.errors import InvalidInput
 from memo_planner.plan import Plan
@@ -34,20 +35,21 @@ def rank_plan(plan: Plan) -> Plan:
 
 def _of_own_tokens(profile: Profile, ranks: int) -> Profile:
     """A token of the rank's own stands for as many of the whole sequence as there are ranks."""
-    figures = {n: getattr(profile, n) for n in profile.__dataclass_fields__ if "_per_token" in n}
+    names = (n for n in profile.__dataclass_fields__ if "_per_token" in n)
+    figures: dict[str, Any] = _scaled({name: getattr(profile, name) for name in names}, ranks)
     times = {n: getattr(profile.times, n) for n in profile.times.__dataclass_fields__}
     return replace(
         profile,
         peaks=tuple(_line(line, ranks) for line in profile.peaks),
         times=BlockTimes(**_scaled(times, ranks)),
         exchange=profile.exchange and profile.exchange.times(ranks),
-        **_scaled(figures, ranks),
+        **figures,
     )
 
 
 def _line(line: PeakLine, ranks: int) -> PeakLine:
     names = ("bytes_per_tile_token", "bytes_per_token", "bytes_per_token2")
-    figures: dict[str, float] = _scaled({name: getattr(line, name) for name in names}, ranks)
+    figures: dict[str, Any] = _scaled({name: getattr(line, name) for name in names}, ranks)
     return replace(line, **figures)
 
 
