@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from memo_train.errors import MemoError
 from memo_train.memory import MemoryReport, load_plan, memory_report, save_plan, use_layouts
-from memo_train.parallel import shard_batch
+from memo_train.parallel import ModelState, shard_batch
 from memo_train.runtime import attention
 from memo_train.stats import Stats, reset_stats, stats
 from memo_train.verify import Verification, verify
@@ -20,6 +20,7 @@ __all__ = [
     "MemoConfig",
     "MemoError",
     "MemoryReport",
+    "ModelState",
     "Stats",
     "Trainer",
     "Verification",

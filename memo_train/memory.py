@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from memo_planner import Plan
-from memo_planner.errors import PlanFileError, format_bytes
+from memo_planner.errors import format_bytes
 from memo_train.device import devices_in_use
+from memo_train.job_plans import plan_of_job, refuse_differences
 from memo_train.layout import PlanLayout, Shape, ShapeReport, StepLayouts
+from memo_train.planning import StepPlanner
 from memo_train.stats import counted
 from memo_train.trace import model_hash
 from memo_train.wrap import planned_step_of, planner_of
@@ -97,31 +100,62 @@ def save_plan(model: nn.Module, path: str | Path, *, wait: bool = True) -> None:
 
 
 def load_plan(model: nn.Module, path: str | Path) -> Plan:
-    """Run steps of the plan's shape by a plan that `save_plan` wrote, from the first on.
+    """Run steps of the plan's shape by a plan of `save_plan` or of `memo-plan`, from the first on.
 
+    Ranks that share sequences all call it, with the same plan; it is a collective call then. A plan
+    of `memo-plan make -o` is of a whole job: each rank carries out its part of it, or all refuse.
+    Returns the plan as this rank carries it out, its tokens the rank's own.
     Raises: UnsupportedModel if the model is not wrapped; PlanFileError if the files cannot be read
-        or are for another model or precision, with both values named.
+        or are for another model, precision or job, with both values named; RanksDiffer.
     """
     planner = planner_of(model)
-    plan, device = Plan.load(path), planner.wrapped.device
-    found = PlanLayout.load(_beside(Path(path)), plan_hash=plan.inputs_hash, device=device)
-    causal_lm = planner.wrapped.parts.causal_lm
+    found: list[_Loaded] = []
+
+    def look() -> tuple[dict[str, Any], None]:
+        found.append(_read(planner, Path(path)))
+        return {"the plan": found[0].plan.inputs_hash}, None
+
+    planner.agree(look)
+    plan, beside = found[0].plan, found[0].beside
+    shape = Shape(
+        batch=plan.profile.batch,
+        tokens=plan.policy.tokens,
+        precision=planner.precision if beside is None else beside.precision,
+    )
+    park_pre = beside is not None and beside.park_pre
+    planned = planner.adopt(shape, plan, park_pre=park_pre)
+    if beside is not None and beside.solved is not None:
+        how = planner.wrapped.how(planned.step, beside.given)
+        planner.layouts.adopt(shape, how, beside.solved)
+    return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A plan that fits the model. beside: its layout's file; a plan of a job has none."""
+
+    plan: Plan
+    beside: PlanLayout | None
+
+
+def _read(planner: StepPlanner, path: Path) -> _Loaded:
+    """Raises: PlanFileError."""
+    plan, wrapped = Plan.load(path), planner.wrapped
+    if plan.setting is not None:
+        return _Loaded(plan=plan_of_job(plan, planner, path), beside=None)
+    device = wrapped.device
+    found = PlanLayout.load(_beside(path), plan_hash=plan.inputs_hash, device=device)
+    causal_lm, exchange = wrapped.parts.causal_lm, plan.profile.exchange
     wanted = {
         "model_hash": (plan.profile.model_hash, model_hash(causal_lm)),
         "device": (plan.profile.device, device.torch_device.type),
-        "num_blocks": (plan.profile.num_blocks, len(planner.wrapped.parts.blocks)),
+        "num_blocks": (plan.profile.num_blocks, len(wrapped.parts.blocks)),
         "precision": (found.precision, planner.precision),
         "training": (found.training, causal_lm.training),
+        "exchange.way": (exchange and exchange.way, wrapped.ranks and wrapped.ranks.way),
     }
-    for name, (given, here) in wanted.items():
-        if given != here:
-            raise PlanFileError(f"{path}: {name} is {given!r}, this model's is {here!r}")
-    shape = Shape(batch=plan.profile.batch, tokens=plan.policy.tokens, precision=found.precision)
-    planned = planner.adopt(shape, plan, park_pre=found.park_pre)
-    if found.solved is not None:
-        how = planner.wrapped.how(planned.step, found.given)
-        planner.layouts.adopt(shape, how, found.solved)
-    return plan
+    refuse_differences(path, wanted)
+    return _Loaded(plan=plan, beside=found)
 
 
 def _beside(path: Path) -> Path:

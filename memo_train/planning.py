@@ -11,7 +11,7 @@ import hashlib
 import math
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,9 +25,10 @@ from memo_planner.programme import predict, quick_plan
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock, plan_with_copies
 from memo_train.device import Device
 from memo_train.layout import Shape, StepLayouts
-from memo_train.parallel import SequenceGroup
+from memo_train.parallel import HeldState, ModelState, SequenceGroup
 from memo_train.profiling import Profiles, StepKind
 from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, held_here, precision
+from memo_train.trace import measure_link
 
 
 class Caps:
@@ -88,11 +89,15 @@ _MOST_SOUGHT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the user asked of `wrap`; None leaves a choice to the planner."""
+    """What the user asked of `wrap`; None leaves a choice to the planner.
+
+    state: who looks after the model's state, over how many ranks.
+    """
 
     limits: Limits
     alpha: float | None
     tile_tokens: int | None
+    state: ModelState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +175,8 @@ class StepPlanner:
         self._improvable: set[Hashable] = set()
         self._sought: dict[Hashable, _Sought] = {}
         self._buckets: dict[Hashable, _Found | None] = {}
+        self._held: dict[Hashable, HeldState] = {}
+        self.held()  # counted while parameters are whole, which ZeRO 3 does not leave them
         self.last: PlannedStep | None = None
         self.trained_shapes: Counter[tuple[int, int]] = Counter()
         """Training steps begun, by (batch, tokens); whoever reads it may clear it."""
@@ -191,6 +198,45 @@ class StepPlanner:
     def precision(self) -> str:
         """What a step would compute in now."""
         return precision(self.wrapped.device.torch_device.type)
+
+    def agree(self, look: Callable[[], tuple[dict[str, Any], Any]]) -> None:
+        """Do `look` on all ranks that share the steps; as `SequenceGroup.agree`."""
+        if self._group is None:
+            look()
+        else:
+            self._group.agree(look)
+
+    @property
+    def limits(self) -> Limits:
+        """What a plan may use on this rank."""
+        return self._choices.limits
+
+    @property
+    def state(self) -> ModelState:
+        """Who looks after the model's state, over how many ranks."""
+        return self._choices.state
+
+    def held(self) -> HeldState | None:
+        """What this rank holds of the model's state; None where it is all of it."""
+        if self.state.kind == "whole":
+            return None
+        key = self.wrapped.fingerprint.state(trains=False)
+        if key not in self._held:
+            self._held[key] = HeldState.of(self.wrapped.parts, self.state)
+        return self._held[key]
+
+    def measure_links(self) -> None:
+        """Measure copies and exchanges while all ranks have them. A collective call.
+
+        Raises: what copies raise on this rank; RanksDiffer if they do on another.
+        """
+        group, ranks, device = self._group, self.wrapped.ranks, self.wrapped.device
+        assert group is not None
+        assert ranks is not None
+        # Alone first: a rank that cannot copy must not leave others waiting.
+        group.agree(lambda: ({}, measure_link(device)))
+        self._profiles.link = measure_link(device, group.group)
+        ranks.measure_link()
 
     def measure(self, *, limited: bool) -> None:
         """Profile the model now, so that no step has to wait for it; as `Profiles.measure`."""
@@ -242,8 +288,12 @@ class StepPlanner:
 
         if all(group.agree(look)):
             self.last = self._planned[key]
-        else:
-            self.last = self._adopt(key, shape, *group.decide(own))
+            return self.last
+        try:
+            decided = group.decide(own)
+        except PlanInfeasible as error:
+            raise _of_whole_sequences(error, group.size) from error
+        self.last = self._adopt(key, shape, *decided)
         return self.last
 
     def measured(self) -> dict[str, Any] | None:
@@ -419,7 +469,9 @@ class StepPlanner:
             masked=self._masked(shape.tokens),
             alone=shape.batch == 1,
         )
-        return self._profiles.of(kind, shape.tokens).for_batch(shape.batch)
+        profile = self._profiles.of(kind, shape.tokens).for_batch(shape.batch)
+        held = self.held()
+        return profile if held is None else held.applied(profile)
 
     def _without_backward(self, tokens: int) -> StepPolicy:
         """Nothing is saved, or nothing but x and o; only the tile size matters."""
@@ -435,6 +487,12 @@ class StepPlanner:
         policy = Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=blocks)
         none = CopyBudget.same(len(blocks), in_flight_bytes=0, ahead_bytes=0)
         return StepPolicy(policy=policy, loss_tile_tokens=tile_tokens, copies=none)
+
+
+def _of_whole_sequences(error: PlanInfeasible, num_ranks: int) -> PlanInfeasible:
+    """Its longest length as users count it: of all ranks together."""
+    longest = None if error.max_tokens is None else error.max_tokens * num_ranks
+    return PlanInfeasible(error.what, error.where, error.need_bytes, error.limit_bytes, longest)
 
 
 def _named(plan: Plan) -> str:

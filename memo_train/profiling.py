@@ -88,6 +88,8 @@ class Profiles:
         self, wrapped: WrappedModel, lifted: Callable[[], AbstractContextManager[None]]
     ) -> None:
         self._wrapped, self._lifted = wrapped, lifted
+        self.link: Link | None = None
+        """Of the device to the host, where it was measured with other ranks."""
         self._by_state: dict[Hashable, _ProfilesOfState] = {}
         self._parks = wrapped.device.torch_device.type == "cuda"  # where it takes no time
 
@@ -130,7 +132,7 @@ class Profiles:
         """The profiles of the model as it is: its dtypes, attention function, what is trained."""
         state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
         if state not in self._by_state:
-            found = _ProfilesOfState(self._wrapped, self._lifted, state)
+            found = _ProfilesOfState(self._wrapped, self._lifted, state, self.link)
             found.measure_all(parks=self._parks)
             self._by_state[state] = found
         return self._by_state[state]
@@ -144,8 +146,10 @@ class _ProfilesOfState:
         wrapped: WrappedModel,
         lifted: Callable[[], AbstractContextManager[None]],
         state: Hashable,
+        link: Link | None,
     ) -> None:
         self._wrapped, self._lifted, self._state = wrapped, lifted, state
+        self._link_of_all = link
         self._found: dict[StepKind, Profile] = {}
         self._plain: dict[str, PlainSteps] = {}
         self._model_key = model_key(wrapped)
@@ -239,7 +243,7 @@ class _ProfilesOfState:
     @cached_property
     def _link(self) -> Link:
         """Of this process now, for all profiles that were kept: on a GPU it pins buffers."""
-        return measure_link(self._wrapped.device)
+        return self._link_of_all or measure_link(self._wrapped.device)
 
     def _table_tokens(self) -> int | None:
         """Tokens of the model's longest sequence by its configuration; None if that names none."""
@@ -250,7 +254,10 @@ class _ProfilesOfState:
     def _kept(self, kind: StepKind, longest: int) -> Profile:
         """The profile from runs of at most `longest` tokens, made on this machine now or before."""
         repeats = 1 if self._found and self._where == "cpu" else REPEATS
-        asked = (self._state, kind, longest, repeats)
+        ranks = self._wrapped.ranks
+        asked: tuple[object, ...] = (self._state, kind, longest, repeats)
+        # One rank's attention is over the tokens of all.
+        asked += () if ranks is None else (ranks.way,)
         kept = KeptProfile.of(self._model_key, asked)
         profile = kept.load(self._wrapped, self._link)
         if profile is None:
@@ -258,7 +265,7 @@ class _ProfilesOfState:
             # Its length is not the step's, so whether it fits the cap says nothing of the step.
             with self._lifted():
                 try:
-                    profile = self._measure(kind, longest, repeats)
+                    profile = replace(self._measure(kind, longest, repeats), link=self._link)
                 finally:
                     # Whether the last call had a mask: a padded run says nothing of the next step.
                     self._wrapped.masked = masked

@@ -16,7 +16,7 @@ from memo_planner import Limits, Plan
 from memo_train.device import Device, device_of, memory_share_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
-from memo_train.parallel import HeadsSeen, SequenceGroup, SharedSteps, join
+from memo_train.parallel import HeadsSeen, ModelState, SequenceGroup, SharedSteps, join
 from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
     BlockVerdict,
@@ -57,6 +57,7 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     tile_tokens: int | None = None,
     mesh: DeviceMesh | None = None,
     sp: str = "auto",
+    state: str | ModelState | None = None,
 ) -> nn.Module:
     """Make `model` train by token tiles under a plan; returns the same model.
 
@@ -79,6 +80,9 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         whole sequence, the caps are of each rank. Rank 0 profiles and plans for all.
     sp: how ranks share attention: "ulysses" by heads, "ring" by passing keys and values around
         (plain causal attention on CPUs only); "auto" is Ulysses where ranks divide the heads.
+    state: who looks after parameters, gradients and moments, for the plan to count them: a kind of
+        `memo_train.ModelState`, or one. None: FSDP2 where the model is sharded already, else this
+        process alone.
 
     The model is trained where its parameters lie: on the CPU or on one GPU.
     Blocks that are not token-wise outside attention are checkpointed whole, with a warning; ranks
@@ -88,10 +92,19 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     """
     group = None if mesh is None else join(mesh, sp)
     caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
-    others = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len, "sp": sp}
+    others: dict[str, Any] = {
+        "alpha": alpha,
+        "tile_tokens": tile_tokens,
+        "seq_len": seq_len,
+        "sp": sp,
+    }
+    others["state"] = state
     found = _find(model, caps_gib | others, group)
     choices = Choices(
-        limits=_limits(found.device, *found.caps_bytes), alpha=alpha, tile_tokens=tile_tokens
+        limits=_limits(found.device, *found.caps_bytes),
+        alpha=alpha,
+        tile_tokens=tile_tokens,
+        state=found.state,
     )
     planner = _planner(found, choices, seq_len, group)
     setattr(found.parts.causal_lm, _ATTRIBUTE, planner)
@@ -101,7 +114,10 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What the probe found out about a model. steps: how ranks share them, if any do."""
+    """What the probe found out about a model. steps: how ranks share them, if any do.
+
+    state: what `wrap` was told of the model's state.
+    """
 
     parts: ModelParts
     device: Device
@@ -109,10 +125,14 @@ class _Found:
     loss: TiledLoss | None
     steps: SharedSteps | None
     caps_bytes: _CapsBytes
+    state: ModelState
 
 
 def _look_at(
-    model: nn.Module, steps_of: Callable[[nn.Module], SharedSteps] | None, caps_bytes: _CapsBytes
+    model: nn.Module,
+    steps_of: Callable[[nn.Module], SharedSteps] | None,
+    caps_bytes: _CapsBytes,
+    state: ModelState,
 ) -> _Found:
     """Probe the model, alone, and warn of what is not tiled. Raises: as `wrap`."""
     parts = find_parts(model)
@@ -138,6 +158,7 @@ def _look_at(
         loss=tiled,
         steps=steps,
         caps_bytes=caps_bytes,
+        state=state,
     )
 
 
@@ -152,7 +173,8 @@ def _find(model: nn.Module, options: dict[str, Any], group: SequenceGroup | None
         _check_options(options["alpha"], options["tile_tokens"], options["seq_len"])
         device_bytes, host_bytes = (_cap_bytes(n, options[n]) for n in ("device_gib", "host_gib"))
         steps_of = None if group is None else partial(SharedSteps, group, sp=options["sp"])
-        looked.append(_look_at(model, steps_of, (device_bytes, host_bytes)))
+        state = ModelState.told(options["state"], model)
+        looked.append(_look_at(model, steps_of, (device_bytes, host_bytes), state))
         made_of = model_hash(looked[0].parts.causal_lm)
         return options | {"the model (its parameters, hashed)": made_of}, None
 
@@ -179,6 +201,7 @@ def _planner(
                 group.agree(lambda: _prove(found))
                 # Not before: what is proven, each rank runs alone.
                 wrapped.ranks = found.steps
+                planner.measure_links()
             tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
             _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
         # Last: a profile's runs may need more than the plan's steps.

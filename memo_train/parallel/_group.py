@@ -6,7 +6,9 @@ by `agree`: every rank then knows what all found, and all of them raise or none 
 
 from __future__ import annotations
 
+import pickle
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from memo_train.errors import InvalidInput, MemoError, RanksDiffer
+from memo_train.parallel._notes import FailureNotes
 
-_DIMENSION = "sp"
+_DIMENSIONS = ("sp", "cp")
+"""Names of the dimension of ranks that share sequences, as Accelerate has them."""
 _WAYS = ("auto", "ulysses", "ring")
 _LONGEST_HOLD_S = 0.01
 
@@ -28,11 +32,38 @@ class SequenceGroup:
         self.group = group
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
+        self._notes = FailureNotes.of(group)
+
+    def begin_step(self) -> None:
+        """What is noted from now on is of the next step, on all ranks alike. A collective call.
+
+        Raises: RanksDiffer if this rank has given up waiting in an earlier one.
+        """
+        self._notes.begin_step()
+        if not self._notes.are_open:
+            self._notes.open(self.gather(uuid.uuid4().hex)[0])
+
+    def note_failure(self, error: BaseException) -> None:
+        """Let ranks that wait in an exchange of this step know that it has failed on this one."""
+        self._notes.write(error)
 
     def gather(self, mine: Any) -> list[Any]:
         """What every rank gave, in their order, on every rank. A collective call."""
         every: list[Any] = [None] * self.size
-        dist.all_gather_object(every, mine, group=self.group)
+        if not self._notes.are_read:
+            dist.all_gather_object(every, mine, group=self.group)
+            return every
+        text = torch.frombuffer(bytearray(pickle.dumps(mine)), dtype=torch.uint8)
+        lengths = [int(n) for n in self.gather_tensors(torch.tensor(len(text)))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(text)] = text
+        found = self.gather_tensors(padded)
+        return [pickle.loads(t[:n].numpy().tobytes()) for t, n in zip(found, lengths, strict=True)]
+
+    def gather_tensors(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, equal in shape and dtype, in their order. A collective call."""
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        self._notes.wait(dist.all_gather(every, mine, group=self.group, async_op=True))
         return every
 
     def agree(self, look: Callable[[], tuple[dict[str, Any], Any]]) -> list[Any]:
@@ -95,9 +126,15 @@ class SequenceGroup:
         received = (
             torch.empty_like(rows) if by is None else rows.new_empty(sum(by), *rows.shape[1:])
         )
-        dist.all_to_all_single(received, rows, by, to, group=self.group)
+        self._notes.wait(
+            dist.all_to_all_single(received, rows, by, to, group=self.group, async_op=True)
+        )
         _wait_for_its_thread(rows, received)
         return received
+
+    def add(self, total: torch.Tensor) -> None:
+        """Put the sum over all ranks in the place of each one's `total`. A collective call."""
+        self._notes.wait(dist.all_reduce(total, group=self.group, async_op=True))
 
     def _broadcast(self, values: list[Any]) -> None:
         dist.broadcast_object_list(values, group=self.group, group_src=0)
@@ -117,8 +154,41 @@ class SequenceGroup:
         )
 
 
+class Rehearsal(SequenceGroup):
+    """This rank of `group` without the others: it is handed back what it gives them.
+
+    So whatever attends with it takes the bytes and does the work of a rank, alone, on numbers that
+    mean nothing. sent_bytes: handed to others so far.
+    """
+
+    def __init__(self, group: SequenceGroup) -> None:
+        super().__init__(group.group)
+        self.sent_bytes = 0
+
+    def exchange(
+        self,
+        rows: torch.Tensor,
+        to: list[int] | None = None,
+        by: list[int] | None = None,
+    ) -> torch.Tensor:
+        """As many rows as would come; no collective call."""
+        rows = rows.contiguous()
+        to = [len(rows) // self.size] * self.size if to is None else to
+        received = rows.new_empty(len(rows) if by is None else sum(by), *rows.shape[1:])
+        assert len(received) == len(rows), "every rank gets as much as it gives"
+        received.copy_(rows)
+        self.sent_bytes += (sum(to) - to[self.rank]) * rows[:1].nbytes
+        return received
+
+    def add(self, total: torch.Tensor) -> None:
+        """Nothing is added; no collective call."""
+
+    def note_failure(self, error: BaseException) -> None:
+        """Nobody waits for it."""
+
+
 def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
-    """The group of this rank in `mesh`: its only dimension, or that named "sp".
+    """The group of this rank in `mesh`: its only dimension, or that named "sp" or else "cp".
 
     sp: how ranks are to share attention, as in `wrap`.
     Raises: InvalidInput.
@@ -131,11 +201,19 @@ def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
     if sp not in _WAYS:
         raise InvalidInput(f"sp must be one of {', '.join(map(repr, _WAYS))}, got {sp!r}")
     names = mesh.mesh_dim_names or ()
-    if mesh.ndim > 1 and _DIMENSION not in names:
+    found = [name for name in _DIMENSIONS if name in names]
+    if mesh.ndim > 1 and not found:
         raise InvalidInput(
-            f'a mesh of {mesh.ndim} dimensions needs one named "sp", got {names or "no names"}'
+            f'a mesh of {mesh.ndim} dimensions needs one named "sp" (or "cp"), got '
+            f"{names or 'no names'}"
         )
-    return SequenceGroup(mesh.get_group(_DIMENSION if mesh.ndim > 1 else 0))
+    wide = [name for name in found if mesh[name].size() > 1]
+    if len(wide) > 1:
+        raise InvalidInput(
+            f"the mesh has {mesh[wide[0]].size()} ranks in {wide[0]!r} and {mesh[wide[1]].size()} "
+            f"in {wide[1]!r}; ranks share sequences along one dimension"
+        )
+    return SequenceGroup(mesh.get_group((wide or found)[0] if mesh.ndim > 1 else 0))
 
 
 def _wait_for_its_thread(*tensors: torch.Tensor) -> None:

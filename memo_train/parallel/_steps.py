@@ -15,15 +15,19 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
+from memo_planner import Exchange
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.parallel._batch import IGNORE_INDEX
-from memo_train.parallel._group import SequenceGroup
+from memo_train.parallel._group import Rehearsal, SequenceGroup
+from memo_train.parallel._link import link_between
 from memo_train.parallel._masks import WholeSequences, mask_makers, whole_masks
 from memo_train.parallel._proof import prove_shared
 from memo_train.parallel._ring import Ring
@@ -42,8 +46,8 @@ class SharedSteps(Ranks):
         self._model = model
         self._sp = sp
         self._makers = mask_makers(model)
-        self._tokens: SharedTokens | None = None
-        self._attention_mask: torch.Tensor | None = None
+        self._rehearsed = _Rehearsed(group=Rehearsal(group), tokens=1)
+        self._bytes_per_s: float | None = None
 
     def check_model(self, num_heads: set[tuple[int, ...]]) -> None:
         """Refuse a model that ranks cannot share. num_heads: of q, k and v at its cuts.
@@ -100,39 +104,110 @@ class SharedSteps(Ranks):
 
     def begin(self, arguments: dict[str, Any]) -> SharedStep:
         """As `Ranks.begin`."""
+        self.group.begin_step()
         num_counted = self.group.agree(lambda: _facts(arguments, self.group.size))
         positions = self._whole_positions(arguments)
+        return self._step(self.group, arguments, positions, sum(num_counted))
+
+    def rehearse(self, arguments: dict[str, Any]) -> SharedStep:
+        """As `Ranks.rehearse`: of this rank's own range of a sequence without packed documents."""
+        alone, labels = Rehearsal(self.group), arguments["labels"]
+        batch, mine = labels.shape
+        self._rehearsed = _Rehearsed(group=alone, tokens=mine)
+        total = mine * alone.size
+        positions = torch.arange(total, device=labels.device).expand(batch, -1)
+        own = positions[:, alone.rank * mine :][:, :mine]
+        arguments = arguments | {"position_ids": own, "shift_labels": labels}
+        if arguments.get("attention_mask") is not None:
+            mask = arguments["attention_mask"]
+            arguments["attention_mask"] = F.pad(mask, (total - mine, 0), value=1)
+        return self._step(alone, arguments, positions, alone.size * labels.numel())
+
+    @property
+    def num_ranks(self) -> int:
+        """As `Ranks.num_ranks`."""
+        return self.group.size
+
+    @property
+    def way(self) -> str:
+        """As `Ranks.way`."""
+        return f"{self.group.size} ranks, {self._sp}"
+
+    def exchange(self) -> Exchange:
+        """As `Ranks.exchange`."""
+        seen, tokens = self._rehearsed, self._rehearsed.tokens
+        behind = seen.group.sent_bytes - seen.forward_bytes
+        return Exchange(
+            way=self.way,
+            forward_bytes_per_token=seen.forward_bytes / tokens,
+            backward_bytes_per_token=behind / tokens,
+            bytes_per_s=self.bytes_per_s,
+        )
+
+    @property
+    def bytes_per_s(self) -> float:
+        """As `Ranks.bytes_per_s`."""
+        assert self._bytes_per_s is not None, "the link between ranks is measured first"
+        return self._bytes_per_s
+
+    def measure_link(self) -> None:
+        """As `Ranks.measure_link`."""
+        device = next(self._model.parameters()).device
+        self._bytes_per_s = link_between(self.group, device)
+
+    def _step(
+        self,
+        group: SequenceGroup,
+        arguments: dict[str, Any],
+        positions: torch.Tensor,
+        num_items: int,
+    ) -> SharedStep:
+        """A step whose attention and loss are those of `group`."""
         arguments = dict(arguments)
         # The model makes its masks of all tokens, so it needs none of one rank's.
         mask = arguments.pop("attention_mask", None)
         total = positions.shape[1]
-        self._tokens = SharedTokens(mine=total // self.group.size, total=total, positions=positions)
-        self._attention_mask = mask
-        masked = mask is not None or bool((positions.diff(dim=-1) != 1).any())
-        return SharedStep(arguments=arguments, masked=masked, num_items=sum(num_counted))
+        tokens = SharedTokens(mine=total // group.size, total=total, positions=positions)
+        whole = WholeSequences(positions=positions, attention_mask=mask)
+        return SharedStep(
+            arguments=arguments,
+            masked=mask is not None or bool((positions.diff(dim=-1) != 1).any()),
+            num_items=num_items,
+            forward=partial(self._forward, group, tokens, whole),
+            loss=partial(_loss_of_all, group),
+            failed=group.note_failure,
+        )
 
     @contextmanager
-    def forward(self) -> Iterator[None]:
-        """As `Ranks.forward`."""
-        tokens, self._tokens = self._tokens, None
-        assert tokens is not None
-        whole = WholeSequences(positions=tokens.positions, attention_mask=self._attention_mask)
-        attention = (Ring if self._sp == "ring" else Ulysses)(self.group, tokens)
+    def _forward(
+        self, group: SequenceGroup, tokens: SharedTokens, whole: WholeSequences
+    ) -> Iterator[None]:
+        attention = (Ring if self._sp == "ring" else Ulysses)(group, tokens)
         with attention_shared_by(attention), whole_masks(self._makers, whole):
             yield
-
-    def loss(self, share: torch.Tensor) -> torch.Tensor:
-        """As `Ranks.loss`. Its gradient by `share` is the number of ranks."""
-        loss: torch.Tensor = _LossOfAll.apply(share, self.group)  # type: ignore[no-untyped-call]
-        return loss
+        if group is self._rehearsed.group:
+            self._rehearsed.forward_bytes = self._rehearsed.group.sent_bytes
 
     def _whole_positions(self, arguments: dict[str, Any]) -> torch.Tensor:
         """The positions of all ranks' tokens, [batch, tokens]. A collective call."""
         tokens = _tokens_of(arguments)
         mine = arguments["position_ids"].expand(tokens.shape[0], -1).contiguous()
-        every = [torch.empty_like(mine) for _ in range(self.group.size)]
-        dist.all_gather(every, mine, group=self.group.group)
-        return torch.cat(every, dim=1)
+        return torch.cat(self.group.gather_tensors(mine), dim=1)
+
+
+@dataclass(kw_only=True)
+class _Rehearsed:
+    """The step rehearsed last. tokens: of each sequence. forward_bytes: sent to others in it."""
+
+    group: Rehearsal
+    tokens: int
+    forward_bytes: int = 0
+
+
+def _loss_of_all(group: SequenceGroup, share: torch.Tensor) -> torch.Tensor:
+    """As `SharedStep.loss`. Its gradient by `share` is the number of ranks."""
+    loss: torch.Tensor = _LossOfAll.apply(share, group)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _LossOfAll(torch.autograd.Function):
@@ -143,7 +218,7 @@ class _LossOfAll(torch.autograd.Function):
         ctx.num_ranks = group.size
         # In float64, so that the number of ranks hardly shows in the sum.
         total = share.detach().double()
-        dist.all_reduce(total, group=group.group)
+        group.add(total)
         return total.to(share.dtype)
 
     @staticmethod

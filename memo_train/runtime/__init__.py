@@ -33,7 +33,7 @@ from memo_train.runtime._ranks import (
 )
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import installed, shadows_of, trainable_parameters
-from memo_train.runtime._sharded import held_here, settled
+from memo_train.runtime._sharded import held_here, is_fully_sharded, settled
 from memo_train.runtime._swap import CopiesInFlight
 from memo_train.runtime._tile import TokenDims, learn_token_dims, split_output
 from memo_train.runtime._wrapped import (
@@ -78,6 +78,7 @@ __all__ = [
     "held_here",
     "ignore",
     "installed",
+    "is_fully_sharded",
     "judge_plain_run",
     "kept_model",
     "learn_token_dims",

@@ -129,6 +129,7 @@ class BlockForward:
     def _attend(self, gathered: Gathered | GatheredPlanes) -> torch.Tensor | Planes:
         state, spec, attention = self._state, self._state.spec, self._state.attention
         assert attention is not None
+        # Where ranks share attention, q, k and v cross now.
         spec.observe("attention")
         state.qkv_bytes = gathered.num_bytes
         swap = spec.policy.o is Place.SWAP
@@ -423,7 +424,10 @@ class BlockBackward:
 
 
 class BlockPass:
-    """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it."""
+    """A block run by tiles. `rest`: its outputs besides y; `previous`: the pass before it.
+
+    failed: who is told of an error in backward.
+    """
 
     def __init__(
         self,
@@ -438,6 +442,7 @@ class BlockPass:
         self.rest: tuple[Any, ...] | None = None
         # Weak: a pass must not keep those before it alive once their graph is gone.
         self.previous: weakref.ref[Any] | None = None
+        self.failed: Callable[[BaseException], None] | None = None
         self._state = BlockState(
             spec=spec,
             parameters=parameters,
@@ -542,7 +547,13 @@ class BlockFunction(torch.autograd.Function):
         """dy: [batch, tokens, hidden] -> (None, dx, *parameter gradients)."""
         # Asked for, because only then autograd looks at their versions.
         _ = ctx.saved_tensors
-        dx, gradients = ctx.block_pass.backward(dy)
+        block_pass: BlockPass = ctx.block_pass
+        try:
+            dx, gradients = block_pass.backward(dy)
+        except BaseException as error:
+            if block_pass.failed is not None:
+                block_pass.failed(error)
+            raise
         return (None, dx, *gradients)
 
 

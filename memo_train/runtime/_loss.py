@@ -37,7 +37,7 @@ from memo_train.runtime._module_state import kept_model
 from memo_train.runtime._observe import Observer, ignore
 from memo_train.runtime._parts import ModelParts, Signature
 from memo_train.runtime._probe_calls import evaluating, probe_ids
-from memo_train.runtime._ranks import Ranks, SharedStep
+from memo_train.runtime._ranks import SharedStep
 from memo_train.runtime._sharded import whole
 
 # Proofs hold the loss functions they are of: a new one each step must not pile up.
@@ -87,14 +87,14 @@ class TiledLoss:
         """
         return self._run(arguments, None)
 
-    def forward_shared(self, ranks: Ranks, step: SharedStep) -> Any:
+    def forward_shared(self, step: SharedStep) -> Any:
         """As `forward`, of a step of several ranks: `.loss` is that of all, gradients or not.
 
-        Its gradient is scaled as `ranks` says. Raises: UnsupportedModel, if it cannot be tiled.
+        Its gradient is scaled as the ranks say. Raises: UnsupportedModel, if it cannot be tiled.
         """
-        return self._run(step.arguments, (ranks, step))
+        return self._run(step.arguments, step)
 
-    def _run(self, arguments: dict[str, Any], shared: tuple[Ranks, SharedStep] | None) -> Any:
+    def _run(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
         self.in_backward, self.held_bytes = False, 0
         if not asks_for_loss(arguments) or not (torch.is_grad_enabled() or shared):
             return self._forward(**arguments)
@@ -152,7 +152,7 @@ class TiledLoss:
         tail: Tail,
         arguments: dict[str, Any],
         decoded: Any,
-        shared: tuple[Ranks, SharedStep] | None,
+        shared: SharedStep | None,
     ) -> Any:
         hooked, hidden = tail.why_hooked(), hidden_of(decoded)
         if hooked is not None:
@@ -164,7 +164,7 @@ class TiledLoss:
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
             way = self._way(tail, arguments, decoded, hidden)
-            num_items = None if shared is None else shared[1].num_items
+            num_items = None if shared is None else shared.num_items
             call = LossCall(
                 arguments=arguments, tokens=hidden.shape[1], way=way, num_items=num_items
             )
@@ -177,7 +177,7 @@ class TiledLoss:
 
         loss = tail.in_one_call(hidden, run)
         if shared is not None:
-            loss = shared[0].loss(loss)
+            loss = shared.loss(loss)
         logits = Logits(_maker_of_logits(tail, arguments, decoded, hidden.device.type))
         self.held_bytes = hidden.nbytes
         if loss.requires_grad:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from memo_planner.profile import Exchange
+
 Call = Callable[..., torch.Tensor]
 """(q, k, v, **options) -> attention output."""
 
@@ -69,12 +71,17 @@ class SharedStep:
     """What all ranks know of a step.
 
     arguments: what the model is called with. masked: whether attention will get a mask. num_items:
-    what the summed loss is divided by.
+    what the summed loss is divided by. forward: makes a context in which the model's forward is
+    shared. loss: of all ranks, from this rank's share of it; a collective call, as forward is.
+    failed: is told of an error that ends the step on this rank, so that others do not wait for it.
     """
 
     arguments: dict[str, Any]
     masked: bool
     num_items: int
+    forward: Callable[[], AbstractContextManager[None]]
+    loss: Callable[[torch.Tensor], torch.Tensor]
+    failed: Callable[[BaseException], None]
 
 
 class Ranks(ABC):
@@ -88,9 +95,31 @@ class Ranks(ABC):
         """
 
     @abstractmethod
-    def forward(self) -> AbstractContextManager[None]:
-        """While active, the model's forward of the step that has begun is shared."""
+    def rehearse(self, arguments: dict[str, Any]) -> SharedStep:
+        """A step for a profile, on this rank alone: its bytes and its work, but not its values.
+
+        arguments: of a call with this rank's tokens, as in one process.
+        """
+
+    @property
+    @abstractmethod
+    def num_ranks(self) -> int:
+        """How many share each sequence."""
+
+    @property
+    @abstractmethod
+    def way(self) -> str:
+        """How many share attention how: what bytes and seconds of a step hang on."""
+
+    @property
+    @abstractmethod
+    def bytes_per_s(self) -> float:
+        """What each rank sends to others, all ranks at once."""
 
     @abstractmethod
-    def loss(self, share: torch.Tensor) -> torch.Tensor:
-        """The loss of all ranks, from this rank's share of it. A collective call."""
+    def measure_link(self) -> None:
+        """Measure `bytes_per_s`. A collective call."""
+
+    @abstractmethod
+    def exchange(self) -> Exchange:
+        """What a block of the last step that was rehearsed, of one batch, hands to others."""

@@ -210,6 +210,7 @@ class WrappedModel:
         self._is_plain = False
         self._runs_whole = False
         self._last_pass: weakref.ref[Any] | None = None
+        self._failed: Callable[[BaseException], None] | None = None
         self._forwards = ReplacedForwards()
         self._model_forward: Callable[..., Any] = parts.causal_lm.forward
         self._decoder_forward: Callable[..., Any] = parts.decoder.forward
@@ -313,25 +314,16 @@ class WrappedModel:
         if self._generates(arguments):
             with self.plain():
                 return self._model_forward(*args, **kwargs)
-        shared: SharedStep | None = None
-        if self._shares:
-            assert self.ranks is not None
-            # What ranks tell each other takes memory that is in no layout.
-            self.memory.end()
-            shared = self.ranks.begin(arguments)
-            arguments = shared.arguments
-        shape = check_model_call(arguments, self._model_signature)
-        if self._loss is not None and shape is not None:
-            # Before the step begins: a proof's memory is in no plan. With settings as in the step:
-            # a proof holds for no others.
-            with without_caches(self.fingerprint.configs):
-                self._loss.prepare(arguments)
-        self._begin_step(shape, arguments, shared)
-        self._in_model = True
-        try:
-            output = self._run_forward(arguments, shared)
-        finally:
-            self._in_model = False
+        shared = self._shared_step(arguments)
+        if shared is None:
+            output = self._run_step(arguments, None)
+        else:
+            try:
+                output = self._run_step(shared.arguments, shared)
+            # Whatever it is: other ranks may be in an exchange, and wait for this one.
+            except BaseException as error:
+                shared.failed(error)
+                raise
         last = self.last_pass()
         if last is not None and self._step is not None and not self._loss_is_ahead():
             held_bytes = 0 if self._loss is None else self._loss.held_bytes
@@ -347,22 +339,45 @@ class WrappedModel:
         """
         return wants_cache(arguments) and not torch.is_grad_enabled() and not self._shares
 
+    def _run_step(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
+        shape = check_model_call(arguments, self._model_signature)
+        if self._loss is not None and shape is not None:
+            # Before the step begins: a proof's memory is in no plan. With settings as in the step:
+            # a proof holds for no others.
+            with without_caches(self.fingerprint.configs):
+                self._loss.prepare(arguments)
+        self._begin_step(shape, arguments, shared)
+        self._in_model, self._failed = True, None if shared is None else shared.failed
+        try:
+            return self._run_forward(arguments, shared)
+        finally:
+            self._in_model = False
+
+    def _shared_step(self, arguments: dict[str, Any]) -> SharedStep | None:
+        """What ranks agree on, if there are several; a step that is profiled is this rank's own."""
+        if self.ranks is None:
+            return None
+        if self._is_profiled:
+            return self.ranks.rehearse(arguments)
+        # What ranks tell each other takes memory that is in no layout.
+        self.memory.end()
+        return self.ranks.begin(arguments)
+
     def _run_forward(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
         loss = None if self._runs_whole else self._loss
         if shared is None:
             run = self._model_forward if loss is None else loss.forward
             with without_caches(self.fingerprint.configs):
                 return run(**arguments)
-        assert self.ranks is not None
         if loss is None and asks_for_loss(arguments):
             raise UnsupportedModel(
                 f"the loss of {type(self.parts.causal_lm).__name__} is not tiled, so it cannot be "
                 "that of tokens on several ranks; call it without labels, or wrap without mesh"
             )
-        with without_caches(self.fingerprint.configs), self.ranks.forward():
+        with without_caches(self.fingerprint.configs), shared.forward():
             if loss is None:
                 return self._model_forward(**arguments)
-            return loss.forward_shared(self.ranks, shared)
+            return loss.forward_shared(shared)
 
     @property
     def _shares(self) -> bool:
@@ -537,6 +552,7 @@ class WrappedModel:
         if record:
             # Weak: the graph holds the pass, and both must go together.
             block_pass.previous, self._last_pass = self._last_pass, weakref.ref(block_pass)
+            block_pass.failed = self._failed
             y = BlockFunction.apply(  # type: ignore[no-untyped-call]
                 block_pass, x, *parameters
             )

@@ -4,7 +4,7 @@ A profile is found again by all that it depends on: the model's configuration, m
 what is asked for, the machine, and the versions of torch and of this project. It lies in
 `$MEMO_TRAIN_CACHE`, else in `memo-train` under `$XDG_CACHE_HOME` or `~/.cache`. An empty
 `MEMO_TRAIN_CACHE` keeps nothing. A file that cannot be read or is of something else counts as
-missing and is written anew. The link is not kept: it is measured every time.
+missing and is written anew. The links are not kept: they are measured every time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from memo_train.runtime import WrappedModel
 from memo_train.trace._profile import model_hash, state_bytes
 
 FORMAT = "memo-measured-profile"
-VERSION = 4
+VERSION = 5
 DIRECTORY_VARIABLE = "MEMO_TRAIN_CACHE"
 
 
@@ -82,7 +82,10 @@ class KeptProfile:
             return None
         # Counted anew: the key says nothing of buffers.
         state = state_bytes(wrapped.parts.causal_lm)
-        return replace(profile, link=link, state_bytes=state)
+        exchange, ranks = profile.exchange, wrapped.ranks
+        if exchange is not None and ranks is not None:
+            exchange = replace(exchange, bytes_per_s=ranks.bytes_per_s)
+        return replace(profile, link=link, state_bytes=state, exchange=exchange)
 
     def save(self, profile: Profile) -> None:
         """Keep `profile`, all of it at once; where nothing can be written, nothing is kept."""

@@ -79,17 +79,30 @@ class CopyBuffers:
         self._device.synchronize()
 
 
-def measure_link(device: Device) -> Link:
+def measure_link(device: Device, group: dist.ProcessGroup | None = None) -> Link:
     """Bytes per second of one copy each way, the best of three; one direction at a time.
 
     A copy is 2 MiB on the CPU device, 64 MiB on a GPU, or what memory holds. Concerns this process
     alone: other ranks need not call it.
+
+    group: ranks that all copy at once, both ways, as in a step; the figures are then the slowest
+    rank's, and it is a collective call.
     """
+    if group is not None:
+        return _measure_together(device, group)
     with _buffers(device) as buffers:
         return Link(
             d2h_bytes_per_s=buffers.num_bytes / _best_s(device, buffers.to_host),
             h2d_bytes_per_s=buffers.num_bytes / _best_s(device, buffers.to_device),
         )
+
+
+def _measure_together(device: Device, group: dist.ProcessGroup) -> Link:
+    with _buffers(device) as buffers:
+        dist.barrier(group=group)
+        rates = _rates(device, buffers, ["d2h", "h2d"])
+    d2h, h2d = _slowest(rates, device, group)
+    return Link(d2h_bytes_per_s=d2h, h2d_bytes_per_s=h2d)
 
 
 def measure_link_rates(device: Device) -> LinkRates:
@@ -180,13 +193,15 @@ def _meet() -> None:
         dist.barrier()
 
 
-def _slowest(rates: Sequence[float], device: Device) -> list[float]:
+def _slowest(
+    rates: Sequence[float], device: Device, group: dist.ProcessGroup | None = None
+) -> list[float]:
     """Each rate on the rank where it is least."""
     least = torch.tensor(rates, dtype=torch.float64)
     if dist.is_initialized():
-        if dist.get_backend() == "nccl":
+        if dist.get_backend(group) == "nccl":
             # NCCL reduces on GPUs only.
             least = least.to(device.torch_device)
-        dist.all_reduce(least, op=dist.ReduceOp.MIN)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
     values: list[float] = least.tolist()
     return values

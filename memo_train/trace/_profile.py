@@ -16,7 +16,7 @@ from torch import nn
 
 from memo_planner.kinds import SHARED, BlockKind, SavedPerToken
 from memo_planner.policy import TilePlace
-from memo_planner.profile import POINTS, BlockTimes, PeakLine, Profile
+from memo_planner.profile import POINTS, BlockTimes, Exchange, PeakLine, Profile
 from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
@@ -151,6 +151,7 @@ def measure_profile(
         num_groups=way.num_groups,
         kinds=tuple(blocks[kind.index] for kind in kinds),
         kind_of_block=_kind_of_block(wrapped),
+        exchange=_mean_exchange(found),
         **most,
     )
 
@@ -292,6 +293,7 @@ class _KindProfile:
     peaks: tuple[PeakLine, ...]
     times: BlockTimes | None
     num_blocks: int
+    exchange: Exchange | None
 
 
 def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
@@ -306,6 +308,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         most_bytes = sum(value for name, value in saved.items() if not name.endswith("token2"))
         _reserve(wrapped, int(most_bytes), ask)
         shapes, by_share = _measure_ways(wrapped, kind, ask)
+        exchange = None if wrapped.ranks is None else wrapped.ranks.exchange()
         times = None
         if ask.effort.known_times is None:
             times = _times_of(wrapped, ask, shapes)
@@ -336,6 +339,7 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         peaks=peaks + swapped,
         times=times,
         num_blocks=kind.num_blocks,
+        exchange=exchange,
     )
 
 
@@ -464,6 +468,19 @@ def _mean_times(found: Sequence[_KindProfile]) -> BlockTimes:
             for f in fields(BlockTimes)
         }
     )
+
+
+def _mean_exchange(found: Sequence[_KindProfile]) -> Exchange | None:
+    """Of one block, over all of them."""
+    seen = [(each.num_blocks, each.exchange) for each in found if each.exchange is not None]
+    if not seen:
+        return None
+    num_blocks = sum(count for count, _ in seen)
+    means = {
+        name: sum(count * getattr(exchange, name) for count, exchange in seen) / num_blocks
+        for name in ("forward_bytes_per_token", "backward_bytes_per_token")
+    }
+    return replace(seen[0][1], **means)
 
 
 def state_bytes(model: nn.Module) -> int:

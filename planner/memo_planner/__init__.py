@@ -7,12 +7,13 @@ from memo_planner.errors import InvalidInput, MemoError, PlanFileError, PlanInfe
 from memo_planner.limits import Limits
 from memo_planner.plan import Plan, Prediction
 from memo_planner.policy import BlockPolicy, Place, Policy, TilePlace
-from memo_planner.profile import BlockTimes, Link, PeakLine, Profile
+from memo_planner.profile import BlockTimes, Exchange, Link, PeakLine, Profile
 from memo_planner.programme import make_plan, max_tokens
 
 __all__ = [
     "BlockPolicy",
     "BlockTimes",
+    "Exchange",
     "InvalidInput",
     "Limits",
     "Link",

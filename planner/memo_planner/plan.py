@@ -59,7 +59,9 @@ class Setting:
     Attributes:
         strategy: what decided the policy. hardware, parallel: names for people.
         gpus: devices of the job; ranks_on_node: those that share one node's host memory.
-        ranks_of_sequence: those that share one sequence.
+        ranks_of_sequence: those that share one sequence. tensor, context, sequence: their degrees;
+            zero_stage: of what all ranks share. All as in `Parallel`.
+        parameters: numbers in the model.
         micro_steps: passes of a rank in one optimiser step.
         step_flops: of the whole job and one optimiser step, nothing counted twice.
         peak_flops: of one device.
@@ -76,6 +78,11 @@ class Setting:
     gpus: int
     ranks_on_node: int
     ranks_of_sequence: int
+    tensor: int
+    context: int
+    sequence: int
+    zero_stage: int
+    parameters: int
     micro_steps: int
     step_flops: float
     peak_flops: float
@@ -85,8 +92,10 @@ class Setting:
     def __post_init__(self) -> None:
         for name in ("strategy", "hardware", "parallel", "efficiency"):
             check_text(f"Setting.{name}", getattr(self, name))
-        for name in ("gpus", "ranks_on_node", "ranks_of_sequence", "micro_steps"):
+        counts = ("gpus", "ranks_on_node", "ranks_of_sequence", "micro_steps")
+        for name in (*counts, "tensor", "context", "sequence", "parameters"):
             check_int(f"Setting.{name}", getattr(self, name), 1)
+        check_int("Setting.zero_stage", self.zero_stage, 0, 3)
         check_fields(self, ("outside_s",))
         # A long step on many devices has more FLOPs than any other figure may be large.
         check_fields(self, ("peak_flops",), least=1.0)
@@ -120,8 +129,9 @@ def inputs_hash(
 class Plan:
     """The planner's answer. `save` and `load` keep it as JSON (docs/formats.md).
 
-    `setting` is the job around the step where machine and model are known by name; None where
-    the profile was measured.
+    `setting` is the job around the step where machine and model are known by name; a token is then
+    one of the whole sequence, of which a rank has a part. Without it the profile was measured, and
+    tokens are the rank's own.
 
     Raises: InvalidInput if the parts do not belong together.
     """

@@ -107,6 +107,46 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What one block of a rank hands to the others that share a sequence, around its attention.
+
+    way: such as `4 ranks, ulysses`. forward_bytes_per_token, backward_bytes_per_token: sent to
+    others, key-value heads that several ranks read each time. bytes_per_s: of each rank while all
+    of them send. Nothing else runs meanwhile.
+
+    Raises: InvalidInput.
+    """
+
+    way: str
+    forward_bytes_per_token: float
+    backward_bytes_per_token: float
+    bytes_per_s: float
+
+    def __post_init__(self) -> None:
+        check_text("Exchange.way", self.way)
+        check_fields(self, ("forward_bytes_per_token", "backward_bytes_per_token"))
+        check_fields(self, ("bytes_per_s",), least=1.0)
+
+    @property
+    def forward_s_per_token(self) -> float:
+        """Seconds that forward waits."""
+        return self.forward_bytes_per_token / self.bytes_per_s
+
+    @property
+    def backward_s_per_token(self) -> float:
+        """Seconds that backward waits."""
+        return self.backward_bytes_per_token / self.bytes_per_s
+
+    def times(self, factor: float) -> Exchange:
+        """For so many times the sequences."""
+        return replace(
+            self,
+            forward_bytes_per_token=factor * self.forward_bytes_per_token,
+            backward_bytes_per_token=factor * self.backward_bytes_per_token,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """The blocks of a model on one device.
 
@@ -124,6 +164,8 @@ class Profile:
         num_groups: of heads, which attention ran one after the other; all figures hold for that.
         kinds, kind_of_block: bytes alive, by kind of block, and each block's kind; the figures
             above are the highest of all kinds. Both are empty where they were not measured.
+        exchange: where ranks share sequences; None: a rank has its own. Where it was measured, a
+            token is one of the rank's own, and attention's seconds are of all ranks' tokens.
 
     Raises: InvalidInput on a figure that is not finite or out of range.
     Source: MEMO §profiler; docs/formats.md.
@@ -149,6 +191,7 @@ class Profile:
     num_groups: int = 1
     kinds: tuple[BlockKind, ...] = ()
     kind_of_block: tuple[int, ...] = ()
+    exchange: Exchange | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "model_hash", "device"):
@@ -190,6 +233,7 @@ class Profile:
             peaks=tuple(line.times(factor) for line in self.peaks),
             times=self.times.times(factor),
             kinds=tuple(kind.times(factor) for kind in self.kinds),
+            exchange=self.exchange and self.exchange.times(factor),
             **{name: factor * getattr(self, name) for name in figures},
         )
 

@@ -106,6 +106,12 @@ class JobOptions:
     ] = None
     zero: Annotated[int, typer.Option(help="ZeRO stage; 3 is FSDP's full shard.")] = _DEFAULT_ZERO
     dtype_bytes: Annotated[int, typer.Option(help="2: bf16; 4: fp32.")] = 2
+    attention_once: Annotated[
+        bool,
+        typer.Option(
+            "--attention-once", help="Never run attention again: what memo_train can carry out."
+        ),
+    ] = False
     no_torch: Annotated[
         bool,
         typer.Option("--no-torch", help="Read a config.json by its fields, as without torch."),
@@ -129,7 +135,8 @@ class JobOptions:
         )
         job = Job.of(workload, hardware, efficiency)
         ranks = workload.ranks_on_node(hardware.gpus_per_node)
-        return replace(job, limits=self.limits(job.limits, ranks))
+        limits = self.limits(job.limits, ranks)
+        return replace(job, limits=limits, attention_again=not self.attention_once)
 
     def dims(self) -> ModelDims:
         """The model. Raises: InvalidInput."""

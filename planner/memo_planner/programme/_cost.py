@@ -66,10 +66,19 @@ class BlockShape:
         return self.profile.times.attention_s_per_token2 * float(self.tokens) ** 2
 
     @property
+    def exchange_s(self) -> tuple[float, float]:
+        """Seconds that q, k, v, o and their gradients take between ranks: forward, backward."""
+        exchange = self.profile.exchange
+        if exchange is None:
+            return 0.0, 0.0
+        both = (exchange.forward_s_per_token, exchange.backward_s_per_token)
+        return both[0] * self.tokens, both[1] * self.tokens
+
+    @property
     def forward_s(self) -> float:
         """Seconds of the block's forward, without stalls."""
         tilewise_s = self.profile.times.tilewise_s_per_token * self.tokens
-        return tilewise_s + self.attention_s + self.overhead_s / 2
+        return tilewise_s + self.attention_s + self.exchange_s[0] + self.overhead_s / 2
 
     @property
     def backward_s(self) -> float:
@@ -77,7 +86,8 @@ class BlockShape:
         times = self.profile.times
         per_token = times.pre_backward_s_per_token + times.post_backward_s_per_token
         attention_s = times.attention_backward_s_per_token2 * float(self.tokens) ** 2
-        return per_token * self.tokens + attention_s + self.overhead_s / 2
+        own_s = per_token * self.tokens + attention_s + self.overhead_s / 2
+        return own_s + self.exchange_s[1]
 
     @property
     def planes_bytes(self) -> int:
@@ -229,7 +239,8 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     recompute_s = recomputed * times.tilewise_s_per_token
     # A tile that is made again is run once more.
     recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
-    recompute_s = recompute_s + np.where(choices.o_again, shape.attention_s, 0.0)
+    again_s = shape.attention_s + shape.exchange_s[0]
+    recompute_s = recompute_s + np.where(choices.o_again, again_s, 0.0)
     # What groups of heads send in forward, beside all else, comes back before they are done.
     planes = shape.profile.qkv_bytes_per_token * tokens if shape.profile.num_groups > 1 else 0.0
     forward_s, backward_s = shape.forward_s + swap_s, shape.backward_s + recompute_s

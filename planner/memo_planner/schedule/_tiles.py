@@ -81,7 +81,8 @@ class BlockSizes:
             shape.o_bytes + max(qkv_bytes, x_bytes + max(t.post_bytes for t in tiles)),
         )
         backward = 3 * x_bytes + shape.o_bytes + o_bytes + qkv_bytes + pre_bytes
-        times = profile.times
+        # The runtime waits for what crosses between ranks, around attention.
+        times, exchange_s = profile.times, shape.exchange_s
         tokens2 = float(policy.tokens) ** 2
         return cls(
             x_bytes=x_bytes,
@@ -91,8 +92,8 @@ class BlockSizes:
             forward_scratch_bytes=max(peak["forward"] - forward, 0),
             loss_scratch_bytes=max(peak["loss"] - 2 * x_bytes, 0),
             backward_scratch_bytes=max(peak["backward"] - backward - max(qkv_bytes, widest), 0),
-            attention_s=times.attention_s_per_token2 * tokens2,
-            attention_backward_s=times.attention_backward_s_per_token2 * tokens2,
+            attention_s=times.attention_s_per_token2 * tokens2 + exchange_s[0],
+            attention_backward_s=times.attention_backward_s_per_token2 * tokens2 + exchange_s[1],
             overhead_s=shape.tile_overhead_s,
             tiles=tiles,
         )

@@ -11,6 +11,7 @@ from memo_planner.strategies._job import (
     margins,
     plan_job,
 )
+from memo_planner.strategies._rank import rank_plan
 from memo_planner.strategies._strategy import Strategy, fixed_policies, strategy_named
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "longest_job",
     "margins",
     "plan_job",
+    "rank_plan",
     "strategy_named",
 ]

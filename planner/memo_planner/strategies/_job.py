@@ -59,12 +59,17 @@ def fits(profile: Profile, policy: Policy, limits: Limits) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A workload on a machine. `limits` are of one rank."""
+    """A workload on a machine. `limits` are of one rank.
+
+    attention_again: whether tiles' plans may run attention again instead of saving o, which
+    `memo_train` does not do.
+    """
 
     workload: Workload
     hardware: Hardware
     limits: Limits
     efficiency: Efficiency = PAPER
+    attention_again: bool = True
 
     @classmethod
     def of(cls, workload: Workload, hardware: Hardware, efficiency: Efficiency = PAPER) -> Job:
@@ -90,6 +95,11 @@ class Job:
             gpus=workload.parallel.gpus,
             ranks_on_node=workload.ranks_on_node(self.hardware.gpus_per_node),
             ranks_of_sequence=workload.parallel.ranks_of_sequence,
+            tensor=workload.parallel.tensor,
+            context=workload.parallel.context,
+            sequence=workload.parallel.sequence,
+            zero_stage=workload.parallel.zero_stage,
+            parameters=workload.model.parameters,
             micro_steps=workload.micro_steps,
             step_flops=workload.batch * workload.model.step_flops(workload.tokens),
             peak_flops=self.hardware.peak_flops,
@@ -140,7 +150,7 @@ def longest_job(job: Job, strategy: Strategy) -> int:
     """
     profile = job.profile(strategy)
     if strategy is Strategy.TILES:
-        longest = max_tokens(profile, job.limits, attention_again=True)
+        longest = max_tokens(profile, job.limits, attention_again=job.attention_again)
     else:
         longest = longest_that(lambda tokens: _fits(job, strategy, profile, tokens), MAX_TOKENS)
     return _usable(job, longest)
@@ -158,7 +168,8 @@ def _usable(job: Job, tokens: int) -> int:
 def _tile_plan(job: Job, profile: Profile, tokens: int, alpha: float | None) -> Plan:
     """Raises: PlanInfeasible, its longest length one that the job may have."""
     try:
-        return make_plan(profile, tokens, job.limits, alpha=alpha, attention_again=True)
+        again = job.attention_again
+        return make_plan(profile, tokens, job.limits, alpha=alpha, attention_again=again)
     except PlanInfeasible as error:
         longest = None if error.max_tokens is None else _usable(job, error.max_tokens)
         raise PlanInfeasible(

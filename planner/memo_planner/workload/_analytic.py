@@ -12,7 +12,7 @@ from enum import Enum
 
 from memo_planner.hardware import Efficiency, Hardware
 from memo_planner.limits import Limits
-from memo_planner.profile import BlockTimes, PeakLine, Profile
+from memo_planner.profile import BlockTimes, Exchange, PeakLine, Profile
 from memo_planner.workload._model import BlockKind
 from memo_planner.workload._workload import Workload
 
@@ -179,8 +179,9 @@ def block_times(workload: Workload, hardware: Hardware, efficiency: Efficiency) 
 
     Matrix products take 2 FLOPs a parameter and token forward, twice that backward; attention
     2 FLOPs a pair of tokens and number of q and of o, forward. A windowed block's pairs grow with
-    the length alone, so seconds are of the workload's length. Collectives of tensor and
-    sequence parallelism are not hidden; a ring's copies are, behind attention, as far as they fit.
+    the length alone, so seconds are of the workload's length. Collectives of tensor parallelism are
+    not hidden (of sequence parallelism: `exchange_of`); a ring's copies are, behind attention, as
+    far as they fit.
     """
     kinds = workload.model.kinds
     times = [_kind_times(workload, kind, hardware, efficiency) for kind in kinds]
@@ -204,14 +205,13 @@ def _kind_times(
     share = kind.pairs(tokens) / float(tokens) ** 2
     attention_s = 2 * (kind.q_width + kind.o_width) * share / attention_flops
     tensor_s = _tensor_s(workload, hardware)
-    exchange_s = _exchange_s(workload, kind, hardware)
     ring_s = _exposed_ring_s(workload, kind, hardware, attention_s)
     back_s = _exposed_ring_s(workload, kind, hardware, ATTENTION_BACKWARD * attention_s, copies=2)
     return BlockTimes(
-        pre_s_per_token=pre_s + tensor_s + exchange_s + ring_s,
+        pre_s_per_token=pre_s + tensor_s + ring_s,
         post_s_per_token=post_s + 3 * tensor_s,
         attention_s_per_token2=attention_s,
-        pre_backward_s_per_token=2 * pre_s + 2 * tensor_s + 2 * exchange_s + back_s,
+        pre_backward_s_per_token=2 * pre_s + 2 * tensor_s + back_s,
         post_backward_s_per_token=2 * post_s + 4 * tensor_s,
         attention_backward_s_per_token2=ATTENTION_BACKWARD * attention_s,
         tile_overhead_s=efficiency.tile_overhead_s,
@@ -234,12 +234,23 @@ def _tensor_s(workload: Workload, hardware: Hardware) -> float:
     return moved / _between(hardware, degree)
 
 
-def _exchange_s(workload: Workload, kind: BlockKind, hardware: Hardware) -> float:
-    """Of the all-to-alls of q, k, v and o between sequence ranks, per token."""
-    degree = workload.parallel.sequence
-    numbers = kind.o_width + _qkv_width(workload, kind)
-    moved = (degree - 1) / degree * numbers * unit_bytes(workload)
-    return moved / _between(hardware, degree * workload.parallel.tensor)
+def exchange_of(workload: Workload, hardware: Hardware) -> Exchange | None:
+    """The all-to-alls of q, k, v and o between sequence ranks, the mean over all blocks.
+
+    Backward sends q, k, v and o again, and a gradient of each.
+    """
+    degree, kinds = workload.parallel.sequence, workload.model.kinds
+    if degree == 1:
+        return None
+    numbers = [kind.count * (kind.o_width + _qkv_width(workload, kind)) for kind in kinds]
+    mean = sum(numbers) / workload.model.num_blocks
+    moved = (degree - 1) / degree * mean * unit_bytes(workload)
+    return Exchange(
+        way=f"{degree} ranks, ulysses",
+        forward_bytes_per_token=moved,
+        backward_bytes_per_token=2 * moved,
+        bytes_per_s=_between(hardware, degree * workload.parallel.tensor),
+    )
 
 
 def _exposed_ring_s(
@@ -290,6 +301,7 @@ def analytic_profile(
             else replace(efficiency, tile_overhead_s=0.0, tile_issue_s=0.0),
         ),
         link=hardware.link(ranks),
+        exchange=exchange_of(workload, hardware),
     )
 
 
