@@ -122,7 +122,7 @@ class Profiles:
         """
         state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
         # Not measured first, where nothing has been: of ranks that share steps, one alone measures.
-        found = self._by_state.get(state) or _ProfilesOfState(self._wrapped, self._lifted, state)
+        found = self._by_state.get(state) or self._unmeasured(state)
         if not found.adopt(document):
             return False
         self._by_state[state] = found
@@ -132,10 +132,13 @@ class Profiles:
         """The profiles of the model as it is: its dtypes, attention function, what is trained."""
         state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
         if state not in self._by_state:
-            found = _ProfilesOfState(self._wrapped, self._lifted, state, self.link)
+            found = self._unmeasured(state)
             found.measure_all(parks=self._parks)
             self._by_state[state] = found
         return self._by_state[state]
+
+    def _unmeasured(self, state: Hashable) -> _ProfilesOfState:
+        return _ProfilesOfState(self._wrapped, self._lifted, state, self.link)
 
 
 class _ProfilesOfState:
