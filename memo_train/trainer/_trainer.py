@@ -27,6 +27,7 @@ from memo_train.runtime import causal_lm_of
 from memo_train.trainer._checkpoint import last_complete, load_plans, save_plans
 from memo_train.trainer._config import MemoConfig
 from memo_train.trainer._figures import StepFigures
+from memo_train.trainer._label_tiles import label_tiles
 from memo_train.trainer._objective import Objective
 from memo_train.trainer._shared import SharedSequences
 from memo_train.verify import verify
@@ -88,6 +89,17 @@ class _Asked:
             print(text)
             Path(trainer.args.output_dir, "memory_report.txt").write_text(text + "\n")
         return result
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the trainer's own; log-probabilities of labels go by tiles, backward included."""
+        with label_tiles(cast(Any, self)._planner, self.memo.tile_tokens):
+            loss: torch.Tensor = cast(Any, super()).training_step(*args, **kwargs)
+        return loss
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's own, in the same tiles."""
+        with label_tiles(cast(Any, self)._planner, self.memo.tile_tokens):
+            return cast(Any, super()).prediction_step(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As the trainer's own; before the first one, with `verify`, an A/B step."""

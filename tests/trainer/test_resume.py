@@ -9,11 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from memo_train.trainer._checkpoint import last_complete
+import memo_train
+from memo_train.planning import StepPlanner
+from memo_train.trainer._checkpoint import last_complete, load_plans, save_plans
+from memo_train.wrap import planner_of
+from tests.trainer.tiny import tiny_llama
 from tests.trainer.train_resumed import SAVED_EVERY
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +91,40 @@ def test_a_run_killed_at_many_points_goes_on_bit_for_bit(
     for seed in range(100, 100 + int(os.environ["MEMO_TRAIN_KILLS"])):
         run_killed(tmp_path / f"run-{seed}", expected, seed)
         shutil.rmtree(tmp_path / f"run-{seed}")
+
+
+def test_a_resumed_run_plans_from_what_the_first_one_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Seconds differ from one measurement to the next, and the size of tiles hangs on them."""
+
+    def planner() -> StepPlanner:
+        return planner_of(memo_train.wrap(tiny_llama(max_position_embeddings=1024), seq_len=8))
+
+    first, ids = planner(), torch.arange(700)[None] % 60
+    measured = first.measured()
+    assert measured is not None
+    for _, profile in measured["profiles"]:
+        for line in profile["peaks"]:
+            line["bytes_per_tile_token"] *= 30  # as if only small tiles fitted
+    assert first.adopt_measured(measured)
+    limits = replace(first._choices.limits, device_bytes=9 * 2**20)
+    first._choices = replace(first._choices, limits=limits)
+    first.wrapped.run_model(input_ids=ids, labels=ids).loss.backward()
+    assert first.last is not None
+    save_plans(first, tmp_path)
+    again = planner()
+    again._choices = replace(again._choices, limits=limits)
+    unlike = again.plan(1, 700, exactly=False).plan.policy.tile_tokens
+    load_plans(again, tmp_path)
+    for tokens in (700, 650, 333):
+        ours, theirs = (p.plan(1, tokens, exactly=False).plan.policy for p in (again, first))
+        assert ours.tile_tokens == theirs.tile_tokens
+    assert unlike > first.plan(1, 700).plan.policy.tile_tokens
+    assert not caplog.text
+    other = planner_of(memo_train.wrap(tiny_llama(num_attention_heads=2)))
+    load_plans(other, tmp_path)
+    assert "was measured on another machine or model" in caplog.text
 
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:

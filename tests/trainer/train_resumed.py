@@ -40,11 +40,12 @@ def main() -> None:
         rows.append({"input_ids": ids, "labels": ids})
     options = {"max_steps": num_steps, "save_strategy": "steps", "save_steps": SAVED_EVERY}
     options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    # Noise on the embeddings: random numbers go on where they were.
+    options |= {"neftune_noise_alpha": 5.0, "logging_nan_inf_filter": False}
     warnings.simplefilter("ignore")
     trainer = Trainer(
-        # Dropout of attention's probabilities: random numbers go on where they were.
-        model=tiny_llama(attention_dropout=0.1),
-        args=arguments(TrainingArguments, out, logging_nan_inf_filter=False, **options),
+        model=tiny_llama(),
+        args=arguments(TrainingArguments, out, **options),
         train_dataset=rows,
         callbacks=[Losses(out / "losses.txt")],
         memo=MemoConfig(device_gib=0.05),
