@@ -1,4 +1,4 @@
-"""TRL's log-probabilities of labels in tiles of the plan's size.
+"""TRL's log-probabilities of labels in tiles of the size that a plan allows for.
 
 TRL's fused head never makes all logits, but its buffer is for 4,096 tokens and 32,768 words, half a
 GiB in fp32, whatever the sequence and the vocabulary are. A plan allows for a tile of the loss.
@@ -16,19 +16,22 @@ from memo_train.planning import StepPlanner
 _TOKENS = ("trl.kernels.chunked_logprob", "TOKEN_CHUNK_SIZE")
 _WORDS = ("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE")
 _TILE_TOKENS = 1024
-"""Of a block, before any step is planned."""
+"""Of a block. Not the plan's own: all steps of a shape must ask for the same memory, the first one,
+which is recorded before its plan is known here, included."""
 
 
 @contextmanager
-def label_tiles(planner: StepPlanner) -> Iterator[None]:
+def label_tiles(planner: StepPlanner, tile_tokens: int | None = None) -> Iterator[None]:
     """While active, TRL's head goes by tiles of the loss. Nothing where TRL has no such head.
 
-    Its backward reads the sizes, too. They change the order of sums over the vocabulary's chunks
-    and over tokens, and nothing else.
+    tile_tokens: of a block, as the user asked for. Its backward reads the sizes, too. They change
+    the order of sums over the vocabulary's chunks and over tokens, and nothing else.
     """
-    parts, last = planner.wrapped.parts, planner.last
-    tile_tokens = _TILE_TOKENS if last is None else last.plan.policy.tile_tokens
-    sizes = {_TOKENS: parts.loss_tile_tokens(tile_tokens), _WORDS: parts.vocab_size}
+    parts = planner.wrapped.parts
+    sizes = {
+        _TOKENS: parts.loss_tile_tokens(tile_tokens or _TILE_TOKENS),
+        _WORDS: parts.vocab_size,
+    }
     places = [(sys.modules.get(module), name, size) for (module, name), size in sizes.items()]
     before: list[tuple[Any, str, int]] = [
         (module, name, getattr(module, name)) for module, name, _ in places if hasattr(module, name)

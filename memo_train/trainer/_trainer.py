@@ -92,13 +92,13 @@ class _Asked:
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's own; log-probabilities of labels go by tiles, backward included."""
-        with label_tiles(cast(Any, self)._planner):
+        with label_tiles(cast(Any, self)._planner, self.memo.tile_tokens):
             loss: torch.Tensor = cast(Any, super()).training_step(*args, **kwargs)
         return loss
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """As the trainer's own, in the same tiles."""
-        with label_tiles(cast(Any, self)._planner):
+        with label_tiles(cast(Any, self)._planner, self.memo.tile_tokens):
             return cast(Any, super()).prediction_step(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:

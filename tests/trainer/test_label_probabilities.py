@@ -1,7 +1,7 @@
 """Objectives that use log-probabilities of labels: no logits exist whole, by the device's peak.
 
 TRL's trainers take them from hidden states in tiles (its fused head), which stands around the
-wrapped model; the decoder under it goes by the plan, and the head by tiles of the plan's loss.
+wrapped model; the decoder under it goes by the plan, and the head by tiles as a loss's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def step(model: Any, *, fused: bool) -> tuple[float, torch.Tensor, int]:
     model.zero_grad()
     device.reset_peak()
     before = device.counters().device_used_bytes
-    with label_tiles(planner_of(model)):
+    with label_tiles(planner_of(model), 512):
         if fused:
             log_probs = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs
         else:
