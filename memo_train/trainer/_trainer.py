@@ -77,12 +77,17 @@ class _Asked:
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As the trainer's own; True resumes from the last checkpoint that is complete.
 
+        Where a run was killed while it saved its first one, there is none, and it starts anew.
         At the end the memory report is printed, and written to memory_report.txt in output_dir.
         """
         trainer = cast(Any, self)
         if resume_from_checkpoint is True:
-            found = last_complete(Path(trainer.args.output_dir), trainer.args.world_size)
-            resume_from_checkpoint = True if found is None else str(found)
+            directory = Path(trainer.args.output_dir)
+            found = last_complete(directory, trainer.args.world_size)
+            if found is not None:
+                resume_from_checkpoint = str(found)
+            elif any(directory.glob("checkpoint-*")):
+                resume_from_checkpoint = None
         result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
         if trainer.args.should_save:
             text = trainer.memo_report()

@@ -184,6 +184,15 @@ def test_a_batch_that_no_plan_fits_is_tried_smaller(tmp_path: Path) -> None:
     memo_train.unwrap(trainer.model)  # and with it the cap
 
 
+def test_a_run_killed_in_its_first_save_starts_anew(tmp_path: Path) -> None:
+    trainer = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2)
+    with pytest.raises(ValueError, match="No valid checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-3").mkdir()
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
 def test_from_pretrained_reads_what_was_saved(tmp_path: Path) -> None:
     trainer = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=1)
     trainer.train()
