@@ -3,7 +3,8 @@
 Forward runs pre of every tile, attention once, post of every tile. Backward runs post tile by tile,
 attention once, pre tile by tile. A tile that was recorded in forward (keep, swap) goes straight to
 its backward; one that was not (recompute) first runs its pre and post again, on the saved x and o.
-Attention never runs again. Being one function, the block fires parameter hooks once a step.
+Attention runs again only where o is not saved. Being one function, the block fires parameter hooks
+once a step.
 
 A block that is not token-wise is checkpointed whole by PyTorch, with its input x swapped; there
 attention is run again in backward with everything else.

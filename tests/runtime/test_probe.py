@@ -218,8 +218,8 @@ def test_a_fault_of_one_way_is_found_in_nearly_every_tile(place, tile, monkeypat
     """Two of the three tiles are run in each way; a fault of it in either is seen."""
     own, met = BlockBackward._qkv, []
 
-    def faulty(self, index, o, o_tile):
-        q, k, v = own(self, index, o, o_tile)
+    def faulty(self, index, o_tiles):
+        q, k, v = own(self, index, o_tiles)
         if index == tile and self._state.tiles[index].place is place:
             met.append(tile)
             v = v * 2

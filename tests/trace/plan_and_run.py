@@ -76,6 +76,7 @@ def run(tokens: int, device_gib: float, **options: Any) -> dict[str, Any]:
             sum(b.recompute_tiles for b in blocks),
         ],
         "num_tiles": plan.policy.num_tiles,
+        "num_groups": plan.policy.num_groups,
     }
 
 

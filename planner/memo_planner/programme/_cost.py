@@ -92,7 +92,9 @@ class BlockShape:
     @property
     def planes_bytes(self) -> int:
         """Host bytes that groups of heads take in the block that runs."""
-        return math.ceil(self.profile.planes_bytes_per_token * self.tokens)
+        # Where o is made again, its planes wait there as well.
+        made = self.o_bytes if self.attention_again and self.profile.num_groups > 1 else 0
+        return math.ceil(self.profile.planes_bytes_per_token * self.tokens) + made
 
     @property
     def planes_forward_s(self) -> float:
@@ -219,7 +221,7 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
 
     A copy is free while it fits the block's own compute time at the link's speed; forward's has
     what swapping adds in it, and backward's the recomputation. The excess is a stall. Where o is
-    made again, attention's forward is part of the recomputation.
+    made again, attention's forward and one more pass of pre are part of the recomputation.
     Source: MEMO §alpha.
     """
     times, link = shape.profile.times, shape.profile.link
@@ -239,7 +241,9 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     recompute_s = recomputed * times.tilewise_s_per_token
     # A tile that is made again is run once more.
     recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
-    again_s = shape.attention_s + shape.exchange_s[0]
+    # Attention needs q, k and v of all tokens, so pre of such tiles runs once more for it.
+    again_s = recomputed * times.pre_s_per_token + choices.recompute_tiles * shape.tile_overhead_s
+    again_s = again_s + shape.attention_s + shape.exchange_s[0]
     recompute_s = recompute_s + np.where(choices.o_again, again_s, 0.0)
     # What groups of heads send in forward, beside all else, comes back before they are done.
     planes = shape.profile.qkv_bytes_per_token * tokens if shape.profile.num_groups > 1 else 0.0

@@ -23,7 +23,12 @@ def kept_bytes_by_block(profile: Profile, policy: Policy) -> list[int]:
 
 def shape_of(profile: Profile, policy: Policy) -> BlockShape:
     """The block shape that a policy is about."""
-    return BlockShape(profile=profile, tokens=policy.tokens, tile_tokens=policy.tile_tokens)
+    return BlockShape(
+        profile=profile,
+        tokens=policy.tokens,
+        tile_tokens=policy.tile_tokens,
+        attention_again=any(block.o is Place.RECOMPUTE for block in policy.blocks),
+    )
 
 
 def step_points(profile: Profile, policy: Policy) -> list[StepPoint]:

@@ -275,21 +275,27 @@ class TileBackward:
             self._pre(index)
 
     def _attention_again(self, budget: CopyBudget) -> None:
-        """Make o again from x: pre of the tiles whose q, k and v are not saved, attention."""
+        """Make o again from x: pre of the tiles whose q, k and v are not saved, attention.
+
+        Pre runs once more with post: what it saves would wait for all that time.
+        """
         build, sizes = self._build, self._sizes
         for index in reversed(range(len(sizes.tiles))):
             build.at(Phase.BACKWARD, self._block, index)
             self._prefetch_tile(index - 1, budget)
+            gathered = sizes.qkv_bytes if index == len(sizes.tiles) - 1 else 0
             if self._policy.tile_place(index) is TilePlace.RECOMPUTE:
-                self._recompute_pre(index, sizes.tiles[index], park=budget.park_pre)
+                seconds = sizes.tiles[index].pre_s + sizes.overhead_s
+                build.compute("pre again", seconds, alloc_bytes=gathered)
             else:
                 take(build, self._host.qkv.get(index))
+                build.compute("gather", 0.0, alloc_bytes=gathered)
         build.at(Phase.BACKWARD, self._block)
         scratch = sizes.backward_scratch_bytes
         build.compute(
             "attention again",
             sizes.attention_s,
-            alloc_bytes=scratch + sizes.qkv_bytes + sizes.o_bytes + sizes.attention_bytes,
+            alloc_bytes=scratch + sizes.o_bytes + sizes.attention_bytes,
             free_bytes=scratch,
         )
 
@@ -300,9 +306,8 @@ class TileBackward:
         if self._policy.tile_place(index) is not TilePlace.RECOMPUTE:
             take(build, self._host.qkv.get(index))
             take(build, self._host.post.get(index))
-        elif budget.park_pre or o_is_new:
-            if not o_is_new:
-                self._recompute_pre(index, tile, park=True)
+        elif budget.park_pre:
+            self._recompute_pre(index, tile)
             half_s = sizes.overhead_s / 2
             build.compute("recompute post", tile.post_s + half_s, alloc_bytes=tile.post_bytes)
         else:
@@ -330,10 +335,10 @@ class TileBackward:
         if not budget.park_pre:
             fetch(self._build, self._host.pre.get(index))
 
-    def _recompute_pre(self, index: int, tile: TileShape, *, park: bool) -> None:
+    def _recompute_pre(self, index: int, tile: TileShape) -> None:
         build, seconds = self._build, tile.pre_s + self._sizes.overhead_s / 2
         build.compute("recompute pre", seconds, alloc_bytes=tile.pre_bytes + tile.qkv_bytes)
-        parked = send(build, "saved by pre", tile.pre_bytes) if park else None
+        parked = send(build, "saved by pre", tile.pre_bytes)
         if parked is not None:
             self._host.pre[index] = parked
 

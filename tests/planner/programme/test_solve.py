@@ -166,7 +166,8 @@ def test_attention_runs_again_only_where_it_may_and_must() -> None:
         two_tiles(tight)
     plan = make_plan(small_profile(), 8, tight, tile_tokens=4, attention_again=True)
     assert [(b.x, b.o) for b in plan.policy.blocks] == [(Place.SWAP, Place.RECOMPUTE)] * 2
-    assert plan.prediction.recompute_s == 2 * (8 * 4 + 0.5 * 8**2)
+    # A second more for each token: pre runs once for attention, and once with post.
+    assert plan.prediction.recompute_s == 2 * (8 * 4 + 0.5 * 8**2 + 8 * 1)
     one_o = replace(tight, host_bytes=2 * 16 + 32)
     plan = make_plan(small_profile(), 8, one_o, tile_tokens=4, attention_again=True)
     assert [b.o for b in plan.policy.blocks].count(Place.RECOMPUTE) == 1

@@ -158,7 +158,7 @@ def test_attention_runs_again_before_post_where_o_is_not_saved() -> None:
         if o.kind is Kind.COMPUTE and o.phase is Phase.BACKWARD
     ]
     assert told == [
-        *[("recompute pre", 1), ("attention again", None), ("recompute post", 1)],
+        *[("pre again", 1), ("gather", 0), ("attention again", None), ("recompute", 1)],
         *[("post backward", 1), ("post backward", 0), ("attention backward", None)],
         *[("pre backward", 1), ("pre backward", 0), ("embedding backward", None)],
     ]
