@@ -221,10 +221,13 @@ class BlockBackward:
         self._dx_tiles = None if self._dx is None else tiles_of(self._dx, tile_tokens)
 
     def run(
-        self, o: torch.Tensor, dy: torch.Tensor
+        self, given: list[torch.Tensor], dy: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
-        """o: attention output; dy: [batch, tokens, hidden] -> (dx or None, parameter gradients)."""
-        state, attention = self._state, self._state.attention
+        """dy: [batch, tokens, hidden] -> (dx or None, parameter gradients).
+
+        given: the attention output, which is taken: attention lets go of it where ranks share it.
+        """
+        state, attention, o = self._state, self._state.attention, given.pop()
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
@@ -239,11 +242,13 @@ class BlockBackward:
             state.spec.checked_shapes.add(tuple(self._x.shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
-            dqkv, gradients = attention.backward(gathered.take(), o, do, state.shadows)
-            self._add(gradients)
             freed_bytes, token_dim = state.qkv_bytes + o.nbytes, attention.form.token_dim
+            wholes = [o, do]
+            del o, do
+            dqkv, gradients = attention.backward(gathered.take(), wholes, state.shadows)
+            self._add(gradients)
             # Pre's backward, and copies for the block before, run in the memory that these leave.
-            del o, do, attention
+            del attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
             self._all_pre(dqkv, token_dim)
@@ -437,9 +442,9 @@ class BlockPass:
         # What the block itself sent comes back now, and copies to the host end in order.
         in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
         in_flight.release_done()
-        x, o = state.x.take(), state.o.take()
+        x, given = state.x.take(), [state.o.take()]
         state.x = state.o = None
-        gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
+        gradients = BlockBackward(state, x, self._prefetch_previous).run(given, dy)
         state.tiles.clear()
         if state.spec.park_pre:
             in_flight.drain()  # all that was parked has come back
