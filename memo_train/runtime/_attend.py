@@ -177,24 +177,32 @@ class AttentionRun:
     def backward(
         self,
         qkv: Sequence[torch.Tensor],
-        o: torch.Tensor,
-        do: torch.Tensor,
+        wholes: list[torch.Tensor],
         parameters: Sequence[torch.Tensor],
     ) -> tuple[tuple[torch.Tensor, ...], Gradients]:
-        """((dq, dk, dv), parameter gradients); q, k, v, o as they were in forward."""
-        o, do = self._entered(o), self._entered(do)
+        """((dq, dk, dv), parameter gradients); q, k, v as they were in forward.
+
+        wholes: o as it was in forward, and its gradient; they are taken, so that what has been
+        handed to other ranks is let go.
+        """
+        o = self._entered(wholes.pop(0))
+        do = self._entered(wholes.pop(0))
         self.saved.bind(**_named(qkv), o=o)
         edge, leaves = self._edge, self._leaves
         self._edge, self._leaves = None, ()
         # An attention function may use parameters of its block.
         found = differentiate([edge], [do], (*leaves, *parameters), retain_graph=False)
         self.saved = SavedTensors()
-        dqkv = tuple(
+        of_parameters, dqkv = found[len(leaves) :], list(found[: len(leaves)])
+        # Gradients leave in the memory that these give back.
+        del o, do, qkv, found
+        whole = [
             # An input that attention does not use has no gradient; pre's graph wants zeros.
             torch.zeros_like(leaf) if d is None else d
-            for leaf, d in zip(leaves, found[: len(leaves)], strict=True)
-        )
-        return self._gradients_left(dqkv), found[len(leaves) :]
+            for leaf, d in zip(leaves, dqkv, strict=True)
+        ]
+        del dqkv
+        return self._gradients_left(whole), of_parameters
 
     @property
     def saved_bytes(self) -> int:
@@ -218,13 +226,15 @@ class AttentionRun:
             o = self.form.shared.enter(o, self.form.o_token_dim)
         return o if self._o_layout is None else self._o_layout.of_values(o)
 
-    def _gradients_left(self, dqkv: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """This rank's tokens of dq, dk and dv."""
+    def _gradients_left(self, dqkv: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """This rank's tokens of dq, dk and dv, which are taken one by one."""
         form = self.form
         if form.shared is None:
-            return dqkv
-        pairs = zip(dqkv, self._num_heads, strict=True)
-        return tuple(form.shared.leave(d, form.token_dim, heads) for d, heads in pairs)
+            return tuple(dqkv)
+        left: list[torch.Tensor] = []
+        for heads in self._num_heads:
+            left.append(form.shared.leave(dqkv.pop(0), form.token_dim, heads))
+        return tuple(left)
 
 
 def _named(qkv: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -243,13 +243,14 @@ class BlockBackward:
         self._dx = InputGradient(x, spec.tile_tokens, target) if state.x_needs_grad else None
 
     def run(
-        self, o: torch.Tensor | Planes | None, dy: torch.Tensor
+        self, given: list[Any], dy: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[torch.Tensor | None]]:
         """dy: [batch, tokens, hidden] -> (dx or None, parameter gradients).
 
-        o: attention output; None: it is made again.
+        given: the attention output, which is taken: attention lets go of it where ranks share it.
+        None: it is made again.
         """
-        state, attention = self._state, self._state.attention
+        state, attention, o = self._state, self._state.attention, given.pop()
         # Taken out of the state, so that the `del` below frees what attention saved.
         state.attention = None
         assert attention is not None
@@ -259,22 +260,25 @@ class BlockBackward:
             state.enter(stack)
             # Copies queue: asked for later, it would wait for all that the block before fetches.
             attention.prefetch()
-            qkv: Any = None
+            qkv: list[Any] = []  # where attention runs again; else they are gathered by post
             if o is None:
-                qkv = self._qkv_again(gathered)
-                o = self._o_again(attention, qkv)
-            do = self._all_post(o, dy, form.o_token_dim, gathered if qkv is None else None)
+                qkv.append(self._qkv_again(gathered))
+                o = self._o_again(attention, qkv[0])
+            do = self._all_post(o, dy, form.o_token_dim, None if qkv else gathered)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._shape[:2]))
             state.spec.observe("attention_backward")
             self._prefetch_previous(state.spec.ahead_bytes)
-            qkv = gathered.take() if qkv is None else qkv
-            dqkv, gradients = attention.backward(qkv, o, do, state.shadows)  # type: ignore[arg-type]  # of one kind
-            del qkv
-            self._add(gradients)
             freed_bytes = state.qkv_bytes + o.nbytes if isinstance(o, torch.Tensor) else 0
+            wholes = [o, do]
+            del o, do
+            if not qkv:
+                qkv.append(gathered.take())
+            # Popped: attention lets go of them where ranks share it.
+            dqkv, gradients = attention.backward(qkv.pop(), wholes, state.shadows)
+            self._add(gradients)
             # Pre's backward, and copies for the block before, run in the memory that these leave.
-            del o, do, attention
+            del attention
             state.spec.observe("pre_backward")
             self._prefetch_previous(state.spec.ahead_bytes + freed_bytes)
             tile_tokens = state.spec.tile_tokens
@@ -497,9 +501,9 @@ class BlockPass:
         # What the block itself sent comes back now, and copies to the host end in order.
         in_flight.allow(0 if state.spec.policy.swaps else state.spec.ahead_bytes)
         in_flight.release_done()
-        x, o = state.x.take(), None if state.o is None else state.o.take()
+        x, given = state.x.take(), [None if state.o is None else state.o.take()]
         state.x = state.o = None
-        gradients = BlockBackward(state, x, self._prefetch_previous).run(o, dy)
+        gradients = BlockBackward(state, x, self._prefetch_previous).run(given, dy)
         # A loss that is held until the next step's is made holds its graph, and so this pass.
         state.let_go()
         if state.spec.park_pre:

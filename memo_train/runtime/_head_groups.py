@@ -173,15 +173,19 @@ class GroupedAttention:
     def backward(
         self,
         qkv: Sequence[HostPlanes],
-        o: Planes,
-        do: Planes,
+        wholes: list[Planes],
         parameters: Sequence[torch.Tensor],
     ) -> tuple[Sequence[HostPlanes], Gradients]:
-        """((dq, dk, dv), parameter gradients), the former in the places of q, k and v."""
+        """((dq, dk, dv), parameter gradients), the former in the places of q, k and v.
+
+        wholes: o as it was in forward, and its gradient; they are taken.
+        """
+        o, do = wholes.pop(0), wholes.pop(0)
         sums: Gradients = (None,) * len(parameters)
         for group, run in enumerate(self._runs):
             given = tuple(planes.plane(group) for planes in qkv)
-            dqkv, gradients = run.backward(given, o.plane(group), do.plane(group), parameters)
+            planes_of = [o.plane(group), do.plane(group)]
+            dqkv, gradients = run.backward(given, planes_of, parameters)
             del given
             for planes, gradient in zip(qkv, dqkv, strict=True):
                 planes.put_plane(group, gradient)

@@ -57,29 +57,33 @@ def test_every_header_says_what_to_expect(path: Path) -> None:
     assert all(word in head for word in HEADER), head
 
 
-def test_dry_run_s_plan_is_carried_out(tmp_path: Path) -> None:
-    """One file: printed on a laptop, then loaded by two ranks of torchrun's launcher."""
-    limits = ("--device-gib", "0.0625", "--host-gib", "0.125")
-    plan, job = tmp_path / "plan.json", ("--gpus", "2", "--hardware", "cpu", *limits)
-    dry = run(
-        sys.executable,
-        LAUNCH / "train.py",
-        *SHORT,
-        *job,
-        "--dry-run",
-        "-o",
-        plan,
-        "--state",
-        "fsdp2",
-    )
-    assert dry.returncode == 0, dry.stderr[-2000:]
-    assert "predictions, by memo-plan make" in dry.stdout
-    assert "each rank holds 128 tokens" in dry.stdout
-    done = run("bash", LAUNCH / "torchrun_one_node.sh", *SHORT, *limits, "--plan", plan, GPUS="2")
-    assert sorted(losses(done)) == [1, 2]
-    other = run(
-        "bash", LAUNCH / "torchrun_one_node.sh", *SHORT, "--plan", plan, "--state", "ddp", GPUS="2"
-    )
+LIMITS = ("--device-gib", "0.0625", "--host-gib", "0.125")
+
+
+def dry_run(plan: Path) -> str:
+    """What is printed of a job of two ranks, whose plan is written."""
+    job = ("--gpus", "2", "--hardware", "cpu", *LIMITS, "--state", "fsdp2")
+    done = run(sys.executable, LAUNCH / "train.py", *SHORT, *job, "--dry-run", "-o", plan)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_a_dry_run_prints_the_plan_and_what_each_rank_holds(tmp_path: Path) -> None:
+    """In one process, without a GPU."""
+    printed = dry_run(tmp_path / "plan.json")
+    assert "predictions, by memo-plan make" in printed
+    assert "--attention-once" in printed
+    assert "each rank holds 128 tokens" in printed
+
+
+@pytest.mark.slow
+def test_a_dry_run_s_plan_is_carried_out(tmp_path: Path) -> None:
+    """One file: made on a laptop, then loaded by two ranks; another job refuses it."""
+    plan = tmp_path / "plan.json"
+    dry_run(plan)
+    launcher = ("bash", LAUNCH / "torchrun_one_node.sh", *SHORT, "--plan", plan)
+    assert sorted(losses(run(*launcher, *LIMITS, GPUS="2"))) == [1, 2]
+    other = run(*launcher, "--state", "ddp", GPUS="2")
     assert other.returncode != 0
     assert "setting.zero_stage is 3, this model's is 0" in other.stderr
 

@@ -17,15 +17,16 @@ MOST_S = 30
 """From the failure to the end of all ranks."""
 STARTS_S = 60
 """Most seconds that two processes take to import, wrap and run a step on a busy machine."""
+_NOTE = "rank 1 of 2 failed in mid-step: ValueError: out of luck"
 
 
 @pytest.mark.parametrize(
     ("how", "where", "message"),
     [
-        ("raises", "backward", "out of luck on purpose"),
+        pytest.param("raises", "backward", "out of luck on purpose", marks=pytest.mark.slow),
         # Of rank 0, which would wait for the other one; that is still alive.
-        ("lingers", "forward", "rank 1 of 2 failed in mid-step: ValueError: out of luck"),
-        ("lingers", "backward", "rank 1 of 2 failed in mid-step: ValueError: out of luck"),
+        pytest.param("lingers", "forward", _NOTE, marks=pytest.mark.slow),
+        ("lingers", "backward", _NOTE),
         ("dies", "forward", "Signal 9 (SIGKILL)"),
     ],
 )
