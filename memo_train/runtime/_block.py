@@ -5,9 +5,6 @@ attention once, pre tile by tile. A tile that was recorded in forward (keep, swa
 its backward; one that was not (recompute) first runs its pre and post again, on the saved x and o.
 Attention runs again only where o is not saved. Being one function, the block fires parameter hooks
 once a step.
-
-A block that is not token-wise is checkpointed whole by PyTorch, with its input x swapped; there
-attention is run again in backward with everything else.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.checkpoint import checkpoint
 
 from memo_planner.policy import Place, TilePlace
 from memo_train.errors import BackwardTwice, InPlaceModified
@@ -28,8 +24,6 @@ from memo_train.runtime._ambient import (
     Ambient,
     RngStates,
     differentiable_once,
-    function_modes,
-    in_function_modes,
     preserved_rng,
     set_rng,
 )
@@ -43,11 +37,9 @@ from memo_train.runtime._planes import HostInput, InputGradient, Planes, TilesOf
 from memo_train.runtime._saved import SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import (
     GradientSum,
-    ModuleTensors,
     shadows_of,
     take_written_gradients,
 )
-from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import WholeTensor, is_plain, version_of
 from memo_train.runtime._tile import (
     TileRun,
@@ -560,46 +552,3 @@ class BlockFunction(torch.autograd.Function):
                 block_pass.failed(error)
             raise
         return (None, dx, *gradients)
-
-
-class _Repeated:
-    """A block's forward, to be run once and then again: the second time leaves no trace."""
-
-    def __init__(self, spec: BlockSpec) -> None:
-        self._spec, self._tensors = spec, ModuleTensors(spec.module)
-        self._modes = function_modes()
-        self._is_first = True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        spec = self._spec
-        if self._is_first:
-            self._is_first = False
-            with without_moves(spec.sharded):
-                return spec.forward(*args, **kwargs)
-        # Without shadows: this graph is differentiated once, by autograd itself.
-        with ExitStack() as stack:
-            stack.enter_context(without_moves(spec.sharded))
-            stack.enter_context(self._tensors.installed((), ()))
-            stack.enter_context(kept_state(spec.module, spec.changes))
-            stack.enter_context(in_function_modes(self._modes))
-            return spec.forward(*args, **kwargs)
-
-
-def run_checkpointed(
-    spec: BlockSpec,
-    x: torch.Tensor,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    foreign: Iterable[torch.Tensor],
-) -> Any:
-    """The block's output, with a graph that runs the block again in backward.
-
-    x: [batch, tokens, hidden]. foreign: tensors among the arguments, which are not swapped.
-    """
-    saved = SavedTensors()
-    with saved.hooks():
-        # The reentrant kind takes no keyword arguments and runs a backward inside the backward.
-        output = checkpoint(_Repeated(spec), x, *args, use_reentrant=False, **kwargs)
-    target = spec.swap_target if spec.policy.x is Place.SWAP else None
-    saved.settle({}, storage_keys(foreign), target)
-    return output

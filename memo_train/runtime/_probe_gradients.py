@@ -32,8 +32,9 @@ from torch.overrides import TorchFunctionMode
 
 from memo_planner.policy import BlockPolicy, Place
 from memo_train.errors import MemoError
-from memo_train.runtime._block import BlockPass, run_checkpointed
+from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
+from memo_train.runtime._checkpointed import run_checkpointed
 from memo_train.runtime._head_groups import HeadCut, num_groups_of
 from memo_train.runtime._mixer import Mixer
 from memo_train.runtime._module_state import ModuleState, StatePlace, graph_holders, kept_state

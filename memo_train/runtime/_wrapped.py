@@ -21,8 +21,9 @@ from memo_planner.policy import Policy, TilePlace
 from memo_planner.schedule import CopyBudget
 from memo_train.device import Device
 from memo_train.errors import UnsupportedModel
-from memo_train.runtime._block import BlockFunction, BlockPass, run_checkpointed
+from memo_train.runtime._block import BlockFunction, BlockPass
 from memo_train.runtime._block_state import BlockSpec
+from memo_train.runtime._checkpointed import run_checkpointed
 from memo_train.runtime._fingerprint import Fingerprint
 from memo_train.runtime._head_groups import num_groups_of
 from memo_train.runtime._hooks import without_user_hooks
