@@ -100,12 +100,8 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     }
     others["state"] = state
     found = _find(model, caps_gib | others, group)
-    choices = Choices(
-        limits=_limits(found.device, *found.caps_bytes),
-        alpha=alpha,
-        tile_tokens=tile_tokens,
-        state=found.state,
-    )
+    limits = _limits(found.device, *found.caps_bytes)
+    choices = Choices(limits=limits, alpha=alpha, tile_tokens=tile_tokens, state=found.state)
     planner = _planner(found, choices, seq_len, group)
     setattr(found.parts.causal_lm, _ATTRIBUTE, planner)
     count(planner.wrapped)
