@@ -130,13 +130,18 @@ _NUM_PLANES = 5
 def _planes_bytes(shape: BlockShape) -> int:
     """What groups of heads take on the host, in whole pages.
 
-    What pre saved of a tile is about as many tensors as its x goes into them.
+    What pre saved of a tile is about as many tensors as its x goes into them, and one; they fill
+    their pages where x does so four times over, for some are a half or a quarter as large.
     """
     profile = shape.profile
     if profile.num_groups == 1:
         return 0
-    of_tile = math.ceil(profile.pre_bytes_per_token / max(profile.x_bytes_per_token, 1.0)) + 1
-    return shape.planes_bytes + (_NUM_PLANES + of_tile * shape.num_tiles) * _PAGE_BYTES
+    x_per_token = max(profile.x_bytes_per_token, 1.0)
+    of_tile = math.ceil(profile.pre_bytes_per_token / x_per_token) + 1
+    last = shape.tokens - (shape.num_tiles - 1) * shape.tile_tokens
+    tiles = [shape.tile_tokens] * (shape.num_tiles - 1) + [last]
+    ragged = sum(bool(math.ceil(x_per_token * n) % (4 * _PAGE_BYTES)) for n in tiles)
+    return shape.planes_bytes + (_NUM_PLANES + of_tile * ragged) * _PAGE_BYTES
 
 
 def _rounding_bytes(profile: Profile, policy: Policy, block: int) -> int:
