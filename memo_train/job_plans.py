@@ -76,8 +76,8 @@ def _refuse_attention_again(plan: Plan, path: Path) -> None:
     again = [i for i, block in enumerate(plan.policy.blocks) if block.o is Place.RECOMPUTE]
     if again:
         raise PlanFileError(
-            f"{path}: policy.blocks[{again[0]}].o is 'recompute', and attention is never run again "
-            "here; make the plan with --attention-once"
+            f"{path}: policy.blocks[{again[0]}].o is 'recompute', and plans of a job are carried "
+            "out with attention run once; make the plan with --attention-once"
         )
 
 

@@ -1,4 +1,4 @@
-"""Ulysses: attention of some heads over all tokens on each rank, by two exchanges around it.
+"""Ulysses: attention of some heads over all tokens on each rank, by an all-to-all on each side.
 
 Source: DeepSpeed Ulysses (arXiv 2309.14509).
 """

@@ -3,7 +3,8 @@
 The model's own forward runs unchanged on every tile, so scaling, soft caps and the loss function
 are the model's own. That its losses of tiles add up to its loss of all tokens is proved on a few
 made-up hidden states, and again whenever something that it may rest on has changed. A loss that
-is not such a sum, or is looked at by a hook, is computed whole, with a warning.
+is not such a sum, or is looked at by a hook, is computed whole, with a warning. This file decides
+which of both; `_loss_pass.py` runs the tiles.
 """
 
 from __future__ import annotations

@@ -98,8 +98,16 @@ def check_shareable(parts: ModelParts, verdicts: tuple[BlockVerdict, ...]) -> No
             )
 
 
-def check_groups(num_groups: int, verdicts: tuple[BlockVerdict, ...]) -> None:
-    """Refuse groups into which a block's heads are not cut evenly. Raises: InvalidInput."""
+def check_groups(num_groups: int, verdicts: tuple[BlockVerdict, ...], *, shared: bool) -> None:
+    """Refuse groups into which a block's heads are not cut evenly, and groups of shared steps.
+
+    Raises: InvalidInput.
+    """
+    if shared and num_groups > 1:
+        raise InvalidInput(
+            f"Policy.num_groups is {num_groups}; ranks that share a sequence exchange all heads at "
+            "once, in 1 group; plan anew with the mesh"
+        )
     for index, verdict in enumerate(verdicts):
         num_heads = num_groups if verdict.heads is None else verdict.heads.num_heads
         if num_heads % num_groups:
@@ -430,7 +438,7 @@ class WrappedModel:
         masked = makes_mask(arguments) if shared is None else shared.masked
         self.masked = torch.is_grad_enabled() and masked
         step = self.choose_policy(*shape)  # which may run steps of its own, to profile
-        check_groups(step.policy.num_groups, self.verdicts)
+        check_groups(step.policy.num_groups, self.verdicts, shared=shared is not None)
         config = getattr(self.parts.causal_lm, "config", None)
         self._runs_whole = needs_whole_blocks(arguments, config)
         if self._runs_whole and any(v.how is HowToRun.TILED for v in self.verdicts):
