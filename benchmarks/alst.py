@@ -63,7 +63,7 @@ def main() -> None:
     settings = {name: getattr(options, name) for name in ("ranks", "tokens", "layers", "hidden")}
     with ExitStack() as stack:
         alst = stack.enter_context(_Ranks("alst", options))
-        first = alst.ask("step", index=0)
+        first = alst.ask("step", index=0, trains=False)
         limit_bytes = int(options.peak_share * max(first["peak_bytes"]))
         memo = stack.enter_context(_Ranks("memo", options))
         memo.ask("wrap", limit_bytes=limit_bytes)
@@ -214,15 +214,16 @@ class _RankRun:
         )
         return {"wrapped": True}
 
-    def step(self, index: int) -> dict[str, Any]:
-        """A training step on piece number `index` of the text."""
+    def step(self, index: int, *, trains: bool = True) -> dict[str, Any]:
+        """A step on piece number `index` of the text. trains: whether the optimiser steps."""
         self._device.reset_peak()
         dist.barrier()
         started_s = time.perf_counter()
         loss = self._loss_of(piece_of_text(self._tokens, index))
         loss.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
-        self._optimizer.step()
+        if trains:
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=False)
         seconds, counters = time.perf_counter() - started_s, self._device.counters()
         return {
