@@ -7,15 +7,17 @@ their own is found in the background.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,29 +25,40 @@ from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Polic
 from memo_planner.background import BackgroundCall
 from memo_planner.programme import predict, quick_plan
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock, plan_with_copies
-from memo_train.device import Device
+from memo_train.device import Device, InvalidDeviceArgument
 from memo_train.layout import Shape, StepLayouts
 from memo_train.parallel import HeldState, ModelState, SequenceGroup
 from memo_train.profiling import Profiles, StepKind
 from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, held_here, precision
 from memo_train.trace import measure_link
 
+_CapsBytes = tuple[int | None, int | None]
+"""Of the device and of the host pool."""
+
 
 class Caps:
-    """Remembers the device's caps as it is made; `set` changes some, `restore` puts those back."""
+    """The caps that one model sets on its device; `set` sets some, `restore` takes them back.
+
+    Several models may have set some. The last one's count, and when it is unwrapped or dropped
+    those of the one before; after the first, what was there before all of them.
+    """
+
+    _of_devices: ClassVar[dict[Device, list[Caps]]] = {}
+    """Who has set some, first to last."""
 
     def __init__(self, device: Device) -> None:
-        counters = device.counters()
         self._device = device
-        self._before = (counters.device_cap_bytes, counters.host_cap_bytes)
-        self._is_set = [False, False]
+        self._before = _caps_of(device)
+        self._own: _CapsBytes = (None, None)
 
     def set(self, device_bytes: int | None, host_bytes: int | None, parts: ModelParts) -> None:
-        """Set the caps that are given.
+        """Set the caps that are given, until `restore` or the end of the model.
 
         The model's tensors that are older than the device count against its cap, though not in it.
         Raises: InvalidDeviceArgument if more is in use already, where the device knows of it.
         """
+        self._of_devices.setdefault(self._device, []).append(self)
+        weakref.finalize(parts.causal_lm, self.restore).atexit = False
         if device_bytes is not None:
             where = self._device.torch_device
             every = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
@@ -53,31 +66,55 @@ class Caps:
             here = [tensor for tensor in tensors if tensor.device == where]
             older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
             # 0 is no cap that may be set; under 1 byte the first request says what is short.
-            self._device.set_device_cap(max(device_bytes - older, 1))
-            self._is_set[0] = True
+            device_bytes = max(device_bytes - older, 1)
+            try:
+                self._device.set_device_cap(device_bytes)
+            except InvalidDeviceArgument:
+                # A model that was dropped, wrapped, is in cycles and may still be there.
+                gc.collect()
+                self._device.set_device_cap(device_bytes)
+            self._own = (device_bytes, None)
         if host_bytes is not None:
             self._device.set_host_cap(host_bytes)
-            self._is_set[1] = True
+            self._own = (self._own[0], host_bytes)
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """While active, the device's cap is what it was before this object set one."""
         cap_bytes = self._device.counters().device_cap_bytes
-        if self._is_set[0]:
+        if self._own[0] is not None:
             self._device.set_device_cap(self._before[0])
         try:
             yield
         finally:
-            if self._is_set[0]:
+            if self._own[0] is not None:
                 self._device.set_device_cap(cap_bytes)
 
     def restore(self) -> None:
-        """The caps this object set become what they were before."""
-        if self._is_set[0]:
-            self._device.set_device_cap(self._before[0])
-        if self._is_set[1]:
-            self._device.set_host_cap(self._before[1])
-        self._is_set = [False, False]
+        """The caps become what they were before, or stay if others have set theirs since."""
+        models = self._of_devices.get(self._device, [])
+        if self not in models:
+            return
+        at = models.index(self)
+        if at + 1 < len(models):
+            # Whoever came after comes after what was before this one.
+            models[at + 1]._before = self._before
+        else:
+            for own, before, put in zip(
+                self._own,
+                self._before,
+                (self._device.set_device_cap, self._device.set_host_cap),
+                strict=True,
+            ):
+                if own is not None:
+                    put(before)
+        models.remove(self)
+        self._own = (None, None)
+
+
+def _caps_of(device: Device) -> _CapsBytes:
+    counters = device.counters()
+    return counters.device_cap_bytes, counters.host_cap_bytes
 
 
 _EVAL_TILE_TOKENS = 1024

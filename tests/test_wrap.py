@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 import memo_train
 from memo_train.device import get_cpu_device
 from memo_train.errors import InvalidInput, MemoError, PlanInfeasible, UnsupportedModel
+from memo_train.planning import Caps
+from memo_train.runtime import find_parts
 from memo_train.testing import assert_same_bits, run_step
 from tests.runtime.causal_lms import MODELS, own_llama
 
@@ -230,6 +233,34 @@ def test_a_forward_of_the_instances_own_comes_back(ids) -> None:
     assert calls, "the instance's own forward runs while wrapped"
     memo_train.unwrap(model)
     assert vars(model)["forward"] is own
+
+
+def test_a_model_that_is_dropped_takes_its_cap_with_it() -> None:
+    device = get_cpu_device()
+    first = memo_train.wrap(own_llama(), alpha=0.0, device_gib=1.0)
+    second = memo_train.wrap(own_llama(), alpha=0.0, device_gib=2.0)
+    del first
+    gc.collect()
+    assert device.counters().device_cap_bytes == pytest.approx(2 * 2**30, rel=1e-3)
+    del second
+    gc.collect()
+    assert device.counters().device_cap_bytes is None
+
+
+def test_what_a_dropped_model_still_holds_does_not_count() -> None:
+    device, parts = get_cpu_device(), find_parts(own_llama())
+    gc.collect()
+    gc.disable()
+    try:
+        dropped = memo_train.wrap(own_llama(), alpha=0.0)
+        dropped.register_buffer("large", torch.zeros(2**24))
+        del dropped
+        assert device.counters().device_used_bytes > 2**26
+        caps = Caps(device)
+        caps.set(2**26, None, parts)
+        caps.restore()
+    finally:
+        gc.enable()
 
 
 def test_two_wrapped_models_keep_their_own_caps() -> None:

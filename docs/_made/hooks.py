@@ -41,6 +41,11 @@ MADE: dict[str, Callable[[], str]] = {
 _MARK = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 
 
+def on_startup(**_: Any) -> None:
+    """Put the checkout on the path again: mkdocs takes it off when it has read this file."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "planner")]
+
+
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the pictures. The README's is drawn anew, too, so that it is never an old one."""
     committed = files.get_file_from_path(README_PICTURE.name)
