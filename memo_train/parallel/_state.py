@@ -64,6 +64,8 @@ class ModelState:
     @classmethod
     def told(cls, state: str | ModelState | None, model: nn.Module) -> ModelState:
         """What `wrap` was told, over how many ranks; None is what `model` shows. Raises: as it."""
+        if not isinstance(model, nn.Module):
+            return cls(num_ranks=1)  # which the look at the model refuses
         if state is None:
             sharded = any(map(is_fully_sharded, model.modules()))
             state = "fsdp2" if sharded else "whole"

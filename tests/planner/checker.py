@@ -63,7 +63,8 @@ def tally(profile: Profile, policy: Policy) -> Tally:
         if block.o is Place.RECOMPUTE:
             recompute_s += times.attention_s_per_token2 * size**2
             pre_again = block_tokens(policy, block)[TilePlace.RECOMPUTE] * times.pre_s_per_token
-            recompute_s += pre_again + block.recompute_tiles * overhead_s
+            if block.num_tiles > 1:  # one tile is a checkpointed block
+                recompute_s += pre_again + block.recompute_tiles * overhead_s
         swap_s = block_tokens(policy, block)[TilePlace.SWAP] * times.swap_s_per_token
         forward_s = swap_s + tilewise * size + times.attention_s_per_token2 * size**2 + passes
         backward_s = backward * size + times.attention_backward_s_per_token2 * size**2 + passes

@@ -241,8 +241,10 @@ def price(shape: BlockShape, choices: Choices) -> Prices:
     recompute_s = recomputed * times.tilewise_s_per_token
     # A tile that is made again is run once more.
     recompute_s = recompute_s + choices.recompute_tiles * shape.tile_overhead_s
-    # Attention needs q, k and v of all tokens, so pre of such tiles runs once more for it.
+    # Attention needs q, k and v of all tokens, so pre of such tiles runs once more for it; but not
+    # of a block in one tile, which is what checkpointing runs.
     again_s = recomputed * times.pre_s_per_token + choices.recompute_tiles * shape.tile_overhead_s
+    again_s = again_s if shape.num_tiles > 1 else np.zeros_like(again_s)
     again_s = again_s + shape.attention_s + shape.exchange_s[0]
     recompute_s = recompute_s + np.where(choices.o_again, again_s, 0.0)
     # What groups of heads send in forward, beside all else, comes back before they are done.

@@ -277,14 +277,16 @@ class TileBackward:
     def _attention_again(self, budget: CopyBudget) -> None:
         """Make o again from x: pre of the tiles whose q, k and v are not saved, attention.
 
-        Pre runs once more with post: what it saves would wait for all that time.
+        Pre runs once more with post: what it saves would wait for all that time. Of a block in one
+        tile, which is what checkpointing runs, that is all.
         """
         build, sizes = self._build, self._sizes
         for index in reversed(range(len(sizes.tiles))):
             build.at(Phase.BACKWARD, self._block, index)
             self._prefetch_tile(index - 1, budget)
             gathered = sizes.qkv_bytes if index == len(sizes.tiles) - 1 else 0
-            if self._policy.tile_place(index) is TilePlace.RECOMPUTE:
+            in_one = len(sizes.tiles) == 1
+            if self._policy.tile_place(index) is TilePlace.RECOMPUTE and not in_one:
                 seconds = sizes.tiles[index].pre_s + sizes.overhead_s
                 build.compute("pre again", seconds, alloc_bytes=gathered)
             else:
