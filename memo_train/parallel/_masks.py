@@ -2,7 +2,7 @@
 
 A modelling file of Transformers calls `create_causal_mask` and its kin with the embeddings and the
 positions at hand. While a step is shared, these calls are answered for the tokens of all ranks:
-windows, chunks, packed documents and padding come out as in one process.
+windows, chunked attention, packed documents and padding come out as in one process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _OF_OWN_TOKENS = (
     "encoder_hidden_states",
 )
 
-_Place = tuple[dict[str, Any], str, Callable[..., Any]]
+_MaskMaker = tuple[dict[str, Any], str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class WholeSequences:
     attention_mask: torch.Tensor | None
 
 
-def mask_makers(model: nn.Module) -> list[_Place]:
+def mask_makers(model: nn.Module) -> list[_MaskMaker]:
     """Where the modelling files of `model` have functions of Transformers that make masks."""
     library = vars(sys.modules[_LIBRARY]) if _LIBRARY in sys.modules else {}
     makers = {id(f) for name, f in library.items() if name.startswith("create_") and callable(f)}
@@ -52,7 +52,7 @@ def mask_makers(model: nn.Module) -> list[_Place]:
 
 
 @contextmanager
-def whole_masks(makers: list[_Place], whole: WholeSequences) -> Iterator[None]:
+def whole_masks(makers: list[_MaskMaker], whole: WholeSequences) -> Iterator[None]:
     """While active, `makers` make the masks of `whole`. Raises, from there: UnsupportedModel."""
     for space, name, plain in makers:
         space[name] = _maker(plain, whole)

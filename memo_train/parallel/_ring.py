@@ -1,13 +1,13 @@
 """Ring attention: each rank keeps its queries, and keys and values go around all ranks.
 
 Ranks hold contiguous ranges, of which the last would attend to all tokens and the first to few. So
-each range is cut in halves, 2 n chunks in all, and rank r attends for chunks r and 2 n - 1 - r:
+each range is cut in halves, 2 n in all, and rank r attends for halves r and 2 n - 1 - r:
 then every rank has the same work in every round. Partial results are merged by their log-sum-exp.
 
 The module's attention function is not called: this is plain causal attention, and whatever else a
 call asks for is refused. `wrap` proves that the model's own function gives the same.
 
-Source: Ring Attention (arXiv 2310.01889); the order of chunks, Striped Attention (arXiv 2311.09431)
+Source: Ring Attention (arXiv 2310.01889); the order of halves, Striped Attention (arXiv 2311.09431)
 and Megatron-Core's context parallelism.
 """
 
@@ -60,10 +60,10 @@ def plain_causal_scale(options: Mapping[str, Any]) -> float | None:
 def causal_attention(qkv: Sequence[torch.Tensor], scale: float | None) -> torch.Tensor:
     """Plain causal attention [batch, heads, tokens, dim] by the kernel that the ring uses."""
     q, k, v = qkv
-    return _attend(q, k, v, _Block(is_causal=True, scale=scale))[0]
+    return _attend(q, k, v, _Meeting(is_causal=True, scale=scale))[0]
 
 
-class _Block(NamedTuple):
+class _Meeting(NamedTuple):
     """How some queries meet some keys."""
 
     is_causal: bool
@@ -71,11 +71,11 @@ class _Block(NamedTuple):
 
 
 def _attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: _Block
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, meeting: _Meeting
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(o, log-sum-exp [batch, heads, queries] fp32)."""
     o, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, block.is_causal, scale=block.scale
+        q, k, v, 0.0, meeting.is_causal, scale=meeting.scale
     )
     return o, log_sum
 
@@ -117,7 +117,7 @@ class Ring(SharedAttention):
 
     @torch.no_grad()
     def enter(self, tensor: torch.Tensor, token_dim: int) -> torch.Tensor:
-        """The tokens of chunks r and 2 n - 1 - r, from those of chunks 2 r and 2 r + 1."""
+        """The tokens of halves r and 2 n - 1 - r, from those of halves 2 r and 2 r + 1."""
         return self._moved(tensor, token_dim, (self._own, self._rank_of), (self._there, _owner_of))
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class Ring(SharedAttention):
         if source == rank:
             return _Round(everything, everything, is_causal=True)
         if source < rank:
-            # Its first chunk is before both of ours, its last one behind both.
+            # Its first half is before both of ours, its last one behind both.
             return _Round(everything, slice(0, self._length(source)), is_causal=False)
         return _Round(slice(self._length(rank), None), everything, is_causal=False)
 
@@ -149,15 +149,15 @@ class Ring(SharedAttention):
         have: tuple[tuple[int, ...], Callable[[int], int]],
         want: tuple[tuple[int, ...], Callable[[int], int]],
     ) -> torch.Tensor:
-        """Other chunks. have, want: which, and for each chunk the rank it goes to or comes from."""
-        chunks, goes_to = have
+        """Other halves. have, want: which, and for each half the rank it goes to or comes from."""
+        halves, goes_to = have
         wanted, comes_from = want
         rows = tensor.movedim(token_dim, 0)
         pieces = dict(
-            zip(chunks, torch.split(rows, [self._length(c) for c in chunks]), strict=True)
+            zip(halves, torch.split(rows, [self._length(c) for c in halves]), strict=True)
         )
         # As they lie in an exchange: by rank, those of one rank in their order.
-        leaving = sorted(chunks, key=lambda c: (goes_to(c), c))
+        leaving = sorted(halves, key=lambda c: (goes_to(c), c))
         coming = sorted(wanted, key=lambda c: (comes_from(c), c))
         received = self.group.exchange(
             torch.cat([pieces[c] for c in leaving]),
@@ -169,25 +169,25 @@ class Ring(SharedAttention):
         )
         return torch.cat([found[c] for c in wanted]).movedim(0, token_dim)
 
-    def _by_rank(self, chunks: Iterable[int], rank_of: Callable[[int], int]) -> list[int]:
-        """Tokens of chunks that go to each rank, or come from it."""
+    def _by_rank(self, halves: Iterable[int], rank_of: Callable[[int], int]) -> list[int]:
+        """Tokens of halves that go to each rank, or come from it."""
         lengths = [0] * self.group.size
-        for chunk in chunks:
-            lengths[rank_of(chunk)] += self._length(chunk)
+        for half in halves:
+            lengths[rank_of(half)] += self._length(half)
         return lengths
 
-    def _rank_of(self, chunk: int) -> int:
-        """Who attends for a chunk."""
-        return min(chunk, 2 * self.group.size - 1 - chunk)
+    def _rank_of(self, half: int) -> int:
+        """Who attends for a half."""
+        return min(half, 2 * self.group.size - 1 - half)
 
-    def _length(self, chunk: int) -> int:
-        """Tokens of a chunk: the first half of a range is the longer one."""
-        return (self._tokens.mine + 1 - chunk % 2) // 2
+    def _length(self, half: int) -> int:
+        """Tokens of a half: the first half of a range is the longer one."""
+        return (self._tokens.mine + 1 - half % 2) // 2
 
 
-def _owner_of(chunk: int) -> int:
-    """Who has a chunk's tokens."""
-    return chunk // 2
+def _owner_of(half: int) -> int:
+    """Who has a half's tokens."""
+    return half // 2
 
 
 class _RingAttention(torch.autograd.Function):
@@ -205,14 +205,14 @@ class _RingAttention(torch.autograd.Function):
         ctx.ring, ctx.scale = ring, scale
         merged: _Merged | None = None
         keys, values = k, v
-        for turn, source in enumerate(_sources(ring)):
-            if turn:
+        for index, source in enumerate(_sources(ring)):
+            if index:
                 keys, values = ring.passed_on(keys, values)
             now = ring.round(source)
             part = (q[:, :, now.queries], keys[:, :, now.keys], values[:, :, now.keys])
             if not part[0].shape[2] or not part[1].shape[2]:
                 continue
-            found = _attend(*part, _Block(now.is_causal, scale))
+            found = _attend(*part, _Meeting(now.is_causal, scale))
             if merged is None:
                 merged = _Merged(*found)
             else:
@@ -229,8 +229,8 @@ class _RingAttention(torch.autograd.Function):
         q, k, v, o, log_sum = ctx.saved_tensors
         wide = torch.promote_types(q.dtype, torch.float32)
         dq, dk, dv = (torch.zeros_like(t, dtype=wide) for t in (q, k, v))
-        for turn, source in enumerate(_sources(ring)):
-            if turn:
+        for index, source in enumerate(_sources(ring)):
+            if index:
                 k, v, dk, dv = ring.passed_on(k, v, dk, dv)
             now = ring.round(source)
             mine = tuple(t[:, :, now.queries] for t in (do, q, o))
@@ -257,8 +257,8 @@ class _RingAttention(torch.autograd.Function):
 
 
 def _sources(ring: Ring) -> list[int]:
-    """Whose keys are at hand, turn by turn."""
-    return [(ring.group.rank - turn) % ring.group.size for turn in range(ring.group.size)]
+    """Whose keys are at hand, round by round."""
+    return [(ring.group.rank - index) % ring.group.size for index in range(ring.group.size)]
 
 
 class _Merged:

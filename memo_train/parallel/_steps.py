@@ -283,7 +283,7 @@ def _fact_of_mask(arguments: dict[str, Any], shape: tuple[int, int]) -> str | No
 
 
 def _rotary_kinds(config: Any) -> Iterator[str]:
-    """The kinds of rotary embedding that a configuration names, for all layers or for each kind."""
+    """The kinds of rotary embedding that a configuration names, for all blocks or for each kind."""
     for attribute in ("rope_parameters", "rope_scaling"):
         found = getattr(config, attribute, None)
         settings = found if isinstance(found, dict) else {}
