@@ -1,4 +1,4 @@
-"""Token-wise operations in one pass over memory, and copies of token tiles between layouts.
+"""Token-wise operations in one pass over memory, and copies of token tiles between strides.
 
     from memo_train import kernels
     print(kernels.use(model))  # then memo_train.wrap(model)

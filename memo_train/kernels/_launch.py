@@ -102,7 +102,7 @@ def copy_tile(target: torch.Tensor, source: torch.Tensor) -> None:
     addresses must be multiples of 16 bytes. Not differentiable.
 
     Raises:
-        InvalidDeviceArgument: shapes, dtypes or devices differ, or the layout is another.
+        InvalidDeviceArgument: shapes, dtypes or devices differ, or strides are others.
         CudaUnavailable: memo-train was built without its kernels.
     """
     check_alike(target, source)

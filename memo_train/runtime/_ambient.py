@@ -1,4 +1,4 @@
-"""State that surrounds a block and must be the same when it is computed again.
+"""State that surrounds a block and must be the same when it is recomputed.
 
 Grad mode, autocast, the choice of kernels, and the states of the random-number generators.
 """

@@ -83,7 +83,7 @@ class Gathered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
+class _Strides:
     """How a tensor lies in its memory. is_dense: it is all of that memory, without holes."""
 
     shape: torch.Size
@@ -91,7 +91,7 @@ class _Layout:
     is_dense: bool
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> _Layout:
+    def of(cls, tensor: torch.Tensor) -> _Strides:
         # PyTorch keeps strides only where they leave no holes.
         is_dense = (
             is_plain(tensor)
@@ -101,7 +101,7 @@ class _Layout:
         return cls(shape=tensor.shape, stride=tensor.stride(), is_dense=is_dense)
 
     def of_values(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same values in this layout."""
+        """The same values with these strides."""
         if not self.is_dense or tensor.stride() == self.stride:
             return tensor
         return torch.empty_strided(
@@ -125,7 +125,7 @@ class AttentionRun:
         # A mixer, which ranks never share, may get tensors without heads.
         head_dim = 3 - cut.form.token_dim
         self._num_heads = tuple(t.shape[head_dim] for t in cut.tensors if cut.form.shared)
-        self._o_layout: _Layout | None = None
+        self._o_strides: _Strides | None = None
         self._edge: GradientEdge | None = None
         self._leaves: tuple[torch.Tensor, ...] = ()
         self.saved = SavedTensors()
@@ -133,7 +133,7 @@ class AttentionRun:
     def anew(self) -> AttentionRun:
         """The same, as if it had never run."""
         made = copy.copy(self)
-        made._o_layout = made._edge = None
+        made._o_strides = made._edge = None
         made._leaves, made.saved = (), SavedTensors()
         return made
 
@@ -163,8 +163,8 @@ class AttentionRun:
             o = self._call(*map(alias_of, leaves), **self._options)
         known = _named(leaves) | {"o": o}
         if self._makes_o_again:
-            self._o_layout = _Layout.of(o)
-            if not self._o_layout.is_dense:
+            self._o_strides = _Strides.of(o)
+            if not self._o_strides.is_dense:
                 # It could not be made again with the strides that saved tensors have in it.
                 del known["o"]
         self.saved.settle(known, swap=swap, pads=True)
@@ -221,10 +221,10 @@ class AttentionRun:
         return form.shared.leave(o, form.o_token_dim, self._num_heads[0])
 
     def _entered(self, o: torch.Tensor) -> torch.Tensor:
-        """o or do as attention's graph knows it, in the layout that o had in forward."""
+        """o or do as attention's graph knows it, with the strides that o had in forward."""
         if self.form.shared is not None:
             o = self.form.shared.enter(o, self.form.o_token_dim)
-        return o if self._o_layout is None else self._o_layout.of_values(o)
+        return o if self._o_strides is None else self._o_strides.of_values(o)
 
     def _gradients_left(self, dqkv: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """This rank's tokens of dq, dk and dv, which are taken one by one."""

@@ -2,7 +2,7 @@
 
 Heads of different groups do not meet in attention (the probe proves it of each kind of block), so
 it runs forward and backward one group after the other, and all else of q, k, v, o and their
-gradients waits in the host pool (`_planes`). A group is also what ranks would exchange at a time.
+gradients waits in the host pool (`_planes`).
 """
 
 from __future__ import annotations

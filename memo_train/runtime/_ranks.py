@@ -40,7 +40,7 @@ class SharedAttention(ABC):
     def enter(self, tensor: torch.Tensor, token_dim: int) -> torch.Tensor:
         """What attention gets of q, k, v, o or do, from this rank's tokens of all heads.
 
-        Its layout in memory hangs on nothing but shapes.
+        Its strides hang on nothing but shapes.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 With torch and Transformers installed the model is built without memory and its blocks are traced:
 that is memo-train's part (`memo_train.trace.model_of_config`), which is looked up when a file is
-read, so that the planner needs neither. Without them only layouts whose every field is known here
+read, so that the planner needs neither. Without them only families whose every field is known here
 are planned; anything else is refused by name.
 """
 
@@ -77,7 +77,7 @@ def _reader() -> Callable[[dict[str, Any], str, int], ModelDims]:
     except ImportError as error:
         raise InvalidInput(
             f"{', '.join(_READER_NEEDS)} are installed but cannot be imported ({error}); mend "
-            "that, or pass --no-torch to plan plain layouts by their fields"
+            "that, or pass --no-torch to plan plain families by their fields"
         ) from error
     return reader
 
@@ -102,7 +102,7 @@ _SIZES = (
     "num_key_value_heads",
     "vocab_size",
 )
-"""Whole numbers that every layout must state: a class's default for them is not known here."""
+"""Whole numbers that every family must state: a class's default for them is not known here."""
 _COMMON = {*_SIZES, "model_type", "tie_word_embeddings", "layer_types"}
 _NEUTRAL = {
     "_name_or_path", "architectures", "attention_dropout", "bos_token_id", "dtype", "eos_token_id",
@@ -117,7 +117,7 @@ dropout of scores stays inside attention, and weights are trained unquantised.""
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Family:
     """What a model type adds to a Llama.
 
     own: fields that this reader understands for it. neutral: fields that change nothing.
@@ -129,13 +129,13 @@ class _Layout:
     qkv_bias: bool = False
 
 
-_LAYOUTS = {
-    "llama": _Layout(frozenset({"head_dim", "attention_bias", "mlp_bias"})),
-    "mistral": _Layout(frozenset({"head_dim", "sliding_window"})),
-    "qwen2": _Layout(
+_FAMILIES = {
+    "llama": _Family(frozenset({"head_dim", "attention_bias", "mlp_bias"})),
+    "mistral": _Family(frozenset({"head_dim", "sliding_window"})),
+    "qwen2": _Family(
         frozenset({"sliding_window", "use_sliding_window", "max_window_layers"}), qkv_bias=True
     ),
-    "phi3": _Layout(
+    "phi3": _Family(
         frozenset({"sliding_window", "resid_pdrop", "embd_pdrop"}),
         frozenset({"partial_rotary_factor"}),
     ),
@@ -144,7 +144,7 @@ _LAYOUTS = {
 
 
 def _model_by_fields(config: dict[str, Any], name: str, dtype_bytes: int) -> ModelDims:
-    layout = _layout(config)
+    family = _family(config)
     sizes = {field: _whole(config, field) for field in _SIZES}
     hidden, vocab = sizes["hidden_size"], sizes["vocab_size"]
     blocks = DenseBlocks(
@@ -157,7 +157,7 @@ def _model_by_fields(config: dict[str, Any], name: str, dtype_bytes: int) -> Mod
         gated=True,
         norm_widths=UPCAST_NORMS if dtype_bytes == 2 else SEPARATE_NORMS,
         window=_window(config),
-        small_parameters=_small_parameters(config, layout),
+        small_parameters=_small_parameters(config, family),
     )
     tied = _flag(config, "tie_word_embeddings")
     return ModelDims(
@@ -171,19 +171,19 @@ def _model_by_fields(config: dict[str, Any], name: str, dtype_bytes: int) -> Mod
     )
 
 
-def _layout(config: dict[str, Any]) -> _Layout:
-    """The layout of the file's model type. Raises: InvalidInput, by name, if it is not a sure one.
+def _family(config: dict[str, Any]) -> _Family:
+    """The family of the file's model type. Raises: InvalidInput, by name, if it is not a sure one.
 
     A field that is not known may change a shape, so it is refused unless it is null or false.
     """
     model_type = config.get("model_type")
-    layout = _LAYOUTS.get(model_type) if isinstance(model_type, str) else None
-    if layout is None:
+    family = _FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
         raise InvalidInput(
             f"model_type {model_type!r} is not planned without torch, only "
-            f"{', '.join(_LAYOUTS)} are; {_WAY_OUT}"
+            f"{', '.join(_FAMILIES)} are; {_WAY_OUT}"
         )
-    known = _COMMON | _NEUTRAL | layout.own | layout.neutral
+    known = _COMMON | _NEUTRAL | family.own | family.neutral
     for field, value in config.items():
         if field not in known and value is not None and value is not False:
             raise InvalidInput(
@@ -203,7 +203,7 @@ def _layout(config: dict[str, Any]) -> _Layout:
             raise InvalidInput(
                 f"{field} is {config[field]!r}; without torch blocks have no dropout; {_WAY_OUT}"
             )
-    return layout
+    return family
 
 
 def _whole(config: dict[str, Any], field: str) -> int:
@@ -216,7 +216,7 @@ def _whole(config: dict[str, Any], field: str) -> int:
 
 
 def _flag(config: dict[str, Any], field: str) -> bool:
-    """A yes-or-no field; no where it is left out, as in all of `_LAYOUTS`."""
+    """A yes-or-no field; no where it is left out, as in all of `_FAMILIES`."""
     value = config.get(field) or False
     if not isinstance(value, bool):
         raise InvalidInput(f"{field} is {value!r}; it must be true or false")
@@ -253,13 +253,13 @@ def _window(config: dict[str, Any]) -> int | None:
     return None if window is None else _whole(config, "sliding_window")
 
 
-def _small_parameters(config: dict[str, Any], layout: _Layout) -> int:
+def _small_parameters(config: dict[str, Any], family: _Family) -> int:
     """Of one block's two norms and its biases."""
     hidden, ffn = _whole(config, "hidden_size"), _whole(config, "intermediate_size")
     heads, kv_heads = _whole(config, "num_attention_heads"), _whole(config, "num_key_value_heads")
     qkv = (heads + 2 * kv_heads) * _head_dim(config)
     small = 2 * hidden
-    if layout.qkv_bias:
+    if family.qkv_bias:
         small += qkv
     if _flag(config, "attention_bias"):
         small += qkv + hidden
