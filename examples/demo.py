@@ -86,7 +86,7 @@ def main() -> None:
     shape = {"layers": options.layers, "hidden": options.hidden}
     job = Job(mode="plain", activation_bytes=budget_bytes, **shape)
     print(
-        f"A Llama of {job.layers} layers, hidden {job.hidden}, in fp32, on the standard library's"
+        f"A Llama of {job.layers} blocks, hidden {job.hidden}, in fp32, on the standard library's"
     )
     print(f"sources. Device memory: the model's state and {mib(budget_bytes)} for activations.")
     print("\n1. The longest sequence of each mode under this cap", flush=True)

@@ -53,7 +53,7 @@ class StepFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """An A/B step; `print` it. `planned_*`: the plan's figures for what was measured.
+    """A step plain and wrapped; `print` it. `planned_*`: the plan's figures for what was measured.
 
     planned_peak_bytes leaves out the optimiser's moments, which no step of `verify` makes.
     """

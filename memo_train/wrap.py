@@ -69,7 +69,7 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         (memo-train's allocator: see `memo_train.device._cuda_memory`). host_gib defaults to half of
         this process's share of the memory (a container's limit and torchrun's other ranks on the
         machine count), device_gib to the same, on a GPU to nine tenths of the GPU's.
-    alpha: the fraction of each block's tokens to swap, in [0, 1]; the rest is recomputed and x and
+    alpha: the share of each block's tiles to swap, in [0, 1]; the rest is recomputed and x and
         o are swapped. None lets the planner choose what to keep, swap and recompute.
     tile_tokens: tokens per tile; None lets the planner choose.
     mesh: the ranks that share every sequence, each with a range of its tokens: a mesh of one
@@ -77,7 +77,7 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         and call it with `memo_train.shard_batch(batch, mesh)`. The loss is then the mean over the
         labels of all ranks, scaled such that the *mean* of the ranks' gradients (what DDP takes)
         is one process's. Each rank draws its own dropout; seed them apart. seq_len counts the
-        whole sequence, the caps are of each rank. Rank 0 profiles and plans for all.
+        whole sequence, the limits are of each rank. Rank 0 profiles and plans for all.
     sp: how ranks share attention: "ulysses" by heads, "ring" by passing keys and values around
         (plain causal attention on CPUs only); "auto" is Ulysses where ranks divide the heads.
     state: who looks after parameters, gradients and moments, for the plan to count them: a kind of

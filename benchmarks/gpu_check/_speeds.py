@@ -28,7 +28,7 @@ _MIB = 2**20
 
 
 def machine(on_gpu: bool) -> dict[str, Any]:
-    """What there is: versions, the card, memory."""
+    """What there is: versions, the GPU, memory."""
     import transformers
 
     facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Gradients of a small Llama, bit for bit, with its saved tensors swapped or computed again.
+"""Gradients of a small Llama, bit for bit, with its saved tensors swapped or recomputed.
 
 Numerics level 3: where a saved tensor waits for backward changes no bit.
 """

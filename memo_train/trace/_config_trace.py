@@ -308,7 +308,7 @@ def _transformers_call(
 
 
 def _window_of(module: nn.Module, options: dict[str, Any]) -> int | None:
-    """The window that a call is given. Transformers passes None where a layer has none."""
+    """The window that a call is given. Transformers passes None where a block has none."""
     if "sliding_window" in options:
         given = options["sliding_window"]
         return int(given) if given else None

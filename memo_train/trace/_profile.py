@@ -220,7 +220,7 @@ def kinds_of(wrapped: WrappedModel) -> tuple[Kind, ...]:
     """The kinds of blocks of `wrapped`, in the order of the first of each.
 
     Blocks are of one kind that have equal modules, with parameters of the same shapes and dtypes,
-    trained alike, and the same settings. Numbers do not count as settings: a layer's index is one.
+    trained alike, and the same settings. Numbers do not count as settings: a block's index is one.
     """
     rows = _kind_rows(wrapped)
     return tuple(

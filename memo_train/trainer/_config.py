@@ -34,7 +34,7 @@ class MemoConfig:
         None, "GiB of the host pool; none: half of this process's share of the memory"
     )
     alpha: float | None = _option(
-        None, "fraction of each block's tokens to swap, in [0, 1]; none: the planner chooses"
+        None, "share of each block's tiles to swap, in [0, 1]; none: the planner chooses"
     )
     tile_tokens: int | None = _option(None, "tokens per tile; none: the planner chooses")
     sp: int = _option(1, "ranks that share every sequence, each with a range of its tokens")

@@ -25,7 +25,7 @@ def label_tiles(planner: StepPlanner, tile_tokens: int | None = None) -> Iterato
     """While active, TRL's head goes by tiles of the loss. Nothing where TRL has no such head.
 
     tile_tokens: of a block, as the user asked for. Its backward reads the sizes, too. They change
-    the order of sums over the vocabulary's chunks and over tokens, and nothing else.
+    the order of sums over parts of the vocabulary and over tokens, and nothing else.
     """
     parts = planner.wrapped.parts
     sizes = {

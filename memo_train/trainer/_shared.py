@@ -1,7 +1,7 @@
 """Ranks of a trainer that share every sequence: who gets which batch, and what the loss is.
 
-Ranks that follow each other share: rank r of n is the (r % sp)-th of its sequence group, and its
-group the (r // sp)-th of n // sp that have batches of their own. A group's loss is that of all its
+Ranks that follow each other share: rank r of n is the (r % sp)-th of its group, and its group
+the (r // sp)-th of n // sp that have batches of their own. A group's loss is that of all its
 tokens, and its backward gives sp times each rank's share; DDP takes the mean over all n ranks.
 """
 

@@ -42,7 +42,7 @@ _INSTEAD = {
     "activation_checkpointing_kwargs": None,
     "activation_offloading": False,
 }
-"""Settings of Transformers and TRL that keep, recompute or move what the plan does."""
+"""Settings of Transformers and TRL that would keep, swap or recompute in the plan's place."""
 
 
 class _Asked:
@@ -107,7 +107,7 @@ class _Asked:
             return cast(Any, super()).prediction_step(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the trainer's own; before the first one, with `verify`, an A/B step."""
+        """As the trainer's own; before the first one, with `verify`, a step both ways."""
         own: Callable[..., Any] = cast(Any, super()).compute_loss
         trainer = cast(Any, self)
         if self.memo.verify and torch.is_grad_enabled() and not trainer.memo_is_verified:
@@ -142,7 +142,7 @@ class _Wraps(transformers.Trainer):
         return model
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As Transformers' own, and noted. A batch too large is tried smaller where asked for."""
+        """As Transformers' own, and counted. A batch too large is tried smaller where asked for."""
         try:
             loss: torch.Tensor = super().training_step(*args, **kwargs)
         except PlanInfeasible as error:

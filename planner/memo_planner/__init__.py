@@ -1,4 +1,4 @@
-"""Plans a training step before it runs: which activation bytes stay, move or are recomputed.
+"""Plans a training step before it runs: which activation bytes are kept, swapped or recomputed.
 
 Needs numpy and PuLP, never torch, so that a plan can be made and read on any machine.
 """

@@ -11,7 +11,7 @@ from memo_planner.checks import check_int
 class Limits:
     """Bytes that may be in use on the device and on the host; None means no limit.
 
-    Raises: InvalidInput on 0 or less: a budget of 0 is not "unlimited".
+    Raises: InvalidInput on 0 or less: a limit of 0 is not "unlimited".
     """
 
     device_bytes: int | None

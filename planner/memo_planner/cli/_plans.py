@@ -92,7 +92,7 @@ def make(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Plan a step: which bytes stay, move or are computed again, what that needs, what binds."""
+    """Plan a step: which bytes are kept, swapped or recomputed, what that needs, what binds."""
     with clear_errors():
         way, job = strategy_named(strategy), options.job(parse_tokens(seq_len))
         plan = plan_job(job, way)

@@ -29,8 +29,8 @@ def rank_plan(plan: Plan) -> Plan:
         )
     policy = Policy(tokens=tokens, tile_tokens=tile_tokens, blocks=whole.blocks)
     profile = _of_own_tokens(plan.profile, ranks)
-    told = predict(profile, policy, plan.prediction.binds, plan.limits)
-    return Plan.of(profile=profile, limits=plan.limits, policy=policy, prediction=told)
+    prediction = predict(profile, policy, plan.prediction.binds, plan.limits)
+    return Plan.of(profile=profile, limits=plan.limits, policy=policy, prediction=prediction)
 
 
 def _of_own_tokens(profile: Profile, ranks: int) -> Profile:

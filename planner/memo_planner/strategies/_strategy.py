@@ -1,4 +1,4 @@
-"""Who decides what stays, moves or is computed again: our planner, the paper, or a fixed rule."""
+"""Who decides what is kept, swapped or recomputed: our planner, the paper, or a fixed rule."""
 
 from __future__ import annotations
 
