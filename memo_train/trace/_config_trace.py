@@ -79,21 +79,21 @@ def trace_blocks(model: nn.Module, blocks: tuple[nn.Module, ...]) -> TracedModel
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(watch.saved, lambda t: t))
         stack.enter_context(watch)
         model(input_ids=ids, use_cache=False)
-    runs = [note.num_runs for note in watch.notes]
+    runs = [seen.num_runs for seen in watch.seen]
     if set(runs) != {1}:
         raise InvalidInput(f"blocks run {sorted(set(runs))} times a step; each must run once")
-    widths = {note.x_width for note in watch.notes}
+    widths = {seen.x_width for seen in watch.seen}
     if len(widths) != 1:
         raise InvalidInput(f"blocks have inputs of several widths: {sorted(widths)}")
     return TracedModel(
-        blocks=tuple(note.traced() for note in watch.notes),
+        blocks=tuple(seen.traced() for seen in watch.seen),
         outside_flops_per_token=watch.outside_flops / _TOKENS,
         hidden=widths.pop(),
     )
 
 
 @dataclass
-class _Note:
+class _Seen:
     """What has been seen of one block."""
 
     block: nn.Module
@@ -149,9 +149,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
 
     def __init__(self, blocks: tuple[nn.Module, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.notes = tuple(_Note(block) for block in blocks)
+        self.seen = tuple(_Seen(block) for block in blocks)
         self.outside_flops = 0.0
-        self._now: _Note | None = None
+        self._now: _Seen | None = None
         self._keys_seen: set[int] = set()
         self._parameters = {_storage_of(p) for block in blocks for p in block.parameters()}
 
@@ -172,13 +172,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
     def hooked(self) -> Iterator[None]:
         """While active, blocks and their experts report that they run."""
         handles = []
-        for note in self.notes:
-            begin, end = partial(self._begin, note), partial(self._end, note)
-            handles.append(note.block.register_forward_pre_hook(begin, with_kwargs=True))
-            handles.append(note.block.register_forward_hook(end))
-            for name, module in note.block.named_modules():
+        for seen in self.seen:
+            begin, end = partial(self._begin, seen), partial(self._end, seen)
+            handles.append(seen.block.register_forward_pre_hook(begin, with_kwargs=True))
+            handles.append(seen.block.register_forward_hook(end))
+            for name, module in seen.block.named_modules():
                 if type(module).__name__.endswith("Experts"):
-                    hook = partial(self._experts, note, name)
+                    hook = partial(self._experts, seen, name)
                     handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         try:
             yield
@@ -186,17 +186,17 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
             for handle in handles:
                 handle.remove()
 
-    def _begin(self, note: _Note, block: nn.Module, args: Any, kwargs: Any) -> None:
-        note.num_runs += 1
+    def _begin(self, seen: _Seen, block: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.num_runs += 1
         x = args[0] if args else kwargs["hidden_states"]
-        note.x_width = x.shape[-1]
-        note.know((args, kwargs))
-        self._now = note
+        seen.x_width = x.shape[-1]
+        seen.know((args, kwargs))
+        self._now = seen
 
-    def _end(self, note: _Note, block: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, seen: _Seen, block: nn.Module, args: Any, output: Any) -> None:
         self._now = None
 
-    def _experts(self, note: _Note, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _experts(self, seen: _Seen, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Routing hands the experts whole numbers: the experts [tokens, active] of each token."""
         whole = [t for t in _tensors((args, kwargs)) if not t.is_floating_point()]
         if len(whole) != 1:
@@ -204,26 +204,26 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
                 f"{type(module).__name__} is called with {len(whole)} tensors of whole numbers; "
                 "one is expected, the experts of each token"
             )
-        note.experts[name] = whole[0].shape[-1]
+        seen.experts[name] = whole[0].shape[-1]
 
     def saved(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor that autograd saves, parameters aside; each storage counts once a block."""
-        note, key = self._now, _storage_of(tensor)
-        if note is not None and key not in self._parameters:
-            if not any(key in saved for saved in note.saved):
-                note.saved[note.stage][key] = tensor.untyped_storage().nbytes()
-            note.kept.append(tensor)
+        seen, key = self._now, _storage_of(tensor)
+        if seen is not None and key not in self._parameters:
+            if not any(key in saved for saved in seen.saved):
+                seen.saved[seen.stage][key] = tensor.untyped_storage().nbytes()
+            seen.kept.append(tensor)
         return tensor
 
     def attention(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None, o: torch.Tensor
     ) -> None:
         """A call of attention: q, k, v, o [batch, heads, tokens, head_dim], o in any order."""
-        note = self._now
-        if note is None:
+        seen = self._now
+        if seen is None:
             raise InvalidInput("attention is called outside the blocks; it is not planned there")
-        note.know((q, k, v, o))
-        note.reads_others |= _storage_of(k) in self._keys_seen
+        seen.know((q, k, v, o))
+        seen.reads_others |= _storage_of(k) in self._keys_seen
         self._keys_seen.add(_storage_of(k))
         cut = AttentionCut(
             heads=q.shape[1],
@@ -232,7 +232,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
             v_head_dim=v.shape[3],
             window=window,
         )
-        note.cuts.append(cut)
+        seen.cuts.append(cut)
 
 
 def _storage_of(tensor: torch.Tensor) -> int:

@@ -49,7 +49,7 @@ class PlanFileError(MemoError):
 
 
 class SolverError(MemoError):
-    """The MIP solver is missing, or ended without a usable answer."""
+    """The integer programmes' solver is missing, or ended without a usable answer."""
 
 
 class PlanInfeasible(MemoError):

@@ -24,7 +24,7 @@ _FREE_BYTES_PER_S = 2.0**60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Question:
     """Profile, limits and the user's own choices. Raises: InvalidInput.
 
     `attention_again`: whether attention may run again where o fits nowhere.
@@ -102,23 +102,23 @@ def max_tokens(
 
     Raises: InvalidInput, also where nothing limits the length.
     """
-    request = Request(
+    question = Question(
         profile=profile,
         limits=limits,
         alpha=alpha,
         tile_tokens=tile_tokens,
         attention_again=attention_again,
     )
-    if request.shortage(MAX_TOKENS) is None:
+    if question.shortage(MAX_TOKENS) is None:
         raise InvalidInput(
             f"even {MAX_TOKENS:,} tokens fit: nothing limits the length; set a device or host limit"
         )
-    return longest_below(request, MAX_TOKENS)
+    return longest_below(question, MAX_TOKENS)
 
 
-def longest_below(request: Request, too_long: int) -> int:
+def longest_below(question: Question, too_long: int) -> int:
     """Longest length below `too_long`, which does not fit; bytes needed grow with the length."""
-    return longest_that(lambda tokens: request.shortage(tokens) is None, too_long)
+    return longest_that(lambda tokens: question.shortage(tokens) is None, too_long)
 
 
 def longest_that(fits: Callable[[int], bool], too_long: int) -> int:
@@ -136,45 +136,45 @@ def longest_that(fits: Callable[[int], bool], too_long: int) -> int:
     return longest
 
 
-def find_policy(request: Request, tokens: int, below_s: float = float("inf")) -> Policy | None:
+def find_policy(question: Question, tokens: int, below_s: float = float("inf")) -> Policy | None:
     """The policy that adds least seconds, if that is less than `below_s`; else None.
 
     Among tile sizes that are equally fast the largest is taken. Raises: SolverError.
     """
-    fits = _fitting(request, tokens)
-    if request.alpha is not None:
-        return _best_alpha(fits, request.alpha, below_s)
-    return _best_offer(list(_offers(fits, request.limits, below_s)), request, below_s)
+    fits = _fitting(question, tokens)
+    if question.alpha is not None:
+        return _best_alpha(fits, question.alpha, below_s)
+    return _best_offer(list(_offers(fits, question.limits, below_s)), question, below_s)
 
 
-def beats(request: Request, tokens: int, below_s: float, tile_tokens: int) -> bool:
+def beats(question: Question, tokens: int, below_s: float, tile_tokens: int) -> bool:
     """Whether some policy adds less than `below_s` seconds; `tile_tokens` is looked at first.
 
     Raises: SolverError.
     """
-    fits = _fitting(request, tokens)
-    if request.alpha is not None:
-        return _best_alpha(fits, request.alpha, below_s) is not None
+    fits = _fitting(question, tokens)
+    if question.alpha is not None:
+        return _best_alpha(fits, question.alpha, below_s) is not None
     doubtful = []
     for item in _offers(
-        sorted(fits, key=lambda shape: shape.tile_tokens != tile_tokens), request.limits, below_s
+        sorted(fits, key=lambda shape: shape.tile_tokens != tile_tokens), question.limits, below_s
     ):
         if item.reached_s < below_s:
             return True
         doubtful.append(item)
-    return _best_offer(doubtful, request, below_s) is not None
+    return _best_offer(doubtful, question, below_s) is not None
 
 
-def _fitting(request: Request, tokens: int) -> list[BlockShape]:
+def _fitting(question: Question, tokens: int) -> list[BlockShape]:
     """The shapes that some plan fits, largest tile first."""
     return [
         shape
-        for shape in request.shapes(tokens)
-        if shortage(shape, request.limits, request.alpha) is None
+        for shape in question.shapes(tokens)
+        if shortage(shape, question.limits, question.alpha) is None
     ]
 
 
-def _best_offer(offers: list[Offer], request: Request, below_s: float) -> Policy | None:
+def _best_offer(offers: list[Offer], question: Question, below_s: float) -> Policy | None:
     """The best policy of all offers, if it adds less than `below_s`."""
     best: Policy | None = None
     best_s = below_s
@@ -183,8 +183,8 @@ def _best_offer(offers: list[Offer], request: Request, below_s: float) -> Policy
         # Within a gap plans count as equally fast, and then the larger tile wins.
         worth_s = best_s + first.problem.gap_s * (1 if larger else -1 if best else 0)
         if first.bound_s < worth_s:
-            policy = _policy(first.shape, solve_blocks(first, request.limits))
-            extra_s = predict(request.profile, policy).extra_s
+            policy = _policy(first.shape, solve_blocks(first, question.limits))
+            extra_s = predict(question.profile, policy).extra_s
             if extra_s < worth_s:
                 best, best_s = policy, extra_s
     return best
@@ -251,15 +251,15 @@ def make_plan(
     Raises: PlanInfeasible if nothing fits; InvalidInput; SolverError.
     Source: MEMO §alpha.
     """
-    request = Request(
+    question = Question(
         profile=profile,
         limits=limits,
         alpha=alpha,
         tile_tokens=tile_tokens,
         attention_again=attention_again,
     )
-    policy = _fastest(request, tokens)
-    prediction = predict(profile, policy, _binds(request, policy), limits)
+    policy = _fastest(question, tokens)
+    prediction = predict(profile, policy, _binds(question, policy), limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 
@@ -272,33 +272,33 @@ def quick_plan(
     tile_tokens: int | None = None,
 ) -> Plan:
     """`make_plan` in a third of its time: it does not find out which limits bind."""
-    request = Request(profile=profile, limits=limits, alpha=alpha, tile_tokens=tile_tokens)
-    policy = _fastest(request, tokens)
+    question = Question(profile=profile, limits=limits, alpha=alpha, tile_tokens=tile_tokens)
+    policy = _fastest(question, tokens)
     prediction = predict(profile, policy, (), limits)
     return Plan.of(profile=profile, limits=limits, policy=policy, prediction=prediction)
 
 
-def _fastest(request: Request, tokens: int) -> Policy:
+def _fastest(question: Question, tokens: int) -> Policy:
     """Raises: as `make_plan`."""
     check_int("tokens", tokens, 1, MAX_TOKENS)
-    short = request.shortage(tokens)
+    short = question.shortage(tokens)
     if short is not None:
         raise PlanInfeasible(
             short.what,
             short.where,
             short.need_bytes,
             short.limit_bytes,
-            longest_below(request, tokens),
-            _advice(request.profile, tokens),
+            longest_below(question, tokens),
+            _advice(question.profile, tokens),
         )
-    policy = find_policy(request, tokens)
-    assert policy is not None, f"{tokens} tokens fit {request.limits}: some tile size was solved"
-    need_bytes = predict(request.profile, policy, (), request.limits).host_peak_bytes
-    over_bytes = need_bytes - (request.limits.host_bytes or need_bytes)
+    policy = find_policy(question, tokens)
+    assert policy is not None, f"{tokens} tokens fit {question.limits}: some tile size was solved"
+    need_bytes = predict(question.profile, policy, (), question.limits).host_peak_bytes
+    over_bytes = need_bytes - (question.limits.host_bytes or need_bytes)
     if over_bytes > 0:
         # By what whole pages of the host add to the tensors in them.
-        less = replace(request.limits, host_bytes=max(1, need_bytes - 2 * over_bytes))
-        return _fastest(replace(request, limits=less), tokens)
+        less = replace(question.limits, host_bytes=max(1, need_bytes - 2 * over_bytes))
+        return _fastest(replace(question, limits=less), tokens)
     return policy
 
 
@@ -314,9 +314,9 @@ def _advice(profile: Profile, tokens: int) -> str:
     )
 
 
-def _binds(request: Request, policy: Policy) -> tuple[str, ...]:
+def _binds(question: Question, policy: Policy) -> tuple[str, ...]:
     """The limits without which, one at a time, a plan made the same way would be faster."""
-    profile, limits = request.profile, request.limits
+    profile, limits = question.profile, question.limits
     plain_s = BlockShape(
         profile=profile, tokens=policy.tokens, tile_tokens=policy.tile_tokens
     ).plain_s
@@ -326,18 +326,18 @@ def _binds(request: Request, policy: Policy) -> tuple[str, ...]:
     if below_s <= 0:
         return ()
     without = {
-        "device": replace(request, limits=replace(limits, device_bytes=None)),
-        "host": replace(request, limits=replace(limits, host_bytes=None)),
-        "forward window": _with_link(request, d2h_bytes_per_s=_FREE_BYTES_PER_S),
-        "backward window": _with_link(request, h2d_bytes_per_s=_FREE_BYTES_PER_S),
+        "device": replace(question, limits=replace(limits, device_bytes=None)),
+        "host": replace(question, limits=replace(limits, host_bytes=None)),
+        "forward window": _with_link(question, d2h_bytes_per_s=_FREE_BYTES_PER_S),
+        "backward window": _with_link(question, h2d_bytes_per_s=_FREE_BYTES_PER_S),
     }
     return tuple(
         name
         for name, other in without.items()
-        if other != request and beats(other, policy.tokens, below_s, policy.tile_tokens)
+        if other != question and beats(other, policy.tokens, below_s, policy.tile_tokens)
     )
 
 
-def _with_link(request: Request, **speed: float) -> Request:
-    link: Link = replace(request.profile.link, **speed)
-    return replace(request, profile=replace(request.profile, link=link))
+def _with_link(question: Question, **speed: float) -> Question:
+    link: Link = replace(question.profile.link, **speed)
+    return replace(question, profile=replace(question.profile, link=link))
