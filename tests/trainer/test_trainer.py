@@ -177,7 +177,7 @@ def test_a_batch_that_no_plan_fits_is_tried_smaller(tmp_path: Path) -> None:
     long = [{name: row[name].repeat(3) for name in row} for row in DATA]
     kind = memo_train.Trainer
     arguments_ = arguments(TrainingArguments, tmp_path, **options)
-    memo = MemoConfig(device_gib=0.004, tile_tokens=64)
+    memo = MemoConfig(device_gib=0.0025, tile_tokens=64)
     trainer = kind(model=tiny_llama(), args=arguments_, train_dataset=long, memo=memo)
     trainer.train()
     assert trainer._train_batch_size < 16
