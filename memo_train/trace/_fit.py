@@ -8,11 +8,11 @@ from dataclasses import fields, replace
 from memo_planner.kinds import STAGES, StagePeak, Tiling
 from memo_planner.policy import TilePlace
 from memo_planner.profile import BlockTimes, PeakLine
-from memo_train.trace._steps import MeasuredStep, Shapes, TileShapes
+from memo_train.trace._steps import AFTER_LOSS, IN_LOSS, MeasuredStep, Shapes, TileShapes
 
 STAGES_OF_POINT = {
     "forward": ("pre", "attention", "post"),
-    "loss": ("loss", "between"),
+    "loss": (IN_LOSS, AFTER_LOSS, "between"),
     "backward": ("post_backward", "attention_backward", "pre_backward"),
 }
 

@@ -22,7 +22,6 @@ from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
     MORE_HOLES,
-    STAGES_OF_POINT,
     bytes_per_pair,
     fit_block_times,
     fit_peak_lines,
@@ -32,6 +31,8 @@ from memo_train.trace._fit import (
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
 from memo_train.trace._steps import (
+    AFTER_LOSS,
+    IN_LOSS,
     REPEATS,
     MeasuredStep,
     Shapes,
@@ -397,10 +398,14 @@ def _beside_plain(
         )
     by_long = plain.profile.kinds[kind.number]
     peaks = dict(step.peak_bytes)
-    for stage, num_bytes in plain.steps[key].peak_bytes.items():
+    of_plain = plain.steps[key].peak_bytes
+    for stage, num_bytes in of_plain.items():
         long_bytes = by_long.peak_bytes(stage, place, step.tokens, step.tile_tokens)
         if long_bytes and stage in peaks:
             peaks[stage] += long_bytes - num_bytes
+            for part in (IN_LOSS, AFTER_LOSS):
+                if stage == "loss" and part in peaks:
+                    peaks[part] += long_bytes - num_bytes
     return replace(step, peak_bytes=peaks)
 
 
@@ -426,7 +431,7 @@ def _measure_whole(
     nothing = dict.fromkeys((f.name for f in fields(SavedPerToken)), 0.0)
     x_bytes = float(ask.batch * wrapped.parts.hidden_bytes)
     saved = SavedPerToken(**nothing | {"x_bytes_per_token": x_bytes})
-    outside = STAGES_OF_POINT["loss"]
+    outside = ("loss", "between")
     peaks = fit_stage_peaks(by_share, way.place, with_pairs=False, stages=outside)
     gradients = gradient_bytes(wrapped.parts.blocks[kind.index])
     found = BlockKind(gradient_bytes=gradients, tiles=saved, whole=saved, peaks=peaks)

@@ -48,8 +48,8 @@ class StageRecorder:
 
     def __call__(self, stage: str, block: int = NOWHERE, tile: int = NOWHERE) -> None:
         """`stage` begins: note what the one before it took."""
-        if stage == "between" and self._stage in ("loss", _AFTER_LOSS):
-            stage = _AFTER_LOSS
+        if stage == "between" and self._stage in ("loss", AFTER_LOSS):
+            stage = AFTER_LOSS
         if stage == self._stage:
             return
         # Before the counters, which take time that is no stage's: on a GPU torch's own are slow.
@@ -69,8 +69,12 @@ class StageRecorder:
         """
         self("end")
         was = "loss" if "post_backward" in self.peak_bytes else "between"
-        self.seconds[was] += self.seconds.pop(_AFTER_LOSS, 0.0)
-        peak = self.peak_bytes.pop(_AFTER_LOSS, 0)
+        self.seconds[was] += self.seconds.pop(AFTER_LOSS, 0.0)
+        peak = self.peak_bytes.pop(AFTER_LOSS, 0)
+        # Each by itself, too: one grows with a tile, the other with all tokens.
+        self.peak_bytes[IN_LOSS] = self.peak_bytes.get("loss", 0)
+        if was == "loss":
+            self.peak_bytes[AFTER_LOSS] = peak
         self.peak_bytes[was] = max(self.peak_bytes[was], peak)
 
     def _begin(self, stage: str) -> None:
@@ -78,7 +82,8 @@ class StageRecorder:
         self._since = self._device.now()  # last: see above
 
 
-_AFTER_LOSS = "after loss"
+IN_LOSS, AFTER_LOSS = "in loss", "after loss"
+"""Of the stage `loss`: its own tiles, and the backward that comes before that of the last block."""
 
 REPEATS = 3
 _ENOUGH_S = 1.0
