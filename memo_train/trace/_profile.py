@@ -402,10 +402,9 @@ def _beside_plain(
     for stage, num_bytes in of_plain.items():
         long_bytes = by_long.peak_bytes(stage, place, step.tokens, step.tile_tokens)
         if long_bytes and stage in peaks:
-            peaks[stage] += long_bytes - num_bytes
-            for part in (IN_LOSS, AFTER_LOSS):
-                if stage == "loss" and part in peaks:
-                    peaks[part] += long_bytes - num_bytes
+            of_stage = (stage, IN_LOSS, AFTER_LOSS) if stage == "loss" else (stage,)
+            for part in peaks.keys() & of_stage:
+                peaks[part] += long_bytes - num_bytes
     return replace(step, peak_bytes=peaks)
 
 
