@@ -32,8 +32,8 @@ from memo_train.profiling import Profiles, StepKind
 from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, held_here, precision
 from memo_train.trace import measure_link
 
-_CapsBytes = tuple[int | None, int | None]
-"""Of the device and of the host pool."""
+CapsBytes = tuple[int | None, int | None]
+"""Of the device and of the host pool; None is no cap of one's own."""
 
 
 class Caps:
@@ -49,7 +49,7 @@ class Caps:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._before = _caps_of(device)
-        self._own: _CapsBytes = (None, None)
+        self._own: CapsBytes = (None, None)
 
     def set(self, device_bytes: int | None, host_bytes: int | None, parts: ModelParts) -> None:
         """Set the caps that are given, until `restore` or the end of the model.
@@ -112,7 +112,7 @@ class Caps:
         self._own = (None, None)
 
 
-def _caps_of(device: Device) -> _CapsBytes:
+def _caps_of(device: Device) -> CapsBytes:
     counters = device.counters()
     return counters.device_cap_bytes, counters.host_cap_bytes
 

@@ -17,7 +17,7 @@ from memo_train.device import Device, device_of, memory_share_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
 from memo_train.parallel import HeadsSeen, ModelState, SequenceGroup, SharedSteps, join
-from memo_train.planning import Caps, Choices, PlannedStep, StepPlanner
+from memo_train.planning import Caps, CapsBytes, Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
     BlockVerdict,
     ModelParts,
@@ -42,8 +42,6 @@ from memo_train.stats import count
 from memo_train.trace import kinds_of, model_hash
 
 GIB = 2**30
-_CapsBytes = tuple[int | None, int | None]
-"""Of the device and of the host pool; None is no cap of one's own."""
 _ATTRIBUTE = "_memo_train"
 
 
@@ -120,14 +118,14 @@ class _Found:
     verdicts: tuple[BlockVerdict, ...]
     loss: TiledLoss | None
     steps: SharedSteps | None
-    caps_bytes: _CapsBytes
+    caps_bytes: CapsBytes
     state: ModelState
 
 
 def _look_at(
     model: nn.Module,
     steps_of: Callable[[nn.Module], SharedSteps] | None,
-    caps_bytes: _CapsBytes,
+    caps_bytes: CapsBytes,
     state: ModelState,
 ) -> _Found:
     """Probe the model, alone, and warn of what is not tiled. Raises: as `wrap`."""
@@ -201,7 +199,7 @@ def _planner(
             tokens = seq_len if group is None or seq_len is None else -(-seq_len // group.size)
             _plan_ahead(planner, tokens, fits_at_all=found.caps_bytes[0] is not None)
         # Last: a profile's runs may need more than the plan's steps.
-        _set_caps(caps, found, group)
+        _set_caps(caps, found, planner)
     # An interrupt, too, leaves the model as it was.
     except BaseException:
         wrapped.restore()
@@ -227,17 +225,14 @@ def _prove(found: _Found) -> tuple[dict[str, Any], None]:
     return {}, None
 
 
-def _set_caps(caps: Caps, found: _Found, group: SequenceGroup | None) -> None:
+def _set_caps(caps: Caps, found: _Found, planner: StepPlanner) -> None:
     """Raises: as `Caps.set`; RanksDiffer if it does on another rank."""
 
     def put() -> tuple[dict[str, Any], None]:
         caps.set(*found.caps_bytes, found.parts)
         return {}, None
 
-    if group is None:
-        put()
-    else:
-        group.agree(put)
+    planner.agree(put)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
