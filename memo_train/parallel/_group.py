@@ -35,7 +35,7 @@ class SequenceGroup:
         self._notes = FailureNotes.of(group)
 
     def begin_step(self) -> None:
-        """What is noted from now on is of the next step. All ranks call it; nobody waits.
+        """What is noted from now on is of the next step, on all ranks alike. A collective call.
 
         Raises: RanksDiffer if this rank has given up waiting in an earlier one.
         """
