@@ -487,7 +487,11 @@ class StepPlanner:
 
     def _plan_by(self, saving: _Saving, shape: Shape, *, quickly: bool) -> _Found:
         profile, choices = self._profile(shape, saving), self._choices
-        make = quick_plan if quickly else partial(plan_on_clock, park_pre=saving.park_pre)
+        make = (
+            partial(quick_plan, branches=False)
+            if quickly
+            else partial(plan_on_clock, park_pre=saving.park_pre)
+        )
         plan = make(
             profile,
             shape.tokens,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import cached_property
 
 from memo_planner.checks import check_fields, check_int, check_number
 from memo_planner.errors import InvalidInput
@@ -152,8 +153,16 @@ class BlockKind:
     def peak_bytes(self, stage: str, way: TilePlace, tokens: int, tile_tokens: int) -> int:
         """Most bytes in a stage; 0 where nothing was measured there."""
         tiling = Tiling.WHOLE if tile_tokens >= tokens else Tiling.TILES
-        found = [p for p in self.peaks if (p.stage, p.way, p.tiling) == (stage, way, tiling)]
+        found = self._peaks_by_place.get((stage, way, tiling), ())
         return max((p.at(tokens, tile_tokens) for p in found), default=0)
+
+    @cached_property
+    def _peaks_by_place(self) -> dict[tuple[str, TilePlace, Tiling], list[StagePeak]]:
+        """Looked up once: a plan asks tens of times for each block."""
+        found: dict[tuple[str, TilePlace, Tiling], list[StagePeak]] = {}
+        for peak in self.peaks:
+            found.setdefault((peak.stage, peak.way, peak.tiling), []).append(peak)
+        return found
 
     def times(self, factor: float) -> BlockKind:
         """The kind for so many times the sequences."""

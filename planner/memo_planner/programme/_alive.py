@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from memo_planner.kinds import BACKWARD_STAGES, FORWARD_STAGES, BlockKind, SavedPerToken
 from memo_planner.limits import Limits
@@ -58,7 +59,7 @@ class _Block:
     def swapped_tokens(self) -> int:
         return min(self.policy.swap_tiles * self.tile_tokens, self.tokens)
 
-    @property
+    @cached_property
     def ways(self) -> tuple[TilePlace, ...]:
         """Those in which some tile is run."""
         counts = {
@@ -72,15 +73,15 @@ class _Block:
     def is_tiled(self) -> bool:
         return any(peak.stage in FORWARD_STAGES for peak in self.kind.peaks)
 
-    @property
+    @cached_property
     def x_bytes(self) -> int:
         return math.ceil(self.saved.x_bytes_per_token * self.tokens)
 
-    @property
+    @cached_property
     def o_bytes(self) -> int:
         return math.ceil(self.saved.o_bytes_per_token * self.tokens)
 
-    @property
+    @cached_property
     def saved(self) -> SavedPerToken:
         return self.kind.saved(self.tokens, self.tile_tokens)
 
@@ -88,6 +89,7 @@ class _Block:
         shape = (self.tokens, self.tile_tokens)
         return max(self.kind.peak_bytes(stage, way, *shape) for stage in stages)
 
+    @cached_property
     def forward_bytes(self) -> int:
         """Most bytes of its forward above what is there before it."""
         if not self.is_tiled:
@@ -127,22 +129,22 @@ class _Block:
         num_tiles = min(self.policy.swap_tiles, (limit_bytes - wholes) // max(self.tile_bytes, 1))
         return wholes, min(num_tiles * self.tile_bytes, self.sent_tile_bytes)
 
-    @property
+    @cached_property
     def _per_tile_token(self) -> float:
         """Bytes that come back for post's backward and attention's."""
         return self.saved.qkv_bytes_per_token + self.saved.post_bytes_per_token
 
-    @property
+    @cached_property
     def tile_bytes(self) -> int:
         """Bytes of one tile that come back for post's backward and attention's."""
         return math.ceil(self._per_tile_token * self.tile_tokens)
 
-    @property
+    @cached_property
     def sent_tile_bytes(self) -> int:
         """The same of all swapped tiles."""
         return math.ceil(self._per_tile_token * self.swapped_tokens)
 
-    @property
+    @cached_property
     def freed_bytes(self) -> int:
         """What is free when attention's backward is over: q, k, v and o, where they were whole."""
         if self.num_groups > 1:
@@ -209,8 +211,9 @@ def alive_points(
     kept_bytes: [blocks] left on the device after each block's forward. ahead_bytes: [blocks] that
     may come back before their turn in each block's backward.
     """
-    blocks = [
-        _Block(
+    # Most blocks are of one kind and one policy: what is found for one is found for all.
+    distinct = {
+        (kind, one): _Block(
             kind=profile.kinds[kind],
             policy=one,
             tokens=policy.tokens,
@@ -218,12 +221,13 @@ def alive_points(
             num_groups=policy.num_groups,
         )
         for kind, one in zip(profile.kind_of_block, policy.blocks, strict=True)
-    ]
+    }
+    blocks = [distinct[key] for key in zip(profile.kind_of_block, policy.blocks, strict=True)]
     base = profile.state_bytes - profile.gradient_bytes
     forward, held = [], 0
     for index, block in enumerate(blocks):
         name = f"forward of block {index}"
-        forward.append(StepPoint(name=name, device_bytes=base + held + block.forward_bytes()))
+        forward.append(StepPoint(name=name, device_bytes=base + held + block.forward_bytes))
         held += kept_bytes[index]
     outside = max(block.peak(TilePlace.RECOMPUTE, "loss") for block in blocks)
     loss = StepPoint(name="loss", device_bytes=base + held + outside)

@@ -178,9 +178,9 @@ class Offer:
         total_s = self.problem.total_s(self.start)
         return total_s + self.shape.overhead_s * self.problem.num_blocks
 
-    def solve(self) -> tuple[Choices, Ints]:
-        """The block policies used and by how many blocks each."""
-        return self._used(solve_counts(self.problem, self.relaxed, self.start))
+    def solve(self, *, branches: bool) -> tuple[Choices, Ints]:
+        """The block policies used and by how many blocks each; branches: as `solve_counts`."""
+        return self._used(solve_counts(self.problem, self.relaxed, self.start, branches=branches))
 
     def roughly(self) -> tuple[Choices, Ints]:
         """The same for `start` as it is: good enough to look around it."""
@@ -218,11 +218,11 @@ def draft(shape: BlockShape, limits: Limits) -> Draft:
     return Draft(shape=shape, limits=limits, choices=choices, problem=problem)
 
 
-def solve_blocks(first: Offer, limits: Limits) -> list[BlockPolicy]:
+def solve_blocks(first: Offer, limits: Limits, *, branches: bool) -> list[BlockPolicy]:
     """The block policies that add least time within `limits`, those that keep least first.
 
     Their order does not matter to the limits: all kept bytes are there at the end of forward.
-    Raises: SolverError.
+    branches: as `solve_counts`. Raises: SolverError.
     """
     shape, step, last = first.shape, first_step(first.shape), first
     while step > 1:
@@ -230,7 +230,7 @@ def solve_blocks(first: Offer, limits: Limits) -> list[BlockPolicy]:
         finer, step = finer_choices(shape, chosen, step)
         fitting = _Fitting(shape, limits, chosen, counts)
         last = _offer(*_problem(shape, limits, finer), fitting)
-    chosen, counts = last.solve()
+    chosen, counts = last.solve(branches=branches)
     blocks = []
     for index, count in enumerate(counts):
         # Blocks are identical, so any of them may have the policy.

@@ -175,14 +175,16 @@ class Relaxed:
     prices: tuple[float, ...]
 
 
-def solve_counts(problem: BlockCounts, relaxed: Relaxed, start: Ints) -> Ints:
+def solve_counts(
+    problem: BlockCounts, relaxed: Relaxed, start: Ints, *, branches: bool = True
+) -> Ints:
     """Whole counts, within `gap_s` of the optimum unless branch and bound meets its node limit.
 
-    `start` fits. It is improved, and returned if it comes that close to the relaxed bound; else
-    branch and bound runs, and the better of the two is taken.
+    `start` fits. It is improved, and returned if it comes that close to the relaxed bound, or
+    without `branches`; else branch and bound runs, and the better of the two is taken.
     """
     improved = improve(problem, start)
-    if problem.total_s(improved) <= relaxed.bound_s + problem.gap_s:
+    if not branches or problem.total_s(improved) <= relaxed.bound_s + problem.gap_s:
         return improved
     found = branch_and_bound(problem)
     return improved if found is None else min(improved, found, key=problem.total_s)

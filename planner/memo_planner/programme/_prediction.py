@@ -11,7 +11,7 @@ from memo_planner.plan import Prediction
 from memo_planner.policy import Place, Policy
 from memo_planner.profile import Profile
 from memo_planner.programme._alive import StepPoint, alive_points, free_bytes
-from memo_planner.programme._cost import BlockShape, Choices, price
+from memo_planner.programme._cost import BlockShape, Choices, Prices, price
 
 _NO_LIMITS = Limits(device_bytes=None, host_bytes=None)
 
@@ -69,6 +69,24 @@ def peak_points(profile: Profile, policy: Policy, limits: Limits = _NO_LIMITS) -
     return alive_points(profile, policy, kept_bytes_by_block(profile, policy), ahead)
 
 
+def extra_s(profile: Profile, policy: Policy) -> float:
+    """Seconds that a step under `policy` takes beyond a plain one."""
+    shape, prices = _priced(profile, policy)
+    stall_s = math.fsum(prices.forward_stall_s) + math.fsum(prices.backward_stall_s)
+    computed_s = math.fsum(prices.swap_s) + math.fsum(prices.recompute_s)
+    return computed_s + stall_s + len(policy.blocks) * shape.overhead_s
+
+
+def host_bytes(profile: Profile, policy: Policy) -> int:
+    """Most bytes on the host, in its whole pages."""
+    return sum(_by_block(profile, policy)[1]) + _planes_bytes(shape_of(profile, policy))
+
+
+def _priced(profile: Profile, policy: Policy) -> tuple[BlockShape, Prices]:
+    shape = shape_of(profile, policy)
+    return shape, price(shape, Choices.of_blocks(policy.blocks))
+
+
 def predict(
     profile: Profile,
     policy: Policy,
@@ -76,8 +94,7 @@ def predict(
     limits: Limits = _NO_LIMITS,
 ) -> Prediction:
     """The figures of a step under `policy`; `binds` is handed through. limits: see `peak_points`"""
-    shape = shape_of(profile, policy)
-    prices = price(shape, Choices.of_blocks(policy.blocks))
+    shape, prices = _priced(profile, policy)
     top = max(peak_points(profile, policy, limits), key=lambda point: point.device_bytes)
     room_bytes = max(point.device_bytes for point in step_points(profile, policy))
     swap_s, recompute_s = math.fsum(prices.swap_s), math.fsum(prices.recompute_s)
@@ -89,8 +106,8 @@ def predict(
         device_peak_bytes=top.device_bytes,
         device_peak_point=top.name,
         device_room_bytes=room_bytes,
-        host_peak_bytes=sum(_by_block(profile, policy)[1]) + _planes_bytes(shape),
-        extra_s=swap_s + recompute_s + stall_s + num_blocks * shape.overhead_s,
+        host_peak_bytes=host_bytes(profile, policy),
+        extra_s=extra_s(profile, policy),
         recompute_s=recompute_s,
         stall_s=stall_s,
         step_forward_s=num_blocks * shape.forward_s + swap_s + forward_stall_s,
