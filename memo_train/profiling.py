@@ -3,10 +3,14 @@
 One is measured for each kind of step that can be foreseen: with masks and without, of one sequence
 and of several, in the model's own types and under autocast. It serves every batch and length, and
 is kept on disk. In a precision that was not measured the highest figures of all hold.
+
+`MEMO_TRAIN_MEASURE_AHEAD=0` measures each kind in the first step of it instead: for tests and short
+scripts, which run one kind of step of a model that nobody trains, and would measure eight.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -47,6 +51,9 @@ _CANNOT_RUN = (*_TOO_LONG, TypeError, AttributeError, KeyError, AssertionError)
 _LEAST_PROFILED_TOKENS = 16
 """Of a profile in memory that is too short for a longer one: sixteen tiles of one token."""
 
+
+AHEAD_VARIABLE = "MEMO_TRAIN_MEASURE_AHEAD"
+"""Environment variable; 0: nothing is measured before a step asks for it."""
 
 _HALVES = frozenset((torch.bfloat16, torch.float16))
 _SILENT_S = 2.0
@@ -158,9 +165,12 @@ class _ProfilesOfState:
         self._model_key = model_key(wrapped)
         self._most_tokens = LONGEST_PROFILED_TOKENS
         self._where = wrapped.device.torch_device.type
+        self._is_ahead = os.environ.get(AHEAD_VARIABLE) != "0"
 
     def measure_all(self, *, parks: bool) -> None:
         """Whatever a step may need that can be foreseen, as far as the model can be run so."""
+        if not self._is_ahead:
+            return
         # Plain steps come before those that are compared with them.
         ways = list(product((False, True) if parks else (False,), (False, True), (True, False)))
         steps = list(product(self._autocast_dtypes(), ways))
@@ -188,7 +198,7 @@ class _ProfilesOfState:
             ]
             # Nothing alike: it could not be run before, or the step is refused unless it parks.
             # By groups of heads nothing is measured ahead, and so in the step's own precision.
-            ahead = alike and kind.num_groups == 1
+            ahead = self._is_ahead and alike and kind.num_groups == 1
             self._found[kind] = _highest(alike) if ahead else self._find(kind, tokens)
         return self._found[kind]
 

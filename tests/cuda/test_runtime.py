@@ -57,6 +57,10 @@ def device(simulation: Simulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     get_cpu_device().poison(True)
     yield made
     get_cpu_device().poison(False)
+    # Else a model that `wrapped_llama` froze would never be collected.
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def wrapped_llama() -> torch.nn.Module:
