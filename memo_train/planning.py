@@ -277,10 +277,12 @@ class StepPlanner:
 
     def measure(self, *, limited: bool) -> None:
         """Profile the model now, so that no step has to wait for it; as `Profiles.measure`."""
+        most_groups = self._savings()[-1].num_groups
+        measure = partial(self._profiles.measure, limited=limited, num_groups=most_groups)
         if self._group is None:
-            self._profiles.measure(limited=limited)
+            measure()
         else:
-            self._group.decide(lambda: self._profiles.measure(limited=limited))
+            self._group.decide(measure)
 
     def plan(self, batch: int, tokens: int, *, exactly: bool = True) -> PlannedStep:
         """The plan of such a step, made at the first call.

@@ -99,14 +99,17 @@ class Profiles:
         """Of the device to the host, where it was measured with other ranks."""
         self._by_state: dict[Hashable, _ProfilesOfState] = {}
         self._parks = wrapped.device.torch_device.type == "cuda"  # where it takes no time
+        self._num_groups = 1
 
-    def measure(self, *, limited: bool) -> None:
+    def measure(self, *, limited: bool, num_groups: int) -> None:
         """Profile the model as it is now for all steps that can be foreseen.
 
-        limited: whether memory may be so short that steps park what pre saves on the host.
+        limited: whether memory may be so short that steps park what pre saves on the host, and run
+        attention in `num_groups` groups of heads where that is more than one.
         A model that cannot be run so is profiled in its first step, which says why if it must.
         """
         self._parks = self._parks or limited
+        self._num_groups = num_groups if self._parks else 1
         self._of_state()
 
     def of(self, kind: StepKind, tokens: int) -> Profile:
@@ -140,7 +143,7 @@ class Profiles:
         state = self._wrapped.fingerprint.state(trains=torch.is_grad_enabled())
         if state not in self._by_state:
             found = self._unmeasured(state)
-            found.measure_all(parks=self._parks)
+            found.measure_all(parks=self._parks, num_groups=self._num_groups)
             self._by_state[state] = found
         return self._by_state[state]
 
@@ -167,14 +170,15 @@ class _ProfilesOfState:
         self._where = wrapped.device.torch_device.type
         self._is_ahead = os.environ.get(AHEAD_VARIABLE) != "0"
 
-    def measure_all(self, *, parks: bool) -> None:
+    def measure_all(self, *, parks: bool, num_groups: int) -> None:
         """Whatever a step may need that can be foreseen, as far as the model can be run so."""
         if not self._is_ahead:
             return
         # Plain steps come before those that are compared with them.
-        ways = list(product((False, True) if parks else (False,), (False, True), (True, False)))
+        savings = [(False, 1)] + [(True, 1)] * parks + [(True, num_groups)] * (num_groups > 1)
+        ways = product(savings, (False, True), (True, False))
         steps = list(product(self._autocast_dtypes(), ways))
-        for dtype, (park_pre, masked, alone) in tqdm(
+        for dtype, ((park_pre, groups), masked, alone) in tqdm(
             steps,
             desc="memo-train measures the model, once on a machine",
             unit="kind of step",
@@ -184,7 +188,13 @@ class _ProfilesOfState:
         ):
             with torch.autocast(self._where, dtype, enabled=dtype is not None):
                 name = precision(self._where)
-                kind = StepKind(precision=name, park_pre=park_pre, masked=masked, alone=alone)
+                kind = StepKind(
+                    precision=name,
+                    park_pre=park_pre,
+                    masked=masked,
+                    alone=alone,
+                    num_groups=groups,
+                )
                 with suppress(*_CANNOT_RUN):
                     self._found[kind] = self._find(kind, 1)
 
@@ -197,8 +207,7 @@ class _ProfilesOfState:
                 if replace(kind, precision=other.precision) == other
             ]
             # Nothing alike: it could not be run before, or the step is refused unless it parks.
-            # By groups of heads nothing is measured ahead, and so in the step's own precision.
-            ahead = self._is_ahead and alike and kind.num_groups == 1
+            ahead = alike and self._is_ahead
             self._found[kind] = _highest(alike) if ahead else self._find(kind, tokens)
         return self._found[kind]
 

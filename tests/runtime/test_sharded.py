@@ -54,6 +54,7 @@ def test_blocks_and_root(mesh, ids) -> None:
     assert_same_bits(sharded_step(model, ids), good)
 
 
+@pytest.mark.usefixtures("measured_ahead")
 def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     """`wrap` has measured what any length needs: nothing is profiled under FSDP2's hooks."""
     model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)

@@ -14,6 +14,7 @@ import memo_train
 from memo_planner import Profile
 from memo_train.model import Llama, LlamaConfig
 
+pytestmark = pytest.mark.usefixtures("measured_ahead")
 torch.set_num_threads(1)
 
 

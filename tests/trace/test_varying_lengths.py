@@ -23,6 +23,7 @@ from memo_train.planning import StepPlanner
 from memo_train.trace._profile import state_bytes
 from tests.trace.own_process import rows_of
 
+pytestmark = pytest.mark.usefixtures("measured_ahead")
 torch.set_num_threads(1)
 GIB = 2**30
 WORK_SPACE_BYTES = 3 * 2**19
@@ -121,6 +122,15 @@ def test_lengths_far_beyond_a_profile_are_not_profiled(
     forbid_profiles()
     for batch, tokens in ((1, 40), (3, 41), (1, 1300), (2, 700), (1, 2600)):
         step(model, batch, tokens)
+    memo_train.unwrap(model)
+
+
+def test_groups_of_heads_are_not_profiled_in_a_forward(forbid_profiles: Callable[[], None]) -> None:
+    model = make_model()
+    memo_train.wrap(model, device_gib=(state_bytes(model) + 3 * 2**20) / GIB)
+    forbid_profiles()
+    step(model, 1, 1000)
+    assert memo_train.plan(model).policy.num_groups > 1
     memo_train.unwrap(model)
 
 
