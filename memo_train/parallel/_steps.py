@@ -32,7 +32,13 @@ from memo_train.parallel._masks import WholeSequences, mask_makers, whole_masks
 from memo_train.parallel._proof import prove_shared
 from memo_train.parallel._ring import Ring
 from memo_train.parallel._ulysses import SharedTokens, Ulysses, check_heads, divides
-from memo_train.runtime import Ranks, SharedStep, attention_shared_by, configs_of
+from memo_train.runtime import (
+    Ranks,
+    SharedAttention,
+    SharedStep,
+    attention_shared_by,
+    configs_of,
+)
 
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies hang on the longest position at hand."""
@@ -45,6 +51,7 @@ class SharedSteps(Ranks):
         self.group = group
         self._model = model
         self._sp = sp
+        self._inside = group.size
         self._makers = mask_makers(model)
         self._rehearsed = _Rehearsed(group=Rehearsal(group), tokens=1)
         self._bytes_per_s: float | None = None
@@ -76,18 +83,32 @@ class SharedSteps(Ranks):
             )
 
     def _choose_way(self, num_heads: set[tuple[int, ...]]) -> None:
-        if self._sp == "auto":
-            fit = all(divides(self.group.size, heads) for heads in num_heads)
-            on_gpu = next(self._model.parameters()).device.type != "cpu"
-            self._sp = "ulysses" if fit or on_gpu else "ring"
-        if self._sp == "ulysses":
-            for heads in sorted(num_heads):
-                check_heads(heads, self.group.size)
-        elif next(self._model.parameters()).device.type != "cpu":
+        """How many ranks exchange tokens for heads, inside a ring of so many places as that needs.
+
+        Raises: UnsupportedModel.
+        """
+        size, on_gpu = self.group.size, next(self._model.parameters()).device.type != "cpu"
+        fitting = [n for n in range(1, size + 1) if size % n == 0 and self._fit(num_heads, n)]
+        if self._sp == "ulysses" or (self._sp == "auto" and on_gpu and self.group.inside is None):
+            self._inside = size
+        elif self._sp == "ring":
+            self._inside = 1
+        else:
+            self._inside = self.group.inside or fitting[-1]
+        for heads in sorted(num_heads):
+            check_heads(heads, self._inside)
+        if on_gpu and self._is_ring:
             raise UnsupportedModel(
-                'sp="ring" has a kernel for CPUs only so far; use sp="ulysses", with ranks that '
+                'a ring has a kernel for CPUs only so far; use sp="ulysses", with ranks that '
                 "divide the heads"
             )
+
+    @property
+    def _is_ring(self) -> bool:
+        return self._sp == "ring" or self._inside < self.group.size
+
+    def _fit(self, num_heads: set[tuple[int, ...]], num_ranks: int) -> bool:
+        return all(divides(num_ranks, heads) for heads in num_heads)
 
     def prove(self, forward: Callable[..., Any], ids: torch.Tensor) -> None:
         """See that parts of a sequence give what the whole does, alone; as `prove_shared`.
@@ -100,7 +121,7 @@ class SharedSteps(Ranks):
                 self._makers, WholeSequences(positions=positions, attention_mask=None)
             )
 
-        prove_shared(forward, ids, masks, by_ring=self._sp == "ring")
+        prove_shared(forward, ids, masks, by_ring=self._is_ring)
 
     def begin(self, arguments: dict[str, Any]) -> SharedStep:
         """As `Ranks.begin`."""
@@ -131,7 +152,15 @@ class SharedSteps(Ranks):
     @property
     def way(self) -> str:
         """As `Ranks.way`."""
-        return f"{self.group.size} ranks, {self._sp}"
+        how = "ring" if self._is_ring else "ulysses"
+        if self._is_ring and self._inside > 1:
+            how = f"ring of {self.num_ring_ranks} x ulysses of {self._inside}"
+        return f"{self.group.size} ranks, {how}"
+
+    @property
+    def num_ring_ranks(self) -> int:
+        """As `Ranks.num_ring_ranks`."""
+        return self.group.size // self._inside
 
     def exchange(self) -> Exchange:
         """As `Ranks.exchange`."""
@@ -182,7 +211,9 @@ class SharedSteps(Ranks):
     def _forward(
         self, group: SequenceGroup, tokens: SharedTokens, whole: WholeSequences
     ) -> Iterator[None]:
-        attention = (Ring if self._sp == "ring" else Ulysses)(group, tokens)
+        attention: SharedAttention = Ulysses(group, tokens)
+        if self._is_ring:
+            attention = Ring(group, tokens, self._inside)
         with attention_shared_by(attention), whole_masks(self._makers, whole):
             yield
         if group is self._rehearsed.group:

@@ -108,6 +108,11 @@ class Ranks(ABC):
 
     @property
     @abstractmethod
+    def num_ring_ranks(self) -> int:
+        """How many keys and values go around; the others exchange tokens for heads."""
+
+    @property
+    @abstractmethod
     def way(self) -> str:
         """How many share attention how: what bytes and seconds of a step hang on."""
 

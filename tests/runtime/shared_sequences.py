@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 import memo_train
-from memo_train.errors import PlanInfeasible, RanksDiffer, UnsupportedModel
+from memo_train.errors import InvalidInput, PlanInfeasible, RanksDiffer, UnsupportedModel
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,
@@ -214,11 +214,29 @@ def around_a_ring(mesh: DeviceMesh) -> None:
 
 @case(frozenset({4}))
 def more_ranks_than_heads(mesh: DeviceMesh) -> None:
-    """ "auto" takes the ring, and ranks may have a single token each."""
+    """ "auto" takes a ring of as many as share the heads; ranks may have a single token each."""
     make = lambda: MODELS["llama_gqa"](num_attention_heads=2, num_key_value_heads=1)  # noqa: E731
     check(make, labelled(41), mesh)
     batch = {"input_ids": ids_of(4), "labels": ids_of(4)}
-    check(make, batch, mesh)
+    for sp in ("auto", "ring"):
+        check(make, batch, mesh, sp=sp)
+    model = memo_train.wrap(make(), mesh=mesh, alpha=0.5, tile_tokens=8)
+    assert model._memo_train.wrapped.ranks.way == "4 ranks, ring of 2 x ulysses of 2"
+
+
+@case(frozenset({4}))
+def both_ways_on_a_mesh(mesh: DeviceMesh) -> None:
+    """Keys go around two places, in each of which two ranks exchange tokens for heads."""
+    both = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("cp", "sp"))
+    check(MODELS["llama_gqa"], labelled(37), both, policies=POLICIES)
+    make = lambda: MODELS["llama_gqa"](num_key_value_heads=1)  # noqa: E731
+    check(make, labelled(50), both, dtype=torch.bfloat16)
+    for way in ("ulysses", "ring"):
+        run = lambda way=way: memo_train.wrap(MODELS["llama_gqa"](), mesh=both, sp=way)  # noqa: E731
+        check_refused(InvalidInput, r"2 ranks in 'cp' and 2 .* in 'sp'.* sp=\"auto\"", run)
+    turned = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("sp", "cp"))
+    run = lambda: memo_train.wrap(MODELS["llama_gqa"](), mesh=turned)  # noqa: E731
+    check_refused(InvalidInput, 'name "cp" before "sp"', run)
 
 
 @case(TWO)
