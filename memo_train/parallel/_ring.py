@@ -47,6 +47,9 @@ _UNUSED = frozenset(
     }
 )
 _OFF = (None, False, 0, 0.0)
+_NUM_BLOCKS = 8
+"""Of queries, and of keys: gradients of one of each are there beside the sums. At every length, so
+that a short profile tells the bytes of a long step."""
 
 
 def plain_causal_scale(options: Mapping[str, Any]) -> float | None:
@@ -218,30 +221,35 @@ class _Asked(NamedTuple):
         self, at_hand: Sequence[torch.Tensor], now: _Round
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(dq, dk, dv) of the queries and keys that meet now."""
-        do, q, o = (t[:, :, now.queries] for t in (self.do, self.q, self.o))
+        do, q, o, log_sum = (t[:, :, now.queries] for t in self[:4])
         k, v = (t[:, :, now.keys] for t in at_hand)
         found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = (
             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                do,
-                q,
-                k,
-                v,
-                o,
-                self.log_sum[:, :, now.queries].contiguous(),
-                0.0,
-                now.is_causal,
-                scale=self.scale,
+                do, q, k, v, o, log_sum.contiguous(), 0.0, now.is_causal, scale=self.scale
             )
         )
         return found
 
     def add(self, sums: list[torch.Tensor], at_hand: Sequence[torch.Tensor], now: _Round) -> None:
-        """Add those gradients to the sums of all queries, and of all keys at hand."""
-        places = (now.queries, now.keys, now.keys)
-        parts = [t[:, :, place] for t, place in zip(sums, places, strict=True)]
-        if parts[0].shape[2] and parts[1].shape[2]:
-            for part, found in zip(parts, self.gradients(at_hand, now), strict=True):
-                part += found
+        """Add those gradients to the sums of all queries, and of all keys at hand.
+
+        Block by block, so that little lies beside the sums. All queries must meet all keys.
+        """
+        assert not now.is_causal
+        for queries in _blocks(now.queries, self.q.shape[2]):
+            for keys in _blocks(now.keys, at_hand[0].shape[2]):
+                found = self.gradients(at_hand, _Round(queries, keys, is_causal=False))
+                sums[0][:, :, queries] += found[0]
+                sums[1][:, :, keys] += found[1]
+                sums[2][:, :, keys] += found[2]
+                del found
+
+
+def _blocks(rows: slice, num_rows: int) -> Iterator[slice]:
+    """Equal parts of some rows, the last one shorter."""
+    here = range(num_rows)[rows]
+    length = max(1, -(-len(here) // _NUM_BLOCKS))
+    return (slice(at, min(at + length, here.stop)) for at in range(here.start, here.stop, length))
 
 
 class _RingAttention(torch.autograd.Function):
@@ -287,10 +295,14 @@ class _RingAttention(torch.autograd.Function):
         dtypes = (q.dtype, k.dtype, v.dtype)
         at_hand: list[torch.Tensor] = [k, v]
         sums: list[torch.Tensor] = []
-        del k, v
         for index, source in enumerate(ring.sources()):
             if index:
-                at_hand, sums[1:] = ring.passed_on(at_hand), ring.passed_on(sums[1:])
+                at_hand = ring.passed_on(at_hand)
+                sums = [sums.pop(0), *ring.passed_on(sums)]
+            if index == 1:
+                for own in (k, v):
+                    # Entered for this backward alone, and on their way; autograd still names them.
+                    own.untyped_storage().resize_(0)
             now = ring.round(source)
             if sums:
                 asked.add(sums, at_hand, now)
@@ -301,7 +313,7 @@ class _RingAttention(torch.autograd.Function):
         del at_hand
         if ring.ring.size > 1:
             # Home again: they are with the place before their own.
-            sums[1:] = ring.passed_on(sums[1:])
+            sums = [sums.pop(0), *ring.passed_on(sums)]
         return *(d.to(dtype) for d, dtype in zip(sums, dtypes, strict=True)), None, None
 
 
