@@ -1,6 +1,7 @@
 """What each of several ranks is planned to hold, and what it holds; how long a sequence they share.
 
-usage: python benchmarks/rank_peaks.py [--ranks 1 2 4] [--ways ulysses ring both] [--longest] [--csv]
+usage: python benchmarks/rank_peaks.py [--ranks 1 2 4] [--ways ulysses ring both] [--longest]
+    [--csv]
 
 Ranks are processes on this machine, joined by gloo. Each row is a run of its own: a small Llama
 with AdamW under DistributedDataParallel (gradients are views of its buckets), wrapped with
