@@ -78,7 +78,7 @@ def on_this_rank(options: argparse.Namespace) -> None:
     mesh = init_device_mesh("cpu", (size // inside, inside), mesh_dim_names=("cp", "sp"))
     model = _model(options)
     tokens = options.tokens
-    wrap = {
+    wrap: dict[str, Any] = {
         "mesh": mesh,
         "sp": "auto" if options.way == "both" else options.way,
         "state": "ddp-views",
