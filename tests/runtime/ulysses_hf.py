@@ -21,8 +21,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.nn
+from accelerate import Accelerator
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DeepSpeedSequenceParallelConfig
 from deepspeed.runtime.sequence_parallel import parallel_state_sp
 from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+from torch.utils.data import DataLoader
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import memo_train
@@ -47,20 +52,26 @@ def make() -> Any:
 
 
 @contextmanager
-def registered(model: Any, **options: Any) -> Iterator[None]:
+def registry_kept() -> Iterator[None]:
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    UlyssesSPAttentionHF.register_with_transformers(
-        model,
-        core_attn_implementation="sdpa",
-        sequence_parallel_size=dist.get_world_size(),
-        micro_batch_size=2,
-        **options,
-    )
     try:
         yield
     finally:
         ALL_ATTENTION_FUNCTIONS["sdpa"] = before
         parallel_state_sp._release_sequence_parallel_groups()  # there may be one at a time
+
+
+@contextmanager
+def registered(model: Any, **options: Any) -> Iterator[None]:
+    with registry_kept():
+        UlyssesSPAttentionHF.register_with_transformers(
+            model,
+            core_attn_implementation="sdpa",
+            sequence_parallel_size=dist.get_world_size(),
+            micro_batch_size=2,
+            **options,
+        )
+        yield
 
 
 def part_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -72,14 +83,19 @@ def part_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.chunk(size, dim=1)[rank].contiguous() for name, value in whole.items()}
 
 
+def of_all(own: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The ranks' losses weighed by how many labels they have."""
+    losses = torch.distributed.nn.functional.all_gather(own)
+    counts = torch.distributed.nn.functional.all_gather((labels != -100).sum())
+    loss: torch.Tensor = sum(a * n for a, n in zip(losses, counts, strict=True)) / sum(counts)
+    return loss
+
+
 def step_of(model: Any, part: dict[str, torch.Tensor]) -> Step:
     """A step as Accelerate's and DeepSpeed's guides write it: losses weighed by their labels."""
     model.zero_grad(set_to_none=True)
-    labels = part["shift_labels"]
-    own = model(**part, labels=labels).loss
-    losses = torch.distributed.nn.functional.all_gather(own)
-    counts = torch.distributed.nn.functional.all_gather((labels != -100).sum())
-    loss = sum(a * n for a, n in zip(losses, counts, strict=True)) / sum(counts)
+    labels = part["shift_labels"].contiguous()
+    loss = of_all(model(**part, labels=labels).loss, labels)
     loss.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     return averaged(Step(loss=loss.detach(), gradients=gradients))
@@ -150,11 +166,54 @@ def what_is_refused() -> None:
             memo_train.wrap(model, **options)
 
 
+def through_accelerate() -> None:
+    """`ParallelismConfig(sp_size=2)`: wrapped after `prepare`, AdamW's step is the unwrapped one's.
+
+    Its eps is large, so that a gradient's scale shows.
+    """
+    theirs, ours = trained_by_accelerate(wrapped=False), trained_by_accelerate(wrapped=True)
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=2e-6, atol=1e-7)
+
+
+def trained_by_accelerate(*, wrapped: bool) -> dict[str, torch.Tensor]:
+    handler = DeepSpeedSequenceParallelConfig(
+        sp_seq_length=TOKENS, sp_seq_length_is_variable=False, sp_attn_implementation="sdpa"
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 1},
+    }
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config),
+        parallelism_config=ParallelismConfig(sp_size=2, sp_backend="deepspeed", sp_handler=handler),
+    )
+    model, whole = make(), batch() | {"position_ids": torch.arange(TOKENS).expand(2, -1)}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1.0)
+    with registry_kept():
+        engine, optimizer, loader = accelerator.prepare(
+            model, optimizer, DataLoader([whole], batch_size=None)
+        )
+        if wrapped:
+            memo_train.wrap(model, alpha=0.5, tile_tokens=8)
+        part = next(iter(loader))
+        labels = part["shift_labels"].contiguous()
+        # As its guide has it: the loader leaves no `labels`, so the model gives no loss.
+        logits = engine(**part).logits
+        own = model.loss_function(logits, None, model.config.vocab_size, shift_labels=labels)
+        accelerator.backward(of_all(own, labels))
+        optimizer.step()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
 CASES: dict[str, Callable[[], None]] = {
     "any length": any_length,
     "a fixed length": a_fixed_length,
     "evaluation apart": evaluation_apart,
     "what is refused": what_is_refused,
+    "through Accelerate": through_accelerate,
 }
 
 
