@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.parallelism_config import ParallelismConfig
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -203,6 +204,16 @@ def two_groups_of_two(mesh: DeviceMesh) -> None:
     dist.all_reduce(step.loss)
     whole = Step(loss=step.loss / 4, gradients=step.gradients)
     assert_as_exact_as_plain(whole, plain, exact)
+
+
+@case(TWO)
+def a_mesh_of_accelerates(mesh: DeviceMesh) -> None:
+    """Its dimension "cp"; for "sp" it makes none, and leaves that to DeepSpeed."""
+    theirs = ParallelismConfig(cp_size=mesh.size()).build_device_mesh("cpu")
+    assert theirs.mesh_dim_names is not None
+    assert "cp" in theirs.mesh_dim_names
+    check(MODELS["llama_gqa"], labelled(), theirs, policies=("mixed",))
+    check(MODELS["llama_gqa"], labelled(), theirs["cp"], policies=("mixed",))
 
 
 @case()
