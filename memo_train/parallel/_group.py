@@ -25,7 +25,8 @@ _DIMENSIONS = ("cp", "sp")
 Where both are wide, keys and values go around "cp", and ranks of "sp" exchange tokens for heads.
 """
 _WAYS = ("auto", "ulysses", "ring")
-_LONGEST_HOLD_S = 0.01
+_LONGEST_HOLD_S = 0.1
+"""On a machine with more ranks than cores, gloo's thread may have to wait for its turn."""
 
 
 class Exchanging(Protocol):
