@@ -1,11 +1,13 @@
 """What each of several ranks is planned to hold, and what it holds; how long a sequence they share.
 
-usage: python benchmarks/rank_peaks.py [--ranks 1 2 4] [--ways ulysses ring] [--longest] [--csv]
+usage: python benchmarks/rank_peaks.py [--ranks 1 2 4] [--ways ulysses ring both] [--longest]
+    [--csv]
 
 Ranks are processes on this machine, joined by gloo. Each row is a run of its own: a small Llama
 with AdamW under DistributedDataParallel (gradients are views of its buckets), wrapped with
 `state="ddp-views"`, four steps of a sequence of `--tokens` that all ranks share. The last three
-find AdamW's moments; of these the highest device peak of any rank counts.
+find AdamW's moments; of these the highest device peak of any rank counts. "both" is a mesh: keys
+and values go around, and as many ranks as there are key-value heads exchange tokens for heads.
 
 With `--longest` a model with little state beside its activations gets `--device-mib` on every rank;
 the longest sequence is what the planner names when it refuses a far longer one, and it is then run.
@@ -14,6 +16,7 @@ the longest sequence is what the planner names when it refuses a far longer one,
 import argparse
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,6 +35,7 @@ GIB = 2**30
 _STEPS = 4
 _VOCAB = 256
 _FAR_TOO_LONG = 2**22
+_WAYS = ("ulysses", "ring", "both")
 POLICIES = {"recompute": 0.0, "swap": 1.0}
 
 
@@ -69,12 +73,14 @@ def on_this_rank(options: argparse.Namespace) -> None:
     # Before the model, so that its parameters are counted.
     get_cpu_device()
     dist.init_process_group("gloo")
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("sp",))
+    size = dist.get_world_size()
+    inside = math.gcd(size, options.kv_heads) if options.way == "both" else size
+    mesh = init_device_mesh("cpu", (size // inside, inside), mesh_dim_names=("cp", "sp"))
     model = _model(options)
     tokens = options.tokens
-    wrap = {
+    wrap: dict[str, Any] = {
         "mesh": mesh,
-        "sp": options.way,
+        "sp": "auto" if options.way == "both" else options.way,
         "state": "ddp-views",
         "alpha": POLICIES[options.policy],
     }
@@ -239,7 +245,7 @@ def _above_state(each: Peaks) -> int:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
-    parser.add_argument("--ways", nargs="+", choices=("ulysses", "ring"), default=["ulysses"])
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=["ulysses"])
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--tokens", type=int, default=4096, help="of the whole sequence")
     parser.add_argument("--tile-tokens", type=int, default=128, help="of a rank")
@@ -248,7 +254,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=2)
     parser.add_argument("--longest", action="store_true", help="the longest sequence instead")
     parser.add_argument("--device-mib", type=float, default=24.0)
-    parser.add_argument("--way", choices=("ulysses", "ring"), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=_WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--policy", choices=list(POLICIES), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="write the results here")

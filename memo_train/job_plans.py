@@ -42,15 +42,14 @@ def plan_of_job(plan: Plan, planner: StepPlanner, path: Path) -> Plan:
 def _of_job(setting: Setting, planner: StepPlanner) -> dict[str, tuple[object, object]]:
     """Who runs it, by the setting's fields."""
     ranks = planner.wrapped.ranks
-    degree, way = (1, "") if ranks is None else (ranks.num_ranks, ranks.way)
-    is_ring = "ring" in way
+    ring, degree = (1, 1) if ranks is None else (ranks.num_ring_ranks, ranks.num_ranks)
     gpus = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     return {
         "setting.strategy": (setting.strategy, "tiles"),
         "setting.gpus": (setting.gpus, gpus),
         "setting.tensor": (setting.tensor, 1),
-        "setting.context": (setting.context, degree if is_ring else 1),
-        "setting.sequence": (setting.sequence, 1 if is_ring else degree),
+        "setting.context": (setting.context, ring),
+        "setting.sequence": (setting.sequence, degree // ring),
         "setting.zero_stage": (setting.zero_stage, planner.state.zero_stage),
     }
 

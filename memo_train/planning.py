@@ -477,15 +477,8 @@ class StepPlanner:
         why = self.wrapped.why_no_groups
         if self._group is not None or why is None:
             return refusal
-        advice = (refusal.advice, f"attention runs on all heads at once: {why}")
-        return PlanInfeasible(
-            refusal.what,
-            refusal.where,
-            refusal.need_bytes,
-            refusal.limit_bytes,
-            refusal.max_tokens,
-            "; ".join(filter(None, advice)),
-        )
+        advice = f"attention runs on all heads at once: {why}"
+        return refusal.changed(max_tokens=refusal.max_tokens, advice=advice)
 
     def _plan_by(self, saving: _Saving, shape: Shape, *, quickly: bool) -> _Found:
         profile, choices = self._profile(shape, saving), self._choices
@@ -535,7 +528,7 @@ class StepPlanner:
 def _of_whole_sequences(error: PlanInfeasible, num_ranks: int) -> PlanInfeasible:
     """Its longest length as users count it: of all ranks together."""
     longest = None if error.max_tokens is None else error.max_tokens * num_ranks
-    return PlanInfeasible(error.what, error.where, error.need_bytes, error.limit_bytes, longest)
+    return error.changed(max_tokens=longest)
 
 
 def _named(plan: Plan) -> str:

@@ -27,6 +27,7 @@ from memo_train.runtime import (
     causal_lm_of,
     check_shareable,
     configs_of,
+    deepspeed_ulysses_of,
     evaluating,
     find_parts,
     kept_model,
@@ -77,7 +78,10 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         is one process's. Each rank draws its own dropout; seed them apart. seq_len counts the
         whole sequence, the limits are of each rank. Rank 0 profiles and plans for all.
     sp: how ranks share attention: "ulysses" by heads, "ring" by passing keys and values around
-        (plain causal attention on CPUs only); "auto" is Ulysses where ranks divide the heads.
+        (plain causal attention on CPUs only); "auto" is Ulysses over as many ranks as can share the
+        heads, in a ring of as many places as that needs. A mesh that is wide in "cp" and in "sp"
+        says it: keys and values go around "cp". DeepSpeed's `UlyssesSPAttentionHF`, registered
+        before, needs no mesh: its ranks share sequences, with its batches and its kind of loss.
     state: who looks after parameters, gradients and moments, for the plan to count them: a kind of
         `memo_train.ModelState`, or one. None: FSDP2 where the model is sharded already, else this
         process alone.
@@ -88,7 +92,8 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     Raises: UnsupportedModel, UnsupportedDevice, CudaUnavailable, InvalidInput, PlanInfeasible,
         RanksDiffer; the model is then as it was.
     """
-    group = None if mesh is None else join(mesh, sp)
+    deepspeed = deepspeed_ulysses_of(model)
+    group = _group_of(mesh, sp, deepspeed)
     caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
     others: dict[str, Any] = {
         "alpha": alpha,
@@ -97,7 +102,8 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
         "sp": sp,
     }
     others["state"] = state
-    found = _find(model, caps_gib | others, group)
+    steps_of = None if group is None else partial(SharedSteps, group, sp=sp, deepspeed=deepspeed)
+    found = _find(model, caps_gib | others, group, steps_of)
     limits = _limits(found.device, *found.caps_bytes)
     choices = Choices(limits=limits, alpha=alpha, tile_tokens=tile_tokens, state=found.state)
     planner = _planner(found, choices, seq_len, group)
@@ -156,7 +162,24 @@ def _look_at(
     )
 
 
-def _find(model: nn.Module, options: dict[str, Any], group: SequenceGroup | None) -> _Found:
+def _group_of(mesh: DeviceMesh | None, sp: str, deepspeed: Any | None) -> SequenceGroup | None:
+    """The ranks that share sequences, if any do. Raises: InvalidInput."""
+    if deepspeed is None:
+        return None if mesh is None else join(mesh, sp)
+    if mesh is not None or sp == "ring":
+        raise InvalidInput(
+            "the model attends by DeepSpeed's UlyssesSPAttentionHF, whose ranks share sequences; "
+            'wrap it without mesh and with sp="auto", or do not register that'
+        )
+    return SequenceGroup(deepspeed.process_group)
+
+
+def _find(
+    model: nn.Module,
+    options: dict[str, Any],
+    group: SequenceGroup | None,
+    steps_of: Callable[[nn.Module], SharedSteps] | None,
+) -> _Found:
     """What the options and the model are found to be, of ranks once all have found the same.
 
     Raises: as `wrap`.
@@ -166,7 +189,6 @@ def _find(model: nn.Module, options: dict[str, Any], group: SequenceGroup | None
     def look() -> tuple[dict[str, Any], None]:
         _check_options(options["alpha"], options["tile_tokens"], options["seq_len"])
         device_bytes, host_bytes = (_cap_bytes(n, options[n]) for n in ("device_gib", "host_gib"))
-        steps_of = None if group is None else partial(SharedSteps, group, sp=options["sp"])
         state = ModelState.told(options["state"], model)
         looked.append(_look_at(model, steps_of, (device_bytes, host_bytes), state))
         made_of = model_hash(looked[0].parts.causal_lm)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pickle
 import time
 import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,17 +19,38 @@ from torch.distributed.device_mesh import DeviceMesh
 from memo_train.errors import InvalidInput, MemoError, RanksDiffer
 from memo_train.parallel._notes import FailureNotes
 
-_DIMENSIONS = ("sp", "cp")
-"""Names of the dimension of ranks that share sequences, as Accelerate has them."""
+_DIMENSIONS = ("cp", "sp")
+"""Names of the dimensions of ranks that share sequences, as Accelerate has them.
+
+Where both are wide, keys and values go around "cp", and ranks of "sp" exchange tokens for heads.
+"""
 _WAYS = ("auto", "ulysses", "ring")
-_LONGEST_HOLD_S = 0.01
+_LONGEST_HOLD_S = 0.1
+"""On a machine with more ranks than cores, gloo's thread may have to wait for its turn."""
+
+
+class Exchanging(Protocol):
+    """`size` ranks, this one the `rank`-th, that hand rows of tensors to each other."""
+
+    size: int
+    rank: int
+
+    def exchange(
+        self, rows: torch.Tensor, to: list[int] | None = None, by: list[int] | None = None
+    ) -> torch.Tensor:
+        """As `SequenceGroup.exchange`."""
 
 
 class SequenceGroup:
-    """`size` ranks, this one the `rank`-th: it holds the `rank`-th range of each sequence."""
+    """`size` ranks, this one the `rank`-th: it holds the `rank`-th range of each sequence.
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    inside: how many that follow each other are to exchange tokens for heads, while keys and values
+    go around; None leaves it open.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, inside: int | None = None) -> None:
         self.group = group
+        self.inside = inside
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         self._notes = FailureNotes.of(group)
@@ -162,7 +183,7 @@ class Rehearsal(SequenceGroup):
     """
 
     def __init__(self, group: SequenceGroup) -> None:
-        super().__init__(group.group)
+        super().__init__(group.group, group.inside)
         self.sent_bytes = 0
 
     def exchange(
@@ -187,11 +208,35 @@ class Rehearsal(SequenceGroup):
         """Nobody waits for it."""
 
 
-def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
-    """The group of this rank in `mesh`: its only dimension, or that named "sp" or else "cp".
+class Some:
+    """Some ranks of a group, in its order. Their exchanges are its own: it has but one to wait for.
 
-    sp: how ranks are to share attention, as in `wrap`.
-    Raises: InvalidInput.
+    All ranks of the group call alike, in as many parts as there are.
+    """
+
+    def __init__(self, whole: SequenceGroup, ranks: Sequence[int]) -> None:
+        self._whole, self._ranks = whole, ranks
+        self.size, self.rank = len(ranks), ranks.index(whole.rank)
+
+    def exchange(
+        self, rows: torch.Tensor, to: list[int] | None = None, by: list[int] | None = None
+    ) -> torch.Tensor:
+        """As `SequenceGroup.exchange`."""
+        equal = [len(rows) // self.size] * self.size
+        return self._whole.exchange(rows, self._of_all(to or equal), self._of_all(by or equal))
+
+    def _of_all(self, counts: list[int]) -> list[int]:
+        every = [0] * self._whole.size
+        for rank, count in zip(self._ranks, counts, strict=True):
+            every[rank] = count
+        return every
+
+
+def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
+    """The group of this rank in `mesh`: its only dimension, or that named "sp" or "cp", or both.
+
+    sp: how ranks are to share attention, as in `wrap`. A collective call the first time that both
+    dimensions are wide. Raises: InvalidInput.
     """
     if not isinstance(mesh, DeviceMesh):
         raise InvalidInput(
@@ -201,7 +246,7 @@ def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
     if sp not in _WAYS:
         raise InvalidInput(f"sp must be one of {', '.join(map(repr, _WAYS))}, got {sp!r}")
     names = mesh.mesh_dim_names or ()
-    found = [name for name in _DIMENSIONS if name in names]
+    found = [name for name in names if name in _DIMENSIONS]
     if mesh.ndim > 1 and not found:
         raise InvalidInput(
             f'a mesh of {mesh.ndim} dimensions needs one named "sp" (or "cp"), got '
@@ -209,11 +254,25 @@ def join(mesh: DeviceMesh, sp: str = "auto") -> SequenceGroup:
         )
     wide = [name for name in found if mesh[name].size() > 1]
     if len(wide) > 1:
-        raise InvalidInput(
-            f"the mesh has {mesh[wide[0]].size()} ranks in {wide[0]!r} and {mesh[wide[1]].size()} "
-            f"in {wide[1]!r}; ranks share sequences along one dimension"
-        )
+        return _both(mesh, tuple(wide), sp)
     return SequenceGroup(mesh.get_group((wide or found)[0] if mesh.ndim > 1 else 0))
+
+
+def _both(mesh: DeviceMesh, names: tuple[str, ...], sp: str) -> SequenceGroup:
+    """The ranks of two dimensions as one group. Raises: InvalidInput."""
+    sizes = " and ".join(f"{mesh[name].size()} ranks in {name!r}" for name in names)
+    if names != _DIMENSIONS:
+        raise InvalidInput(
+            f'the mesh has {sizes}; name "cp" before "sp", so that ranks which exchange tokens '
+            "for heads follow each other"
+        )
+    if sp != "auto":
+        raise InvalidInput(
+            f'the mesh has {sizes}, which is a ring of all-to-alls; give sp="auto", or one '
+            f"dimension of ranks for sp={sp!r}"
+        )
+    flat = mesh[names]._flatten()  # one group for each mesh: it is made once
+    return SequenceGroup(flat.get_group(), inside=mesh[names[-1]].size())
 
 
 def _wait_for_its_thread(*tensors: torch.Tensor) -> None:

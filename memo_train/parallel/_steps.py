@@ -32,19 +32,34 @@ from memo_train.parallel._masks import WholeSequences, mask_makers, whole_masks
 from memo_train.parallel._proof import prove_shared
 from memo_train.parallel._ring import Ring
 from memo_train.parallel._ulysses import SharedTokens, Ulysses, check_heads, divides
-from memo_train.runtime import Ranks, SharedStep, attention_shared_by, configs_of
+from memo_train.runtime import (
+    Ranks,
+    SharedAttention,
+    SharedStep,
+    attention_shared_by,
+    configs_of,
+    deepspeed_ulysses_of,
+)
 
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary embedding whose frequencies hang on the longest position at hand."""
 
 
 class SharedSteps(Ranks):
-    """The steps of `model`, a causal LM, shared by the ranks of `group`. sp: as in `wrap`."""
+    """The steps of `model`, a causal LM, shared by the ranks of `group`. sp: as in `wrap`.
 
-    def __init__(self, group: SequenceGroup, model: nn.Module, sp: str) -> None:
+    deepspeed: the `UlyssesSPAttentionHF` whose exchanges these are in the place of. Then the loss
+    is as DeepSpeed has it: the model's own of this rank's labels, which the caller puts together.
+    """
+
+    def __init__(
+        self, group: SequenceGroup, model: nn.Module, sp: str, deepspeed: Any | None = None
+    ) -> None:
         self.group = group
+        self._deepspeed = deepspeed
         self._model = model
         self._sp = sp
+        self._inside = group.size
         self._makers = mask_makers(model)
         self._rehearsed = _Rehearsed(group=Rehearsal(group), tokens=1)
         self._bytes_per_s: float | None = None
@@ -76,18 +91,32 @@ class SharedSteps(Ranks):
             )
 
     def _choose_way(self, num_heads: set[tuple[int, ...]]) -> None:
-        if self._sp == "auto":
-            fit = all(divides(self.group.size, heads) for heads in num_heads)
-            on_gpu = next(self._model.parameters()).device.type != "cpu"
-            self._sp = "ulysses" if fit or on_gpu else "ring"
-        if self._sp == "ulysses":
-            for heads in sorted(num_heads):
-                check_heads(heads, self.group.size)
-        elif next(self._model.parameters()).device.type != "cpu":
+        """How many ranks exchange tokens for heads, inside a ring of so many places as that needs.
+
+        Raises: UnsupportedModel.
+        """
+        size, on_gpu = self.group.size, next(self._model.parameters()).device.type != "cpu"
+        fitting = [n for n in range(1, size + 1) if size % n == 0 and self._fit(num_heads, n)]
+        if self._sp == "ulysses" or (self._sp == "auto" and on_gpu and self.group.inside is None):
+            self._inside = size
+        elif self._sp == "ring":
+            self._inside = 1
+        else:
+            self._inside = self.group.inside or fitting[-1]
+        for heads in sorted(num_heads):
+            check_heads(heads, self._inside)
+        if on_gpu and self._is_ring:
             raise UnsupportedModel(
-                'sp="ring" has a kernel for CPUs only so far; use sp="ulysses", with ranks that '
+                'a ring has a kernel for CPUs only so far; use sp="ulysses", with ranks that '
                 "divide the heads"
             )
+
+    @property
+    def _is_ring(self) -> bool:
+        return self._sp == "ring" or self._inside < self.group.size
+
+    def _fit(self, num_heads: set[tuple[int, ...]], num_ranks: int) -> bool:
+        return all(divides(num_ranks, heads) for heads in num_heads)
 
     def prove(self, forward: Callable[..., Any], ids: torch.Tensor) -> None:
         """See that parts of a sequence give what the whole does, alone; as `prove_shared`.
@@ -100,14 +129,32 @@ class SharedSteps(Ranks):
                 self._makers, WholeSequences(positions=positions, attention_mask=None)
             )
 
-        prove_shared(forward, ids, masks, by_ring=self._sp == "ring")
+        prove_shared(forward, ids, masks, by_ring=self._is_ring)
 
-    def begin(self, arguments: dict[str, Any]) -> SharedStep:
+    def begin(self, arguments: dict[str, Any]) -> SharedStep | None:
         """As `Ranks.begin`."""
+        own = self._deepspeed
+        if own is not None and own.disable_in_eval and not self._model.training:
+            return None
         self.group.begin_step()
-        num_counted = self.group.agree(lambda: _facts(arguments, self.group.size))
+        num_counted = self.group.agree(lambda: self._facts(arguments))
         positions = self._whole_positions(arguments)
-        return self._step(self.group, arguments, positions, sum(num_counted))
+        if own is None:
+            return self._step(self.group, arguments, positions, sum(num_counted))
+        arguments = arguments | {"attention_mask": self._whole_mask(arguments)}
+        return self._step(self.group, arguments, positions, None)
+
+    def _facts(self, arguments: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """As `_facts` of the module. Raises: InvalidInput, UnsupportedModel."""
+        if deepspeed_ulysses_of(self._model) is not self._deepspeed:
+            raise UnsupportedModel(
+                "DeepSpeed's UlyssesSPAttentionHF was registered with Transformers after wrap, or "
+                "another one than at wrap; call memo_train.unwrap(model), and wrap it without mesh "
+                "after register_with_transformers (with Accelerate: after prepare)"
+            )
+        if self._deepspeed is None:
+            return _facts(arguments, self.group.size)
+        return _facts_of_own_loss(arguments), 0
 
     def rehearse(self, arguments: dict[str, Any]) -> SharedStep:
         """As `Ranks.rehearse`: of this rank's own range of a sequence without packed documents."""
@@ -121,7 +168,8 @@ class SharedSteps(Ranks):
         if arguments.get("attention_mask") is not None:
             mask = arguments["attention_mask"]
             arguments["attention_mask"] = F.pad(mask, (total - mine, 0), value=1)
-        return self._step(alone, arguments, positions, alone.size * labels.numel())
+        counted = None if self._deepspeed is not None else alone.size * labels.numel()
+        return self._step(alone, arguments, positions, counted)
 
     @property
     def num_ranks(self) -> int:
@@ -131,7 +179,15 @@ class SharedSteps(Ranks):
     @property
     def way(self) -> str:
         """As `Ranks.way`."""
-        return f"{self.group.size} ranks, {self._sp}"
+        how = "ring" if self._is_ring else "ulysses"
+        if self._is_ring and self._inside > 1:
+            how = f"ring of {self.num_ring_ranks} x ulysses of {self._inside}"
+        return f"{self.group.size} ranks, {how}"
+
+    @property
+    def num_ring_ranks(self) -> int:
+        """As `Ranks.num_ring_ranks`."""
+        return self.group.size // self._inside
 
     def exchange(self) -> Exchange:
         """As `Ranks.exchange`."""
@@ -160,7 +216,7 @@ class SharedSteps(Ranks):
         group: SequenceGroup,
         arguments: dict[str, Any],
         positions: torch.Tensor,
-        num_items: int,
+        num_items: int | None,
     ) -> SharedStep:
         """A step whose attention and loss are those of `group`."""
         arguments = dict(arguments)
@@ -174,7 +230,7 @@ class SharedSteps(Ranks):
             masked=mask is not None or bool((positions.diff(dim=-1) != 1).any()),
             num_items=num_items,
             forward=partial(self._forward, group, tokens, whole),
-            loss=partial(_loss_of_all, group),
+            loss=_as_it_is if num_items is None else partial(_loss_of_all, group),
             failed=group.note_failure,
         )
 
@@ -182,7 +238,9 @@ class SharedSteps(Ranks):
     def _forward(
         self, group: SequenceGroup, tokens: SharedTokens, whole: WholeSequences
     ) -> Iterator[None]:
-        attention = (Ring if self._sp == "ring" else Ulysses)(group, tokens)
+        attention: SharedAttention = Ulysses(group, tokens)
+        if self._is_ring:
+            attention = Ring(group, tokens, self._inside)
         with attention_shared_by(attention), whole_masks(self._makers, whole):
             yield
         if group is self._rehearsed.group:
@@ -194,6 +252,17 @@ class SharedSteps(Ranks):
         mine = arguments["position_ids"].expand(tokens.shape[0], -1).contiguous()
         return torch.cat(self.group.gather_tensors(mine), dim=1)
 
+    def _whole_mask(self, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """The mask of all ranks' tokens, of each rank's own; None without any padding. Collective.
+
+        Only a mask of tokens: DeepSpeed throws one of pairs away, and all are made anew here.
+        """
+        mask = arguments.get("attention_mask")
+        if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+            return None
+        whole = torch.cat(self.group.gather_tensors(mask.contiguous()), dim=1)
+        return None if bool(whole.all()) else whole
+
 
 @dataclass(kw_only=True)
 class _Rehearsed:
@@ -202,6 +271,10 @@ class _Rehearsed:
     group: Rehearsal
     tokens: int
     forward_bytes: int = 0
+
+
+def _as_it_is(loss: torch.Tensor) -> torch.Tensor:
+    return loss
 
 
 def _loss_of_all(group: SequenceGroup, share: torch.Tensor) -> torch.Tensor:
@@ -236,8 +309,35 @@ def _tokens_of(arguments: dict[str, Any]) -> torch.Tensor:
 
 def _facts(arguments: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], int]:
     """What must be equal on all ranks, and how many labels count on this one."""
+    facts = _facts_of_tokens(arguments)
+    labels = arguments.get("shift_labels")
+    if arguments.get("labels") is not None and labels is None:
+        raise InvalidInput(
+            "a model that ranks share needs shift_labels beside labels: a rank's last token "
+            "predicts the next rank's first; call it with memo_train.shard_batch(batch, mesh)"
+        )
+    ignored = arguments.get("ignore_index")
+    counted = 0 if labels is None else labels.ne(IGNORE_INDEX if ignored is None else ignored).sum()
+    items = arguments.get("num_items_in_batch")
     batch, tokens = _tokens_of(arguments).shape[:2]
-    positions, labels = arguments.get("position_ids"), arguments.get("shift_labels")
+    facts |= {
+        "whether there are labels": labels is not None,
+        "num_items_in_batch": None if items is None else float(items),
+        "attention_mask": _fact_of_mask(arguments, (batch, tokens * num_ranks)),
+    }
+    return facts, int(counted)
+
+
+def _facts_of_own_loss(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal on all ranks where each has a loss of its own."""
+    mask = arguments.get("attention_mask")
+    shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else None
+    return _facts_of_tokens(arguments) | {"the shape of attention_mask": shape}
+
+
+def _facts_of_tokens(arguments: dict[str, Any]) -> dict[str, Any]:
+    batch, tokens = _tokens_of(arguments).shape[:2]
+    positions = arguments.get("position_ids")
     if not isinstance(positions, torch.Tensor) or positions.shape not in {
         (batch, tokens),
         (1, tokens),
@@ -247,26 +347,14 @@ def _facts(arguments: dict[str, Any], num_ranks: int) -> tuple[dict[str, Any], i
             f"a model that ranks share needs position_ids [{batch}, {tokens}], counted in the "
             f"whole sequence, got {shape}; call it with memo_train.shard_batch(batch, mesh)"
         )
-    if arguments.get("labels") is not None and labels is None:
-        raise InvalidInput(
-            "a model that ranks share needs shift_labels beside labels: a rank's last token "
-            "predicts the next rank's first; call it with memo_train.shard_batch(batch, mesh)"
-        )
     keep = arguments.get("logits_to_keep")
     if isinstance(keep, torch.Tensor) or keep:
         raise InvalidInput("logits_to_keep chooses among the tokens of one rank; leave it out")
-    ignored = arguments.get("ignore_index")
-    counted = 0 if labels is None else labels.ne(IGNORE_INDEX if ignored is None else ignored).sum()
-    items = arguments.get("num_items_in_batch")
-    facts = {
+    return {
         "the number of sequences": batch,
         "the number of tokens of each rank": tokens,
-        "whether there are labels": labels is not None,
         "whether gradients are wanted": torch.is_grad_enabled(),
-        "num_items_in_batch": None if items is None else float(items),
-        "attention_mask": _fact_of_mask(arguments, (batch, tokens * num_ranks)),
     }
-    return facts, int(counted)
 
 
 def _fact_of_mask(arguments: dict[str, Any], shape: tuple[int, int]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from memo_train.errors import UnsupportedModel
-from memo_train.parallel._group import SequenceGroup
+from memo_train.parallel._group import Exchanging
 from memo_train.runtime import Call, SharedAttention
 
 # Numbers a head, that attention functions of Transformers take.
@@ -67,13 +67,29 @@ def divides(num_ranks: int, num_heads: tuple[int, ...]) -> bool:
     return q % num_ranks == 0 and all(h % num_ranks == 0 or num_ranks % h == 0 for h in kv)
 
 
+def shares_of_heads(rows: torch.Tensor, num_ranks: int) -> torch.Tensor:
+    """[tokens, batch, heads, dim] -> [tokens, batch, ranks, heads of one, dim], with replicas."""
+    heads = rows.shape[2]
+    if heads < num_ranks:
+        rows = rows.repeat_interleave(num_ranks // heads, dim=2)
+    return torch.unflatten(rows, 2, (num_ranks, -1))
+
+
+def without_replicas(rows: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """[tokens, batch, heads, dim], of which replicas of a head are summed in fp32."""
+    if rows.shape[2] == num_heads:
+        return rows
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return torch.unflatten(rows, 2, (num_heads, -1)).sum(3, dtype=wide).to(rows.dtype)
+
+
 class Ulysses(SharedAttention):
     """Each rank has an equal share of the heads; key-value heads fewer than ranks are replicated.
 
     The gradient of a replicated head is summed in fp32, and rounded once.
     """
 
-    def __init__(self, group: SequenceGroup, tokens: SharedTokens) -> None:
+    def __init__(self, group: Exchanging, tokens: SharedTokens) -> None:
         self._group, self._tokens = group, tokens
 
     def adapted(self, call: Call, num_heads: tuple[int, ...], o_token_dim: int) -> Call:
@@ -90,10 +106,7 @@ class Ulysses(SharedAttention):
     def enter(self, tensor: torch.Tensor, token_dim: int) -> torch.Tensor:
         """[batch, heads, own tokens, dim] -> [batch, own heads, tokens, dim]; or token_dim 1."""
         rows = tensor.movedim(token_dim, 0)  # [own tokens, batch, heads, dim]
-        ranks, heads = self._group.size, rows.shape[2]
-        if heads < ranks:
-            rows = rows.repeat_interleave(ranks // heads, dim=2)
-        parts = self._group.exchange(torch.unflatten(rows, 2, (ranks, -1)).movedim(2, 0))
+        parts = self._group.exchange(shares_of_heads(rows, self._group.size).movedim(2, 0))
         return parts.flatten(0, 1).movedim(0, token_dim)
 
     @torch.no_grad()
@@ -102,10 +115,7 @@ class Ulysses(SharedAttention):
         rows = tensor.movedim(token_dim, 0)  # [tokens, batch, own heads, dim]
         parts = self._group.exchange(torch.unflatten(rows, 0, (self._group.size, -1)))
         rows = parts.movedim(0, 2).flatten(2, 3)  # [own tokens, batch, heads, dim]
-        if rows.shape[2] > num_heads:
-            wide = torch.promote_types(rows.dtype, torch.float32)
-            rows = torch.unflatten(rows, 2, (num_heads, -1)).sum(3, dtype=wide).to(rows.dtype)
-        return rows.movedim(0, token_dim)
+        return without_replicas(rows, num_heads).movedim(0, token_dim)
 
     def _fitting(self, name: str, option: Any, num_heads: int) -> Any:
         """An option of the attention call, as this rank's call over all tokens needs it."""

@@ -4,6 +4,7 @@ from memo_train.runtime._ambient import precision, preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec, SavedBytes
 from memo_train.runtime._cut import attention
+from memo_train.runtime._deepspeed import deepspeed_ulysses_of
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss, assumed_loss
 from memo_train.runtime._module_state import kept_model
@@ -73,6 +74,7 @@ __all__ = [
     "causal_lm_of",
     "check_shareable",
     "configs_of",
+    "deepspeed_ulysses_of",
     "evaluating",
     "find_parts",
     "held_here",

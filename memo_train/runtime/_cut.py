@@ -23,6 +23,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from memo_train.errors import NotTokenWise
 from memo_train.runtime._ambient import Ambient
+from memo_train.runtime._deepspeed import own_function
 from memo_train.runtime._ranks import SharedAttention, shared_attention
 
 
@@ -308,10 +309,14 @@ def _transformers_call(
         )
         return output
 
+    is_shared = shared_attention() is not None
+
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **whole: Any) -> torch.Tensor:
         mask = whole.pop("attention_mask")
         with _grouped_by(module, q.shape[1] / k.shape[1]):
-            o: torch.Tensor = plain(module, q, k, v, mask, **whole)[0]
+            # Only here: a tile that runs again in backward is cut, and does not attend.
+            attend = own_function(plain, module, shared=is_shared)
+            o: torch.Tensor = attend(module, q, k, v, mask, **whole)[0]
         return o
 
     options["attention_mask"] = attention_mask

@@ -112,7 +112,7 @@ class TiledLoss:
         try:
             return self._tiled(tail, arguments, decoded, shared)
         except LossIsWhole as found:
-            if shared is not None:
+            if shared is not None and shared.num_items is not None:
                 raise UnsupportedModel(
                     f"the loss cannot be shared by ranks, for it is not tiled: {found}; call the "
                     "model without labels, or wrap it without mesh"

@@ -31,6 +31,7 @@ from memo_train.runtime._ambient import preserved_rng
 from memo_train.runtime._block import BlockPass
 from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._cut import Frame, intercept
+from memo_train.runtime._deepspeed import attending_alone
 from memo_train.runtime._head_groups import HeadCut
 from memo_train.runtime._leaves import leaves_of
 from memo_train.runtime._loss import TiledLoss, probe_loss
@@ -125,8 +126,9 @@ def probe_model(
     forward: the causal LM's own, where another one stands in its place. Raises: UnsupportedModel
     when a block has cross-attention.
     """
-    verdicts, seen = _probe_blocks(parts, device)
-    return verdicts, probe_loss(parts, device, forward, seen)
+    with attending_alone(parts.causal_lm):
+        verdicts, seen = _probe_blocks(parts, device)
+        return verdicts, probe_loss(parts, device, forward, seen)
 
 
 def _probe_blocks(

@@ -73,12 +73,13 @@ class SharedStep:
     arguments: what the model is called with. masked: whether attention will get a mask. num_items:
     what the summed loss is divided by. forward: makes a context in which the model's forward is
     shared. loss: of all ranks, from this rank's share of it; a collective call, as forward is.
+    num_items is None, and loss gives what it gets, where the loss is of this rank's labels alone.
     failed: is told of an error that ends the step on this rank, so that others do not wait for it.
     """
 
     arguments: dict[str, Any]
     masked: bool
-    num_items: int
+    num_items: int | None
     forward: Callable[[], AbstractContextManager[None]]
     loss: Callable[[torch.Tensor], torch.Tensor]
     failed: Callable[[BaseException], None]
@@ -88,10 +89,11 @@ class Ranks(ABC):
     """The ranks that share each sequence: every one holds a range of its tokens."""
 
     @abstractmethod
-    def begin(self, arguments: dict[str, Any]) -> SharedStep:
+    def begin(self, arguments: dict[str, Any]) -> SharedStep | None:
         """Agree on a step. A collective call, made by every rank before anything of the step.
 
-        arguments: of the model's call, by name. Raises: MemoError, on every rank if on one.
+        arguments: of the model's call, by name. None: the step is of this rank alone, on all ranks.
+        Raises: MemoError, on every rank if on one.
         """
 
     @abstractmethod
@@ -105,6 +107,11 @@ class Ranks(ABC):
     @abstractmethod
     def num_ranks(self) -> int:
         """How many share each sequence."""
+
+    @property
+    @abstractmethod
+    def num_ring_ranks(self) -> int:
+        """How many keys and values go around; the others exchange tokens for heads."""
 
     @property
     @abstractmethod

@@ -83,6 +83,13 @@ class PlanInfeasible(MemoError):
         self.max_tokens = max_tokens
         self.advice = advice
 
+    def changed(self, *, max_tokens: int | None, advice: str = "") -> PlanInfeasible:
+        """The same refusal for another longest sequence, with `advice` beside what it has."""
+        every = "; ".join(filter(None, (self.advice, advice)))
+        return PlanInfeasible(
+            self.what, self.where, self.need_bytes, self.limit_bytes, max_tokens, every
+        )
+
     def __str__(self) -> str:
         need, limit = _format_need(self.need_bytes, self.limit_bytes)
         if self.max_tokens is None:

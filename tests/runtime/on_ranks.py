@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def main(out: str, *names: str) -> None:
     for name, (run, ranks) in CASES.items():
         if size not in ranks or (names and name not in names):
             continue
-        why = None
+        why, began = None, time.monotonic()
         try:
             run(mesh)
         except (Exception, pytest.fail.Exception) as error:
@@ -40,6 +41,8 @@ def main(out: str, *names: str) -> None:
         every: list[Any] = [None] * size
         dist.all_gather_object(every, why)
         found[name] = every
+        if dist.get_rank() == 0:
+            print(f"{name}: {time.monotonic() - began:.1f} s", flush=True)
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(found))
     gc.collect()  # what failed cases hold of the group

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 import memo_train
@@ -22,15 +19,12 @@ from tests.runtime.shared_cases import (
     check_refused,
     ids_of,
     labelled,
+    wrapped,
 )
 from tests.runtime.small_llama import own_llama
 from tests.runtime.toy import ToyBlock, ToyLM
 
 # Bad input: one clear error on every rank
-
-
-def wrapped(mesh: DeviceMesh, name: str = "llama_gqa", **options: Any) -> nn.Module:
-    return memo_train.wrap(MODELS[name](**options), mesh=mesh, alpha=0.5, tile_tokens=8)
 
 
 @case(SEVERAL)
@@ -42,7 +36,7 @@ def lengths_that_differ(mesh: DeviceMesh) -> None:
     message = (
         rf"number of tokens of each rank must be the same .*{tokens} on .*{tokens - 1} on rank 1"
     )
-    check_refused(RanksDiffer, message, lambda: wrapped(mesh)(**short))
+    check_refused(RanksDiffer, message, lambda: wrapped(MODELS["llama_gqa"], mesh)(**short))
 
 
 @case(TWO)
@@ -57,7 +51,7 @@ def tile_sizes_that_differ(mesh: DeviceMesh) -> None:
 @case(TWO)
 def models_that_differ(mesh: DeviceMesh) -> None:
     width = 48 if dist.get_rank() != 1 else 64
-    make = lambda: wrapped(mesh, intermediate_size=width)  # noqa: E731
+    make = lambda: wrapped(lambda: MODELS["llama_gqa"](intermediate_size=width), mesh)  # noqa: E731
     check_refused(RanksDiffer, "the model .* must be the same on all", make)
 
 
@@ -69,7 +63,7 @@ def an_error_on_one_rank(mesh: DeviceMesh) -> None:
         memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, alpha=0.5 if dist.get_rank() else 2.0)
 
     check_refused(InvalidInput, "alpha must be", wrap, "rank 0 of .* failed: InvalidInput: alpha")
-    model, part = wrapped(mesh), memo_train.shard_batch(labelled(), mesh)
+    model, part = wrapped(MODELS["llama_gqa"], mesh), memo_train.shard_batch(labelled(), mesh)
     if dist.get_rank() == 0:
         del part["position_ids"]
     message = "needs position_ids .*shard_batch"
@@ -95,11 +89,11 @@ def more_ranks_than_tokens(mesh: DeviceMesh) -> None:
 
 @case(TWO)
 def a_second_mesh(mesh: DeviceMesh) -> None:
-    model = wrapped(mesh)
+    model = wrapped(MODELS["llama_gqa"], mesh)
     other = dist.init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("sp",))
     again = lambda: memo_train.wrap(model, mesh=other)  # noqa: E731
     check_refused(UnsupportedModel, r"wrapped already.*call memo_train.unwrap", again)
-    memo_train.wrap(memo_train.unwrap(model), mesh=other)
+    wrapped(lambda: memo_train.unwrap(model), other)
 
 
 @case(TWO)
@@ -115,7 +109,7 @@ def what_is_no_mesh(mesh: DeviceMesh) -> None:
 
 @case(TWO)
 def batches_that_are_not_shared(mesh: DeviceMesh) -> None:
-    model, ids = wrapped(mesh), ids_of()
+    model, ids = wrapped(MODELS["llama_gqa"], mesh), ids_of()
     positions = torch.arange(37)[None]
     for batch, message in (
         ({"labels": ids}, "needs position_ids"),
@@ -147,7 +141,7 @@ def models_that_cannot_be_shared(mesh: DeviceMesh) -> None:
 
 @case(TWO)
 def calls_past_the_model(mesh: DeviceMesh) -> None:
-    model, part = wrapped(mesh), memo_train.shard_batch(labelled(), mesh)
+    model, part = wrapped(MODELS["llama_gqa"], mesh), memo_train.shard_batch(labelled(), mesh)
     decoder = lambda: model.model(input_ids=part["input_ids"])  # noqa: E731
     check_refused(UnsupportedModel, "decoder .* was called by itself", decoder)
     verify = lambda: memo_train.verify(model, part)  # noqa: E731

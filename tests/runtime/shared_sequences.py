@@ -8,13 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.parallelism_config import ParallelismConfig
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 import memo_train
-from memo_train.errors import PlanInfeasible, RanksDiffer, UnsupportedModel
+from memo_planner.programme import make_plan
+from memo_train.errors import InvalidInput, PlanInfeasible, RanksDiffer, UnsupportedModel
 from memo_train.testing import (
     Step,
     assert_as_exact_as_plain,
@@ -35,6 +37,7 @@ from tests.runtime.shared_cases import (
     ids_of,
     labelled,
     packed,
+    wrapped,
 )
 from tests.runtime.small_llama import own_llama
 
@@ -147,7 +150,7 @@ def evaluation(mesh: DeviceMesh) -> None:
     with torch.no_grad():
         plain = model(**batch)
         part = memo_train.shard_batch(batch, mesh)
-        found = memo_train.wrap(model, mesh=mesh, alpha=0.5, tile_tokens=8)(**part)
+        found = wrapped(lambda: model, mesh)(**part)
     tokens = part["input_ids"].shape[1]
     mine = range(37)[mesh.get_local_rank() * tokens :][:tokens]
     torch.testing.assert_close(found.loss, plain.loss, rtol=1e-6, atol=0)
@@ -158,7 +161,7 @@ def evaluation(mesh: DeviceMesh) -> None:
 @case(TWO)
 def dropout(mesh: DeviceMesh) -> None:
     """Each rank draws its own numbers, and the same ones whatever the policy."""
-    model = memo_train.wrap(gpt2_with_dropout(), mesh=mesh, alpha=0.5, tile_tokens=8)
+    model = wrapped(gpt2_with_dropout, mesh)
     part, rank = memo_train.shard_batch(labelled(), mesh), mesh.get_local_rank()
     steps = {p: run_step(force(model, p, 4), seed=rank, **part) for p in POLICIES}
     for step in steps.values():
@@ -181,8 +184,8 @@ def a_step_of_adamw_under_ddp(mesh: DeviceMesh) -> None:
         return [*losses, *(p.detach() for p in model.parameters())]
 
     expected = trained(MODELS["llama_gqa"](), labelled())
-    wrapped = memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, alpha=0.5, tile_tokens=8)
-    parallel = DistributedDataParallel(force(wrapped, "mixed", 4))
+    model = wrapped(MODELS["llama_gqa"], mesh)
+    parallel = DistributedDataParallel(force(model, "mixed", 4))
     found = trained(parallel, memo_train.shard_batch(labelled(), mesh))
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-7)
@@ -196,13 +199,23 @@ def two_groups_of_two(mesh: DeviceMesh) -> None:
     plain_model = MODELS["llama_gqa"]()
     plain = run_step(plain_model, input_ids=ids, labels=ids)
     exact = float64_step(plain_model, input_ids=ids, labels=ids)
-    model = memo_train.wrap(MODELS["llama_gqa"](), mesh=both, alpha=0.5, tile_tokens=8)
+    model = wrapped(MODELS["llama_gqa"], both)
     own = ids[both.get_local_rank("dp")][None]
     part = memo_train.shard_batch({"input_ids": own, "labels": own}, both)
     step = averaged(run_step(force(model, "mixed", 4), **part))
     dist.all_reduce(step.loss)
     whole = Step(loss=step.loss / 4, gradients=step.gradients)
     assert_as_exact_as_plain(whole, plain, exact)
+
+
+@case(TWO)
+def a_mesh_of_accelerates(mesh: DeviceMesh) -> None:
+    """Its dimension "cp"; for "sp" it makes none, and leaves that to DeepSpeed."""
+    theirs = ParallelismConfig(cp_size=mesh.size()).build_device_mesh("cpu")
+    assert theirs.mesh_dim_names is not None
+    assert "cp" in theirs.mesh_dim_names
+    check(MODELS["llama_gqa"], labelled(), theirs, policies=("mixed",))
+    check(MODELS["llama_gqa"], labelled(), theirs["cp"], policies=("mixed",))
 
 
 @case()
@@ -214,11 +227,29 @@ def around_a_ring(mesh: DeviceMesh) -> None:
 
 @case(frozenset({4}))
 def more_ranks_than_heads(mesh: DeviceMesh) -> None:
-    """ "auto" takes the ring, and ranks may have a single token each."""
+    """ "auto" takes a ring of as many as share the heads; ranks may have a single token each."""
     make = lambda: MODELS["llama_gqa"](num_attention_heads=2, num_key_value_heads=1)  # noqa: E731
     check(make, labelled(41), mesh)
     batch = {"input_ids": ids_of(4), "labels": ids_of(4)}
-    check(make, batch, mesh)
+    for sp in ("auto", "ring"):
+        check(make, batch, mesh, sp=sp)
+    model = wrapped(make, mesh)
+    assert model._memo_train.wrapped.ranks.way == "4 ranks, ring of 2 x ulysses of 2"
+
+
+@case(frozenset({4}))
+def both_ways_on_a_mesh(mesh: DeviceMesh) -> None:
+    """Keys go around two places, in each of which two ranks exchange tokens for heads."""
+    both = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("cp", "sp"))
+    check(MODELS["llama_gqa"], labelled(37), both, policies=POLICIES)
+    make = lambda: MODELS["llama_gqa"](num_key_value_heads=1)  # noqa: E731
+    check(make, labelled(50), both, dtype=torch.bfloat16)
+    for way in ("ulysses", "ring"):
+        run = lambda way=way: memo_train.wrap(MODELS["llama_gqa"](), mesh=both, sp=way)  # noqa: E731
+        check_refused(InvalidInput, r"2 ranks in 'cp' and 2 .* in 'sp'.* sp=\"auto\"", run)
+    turned = dist.init_device_mesh("cpu", (2, 2), mesh_dim_names=("sp", "cp"))
+    run = lambda: memo_train.wrap(MODELS["llama_gqa"](), mesh=turned)  # noqa: E731
+    check_refused(InvalidInput, 'name "cp" before "sp"', run)
 
 
 @case(TWO)
@@ -237,10 +268,10 @@ def what_a_ring_cannot(mesh: DeviceMesh) -> None:
             MODELS[name](**options), mesh=mesh, sp="ring"
         )
         check_refused(UnsupportedModel, r"asks for (sliding_window|attention_mask); use", make)
-    model = memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, sp="ring", alpha=0.5, tile_tokens=8)
+    model = force(wrapped(MODELS["llama_gqa"], mesh, sp="ring"), "mixed", 4)
     part = memo_train.shard_batch(packed(3, 17, 18), mesh)
     check_refused(UnsupportedModel, "asks for attention_mask|packed", lambda: model(**part))
-    model = memo_train.wrap(gpt2_with_dropout(), mesh=mesh, sp="ring", alpha=0.5, tile_tokens=8)
+    model = force(wrapped(gpt2_with_dropout, mesh, sp="ring"), "mixed", 4)
     part = memo_train.shard_batch(labelled(), mesh)
     check_refused(UnsupportedModel, "asks for dropout", lambda: model(**part))
 
@@ -305,11 +336,12 @@ def a_plan_that_one_rank_loads(mesh: DeviceMesh) -> None:
     model = memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, alpha=0.5, tile_tokens=8)
     part = memo_train.shard_batch(labelled(), mesh)
     run_step(model, **part)
-    other = memo_train.wrap(MODELS["llama_gqa"](), alpha=0.0, tile_tokens=4)
     if dist.get_rank() == 1:
-        run_step(other, **part)
-        planner, theirs = model._memo_train, other._memo_train.last
-        planner.adopt(theirs.shape, theirs.plan, park_pre=False)
+        planner, own = model._memo_train, model._memo_train.last
+        theirs = make_plan(
+            own.plan.profile, own.shape.tokens, own.plan.limits, alpha=0.0, tile_tokens=4
+        )
+        planner.adopt(own.shape, theirs, park_pre=False)
     message = (
         r"the plan must be the same on all .*tiles of 8 .* on rank.* 0.*tiles of 4 .* on rank 1"
     )
@@ -318,7 +350,9 @@ def a_plan_that_one_rank_loads(mesh: DeviceMesh) -> None:
 
 @case(TWO)
 def a_plan_that_does_not_fit(mesh: DeviceMesh) -> None:
-    def wrap() -> None:
-        memo_train.wrap(MODELS["llama_gqa"](), mesh=mesh, seq_len=1 << 20, device_gib=0.01)
+    """What else would help is told, too: here masks are what is large."""
 
-    check_refused(PlanInfeasible, "longest sequence", wrap)
+    def wrap() -> None:
+        memo_train.wrap(MODELS["mistral_window"](), mesh=mesh, seq_len=1 << 20, device_gib=0.01)
+
+    check_refused(PlanInfeasible, "longest sequence .* are masks and scores", wrap)

@@ -40,3 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_on_ranks(num_ranks: int, name: str, folder: Path) -> None:
     assert found_by(num_ranks, folder)[name] == [None] * num_ranks
+
+
+def test_users_of_deepspeeds_ulysses(tmp_path: Path) -> None:
+    """At any length and at a fixed one, by hand and through Accelerate; or one named refusal."""
+    pytest.importorskip("deepspeed")
+    out = tmp_path / "outcomes.json"
+    run_ranks(2, SCRIPT.with_name("ulysses_hf.py"), out)
+    outcomes = json.loads(out.read_text())
+    assert set(outcomes.values()) == {"right"}, outcomes

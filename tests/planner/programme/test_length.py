@@ -91,6 +91,16 @@ def test_error_survives_a_process_border() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
+def test_a_changed_refusal_keeps_all_else() -> None:
+    error = PlanInfeasible("loss", "device", 2, 1, 5, "shorten the mask")
+    doubled = error.changed(max_tokens=10)
+    expected = "loss needs 2 B on the device, limit 1 B; longest sequence that fits: 10 tokens"
+    assert str(doubled) == f"{expected}; shorten the mask"
+    assert str(doubled.changed(max_tokens=10, advice="or swap")).endswith("the mask; or swap")
+    kept = ("what", "where", "need_bytes", "limit_bytes", "advice")
+    assert all(getattr(doubled, name) == getattr(error, name) for name in kept)
+
+
 def test_no_limit_has_no_longest_length() -> None:
     with pytest.raises(InvalidInput, match="nothing limits the length"):
         max_tokens(small_profile(), Limits(device_bytes=None, host_bytes=None))
