@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.liger import apply_liger_kernel
 
 from memo_planner.errors import format_bytes
 from memo_train.errors import InvalidInput, PlanInfeasible, UnsupportedModel
@@ -132,8 +133,14 @@ class _Wraps(transformers.Trainer):
         self.memo_is_verified = False
         self._figures: StepFigures | None = None
         self._shared: SharedSequences | None = None
+        self._liger: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         _turn_off(self.args)
+        if self.args.use_liger_kernel:
+            # Before the model is wrapped, and not when training begins. The loss goes by tiles.
+            config = self.args.liger_kernel_config or {}
+            self._liger = config | {"fused_linear_cross_entropy": False}
+            self.args.use_liger_kernel = False
         self._refuse_what_is_not_proven()
         if self.memo.sp != 1:
             if self.compute_loss_func is not None or self.label_smoother is not None:
@@ -222,10 +229,17 @@ class _Wraps(transformers.Trainer):
                 _say_off(["gradient_checkpointing"])
             if self._figures is not None:  # of another model, which model_init has replaced
                 unwrap(self._figures.planner.wrapped.parts.causal_lm)
+            if self._liger is not None:
+                apply_liger_kernel(model, self._liger)  # type: ignore[no-untyped-call]
             mesh = None if self._shared is None else self._shared.mesh
             with placed(self, model):
                 wrap(model, mesh=mesh, state=state_of(self), **self.memo.wrap_options())
             planner = planner_of(model)
+        elif self._liger is not None:
+            raise InvalidInput(
+                "the model is wrapped already, and use_liger_kernel would put kernels into it; "
+                "give the trainer the model unwrapped: it puts them in and wraps it"
+            )
         elif self._memo_is_given and any(v is not None for v in self.memo.wrap_options().values()):
             raise InvalidInput(
                 f"the model is wrapped already, with options of its own, and memo={self.memo} asks "
