@@ -1,4 +1,7 @@
-"""Who looks after a trainer's parameters, gradients and moments: DDP, FSDP2 or DeepSpeed."""
+"""Who looks after a trainer's parameters, gradients and moments: DDP, FSDP2 or DeepSpeed.
+
+What says so is Accelerate's state, of which a process has one, whatever trainers it has.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
@@ -67,3 +71,43 @@ def placed(trainer: Any, model: nn.Module) -> Iterator[None]:
     # In a step nothing can be measured any more, in its precision neither.
     with trainer.accelerator.autocast():
         yield
+
+
+class KeptState:
+    """Accelerate's state as it was when a trainer was made, for whenever that trainer runs.
+
+    Transformers' TrainingArguments empties it, each time some are made, and a later trainer fills
+    it anew: one made before then fails, or trains in the later one's precision.
+    """
+
+    def __init__(self) -> None:
+        self._kept = _contents()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While active, it is that of this trainer; afterwards what it was."""
+        before = _contents()
+        is_other = any(
+            now.get(name) is not value
+            for now, kept in zip(before, self._kept, strict=True)
+            for name, value in kept.items()
+        )
+        if is_other:
+            _fill(self._kept)
+        try:
+            yield
+        finally:
+            self._kept = _contents()
+            if is_other:
+                _fill(before)
+
+
+def _contents() -> tuple[dict[str, Any], ...]:
+    return tuple(dict(kind._shared_state) for kind in (PartialState, AcceleratorState))
+
+
+def _fill(contents: tuple[dict[str, Any], ...]) -> None:
+    for kind, content in zip((PartialState, AcceleratorState), contents, strict=True):
+        # In place: every accelerator has this very dictionary.
+        kind._shared_state.clear()
+        kind._shared_state.update(content)

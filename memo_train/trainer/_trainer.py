@@ -31,7 +31,7 @@ from memo_train.trainer._figures import StepFigures
 from memo_train.trainer._label_tiles import label_tiles
 from memo_train.trainer._objective import Objective
 from memo_train.trainer._shared import SharedLoss, SharedSequences
-from memo_train.trainer._state import check_fsdp, placed, state_of
+from memo_train.trainer._state import KeptState, check_fsdp, placed, state_of
 from memo_train.verify import verify
 from memo_train.wrap import planner_of, unwrap, wrap
 
@@ -64,6 +64,7 @@ class _Asked:
         if self.memo.sp != 1:
             SharedLoss(self, cast(Any, super()).compute_loss)  # before anything is made
         super().__init__(*args, **kwargs)
+        self._accelerate = KeptState()
         self._wrap_reference()
 
     def _wrap_reference(self) -> None:
@@ -93,12 +94,23 @@ class _Asked:
                 resume_from_checkpoint = str(found)
             elif any(directory.glob("checkpoint-*")):
                 resume_from_checkpoint = None
-        result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
+        with self._accelerate.in_place():
+            result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
         if trainer.args.should_save:
             text = trainer.memo_report()
             print(text)
             Path(trainer.args.output_dir, "memory_report.txt").write_text(text + "\n")
         return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's own, whatever other trainers the process has made since."""
+        with self._accelerate.in_place():
+            return cast(Any, super()).evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `evaluate`."""
+        with self._accelerate.in_place():
+            return cast(Any, super()).predict(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's own; log-probabilities of labels go by tiles, backward included."""

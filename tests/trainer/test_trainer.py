@@ -55,6 +55,19 @@ def test_losses_are_those_of_transformers_trainer(options: dict[str, Any], tmp_p
     assert len(expected) == options.get("max_steps", NUM_STEPS) + 1
 
 
+def test_a_trainer_made_later_changes_nothing(tmp_path: Path) -> None:
+    """Accelerate has one state for a process, and TrainingArguments empties it."""
+    expected = losses(trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2))
+    first = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2)
+    later = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=1, bf16=True)
+    assert losses(first) == expected
+    assert first.accelerator.mixed_precision == "bf16", "the later one's again"
+    arguments(TrainingArguments, tmp_path)  # of nobody
+    assert first.evaluate()["eval_loss"] < expected[0]
+    first.save_model()
+    assert losses(later) == pytest.approx(expected[:1], rel=1e-3)
+
+
 def test_checkpointing_is_turned_off_with_a_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
