@@ -65,12 +65,12 @@ class _Asked:
             SharedLoss(self, cast(Any, super()).compute_loss)  # before anything is made
         super().__init__(*args, **kwargs)
         self._accelerate = KeptState()
-        self._wrap_reference()
+        for name in ("ref_model", "teacher_model"):
+            self._wrap_reference(getattr(self, name, None))
 
-    def _wrap_reference(self) -> None:
-        """A model that only gives log-probabilities to compare with (DPO's) runs by tiles, too."""
+    def _wrap_reference(self, reference: Any) -> None:
+        """A model that is only compared with (DPO's, a teacher) runs by tiles, too."""
         trainer = cast(Any, self)
-        reference = getattr(trainer, "ref_model", None)
         # TRL shards it for FSDP2 as one piece, which comes whole whatever runs by tiles.
         if not isinstance(reference, nn.Module) or trainer.is_fsdp_enabled:
             return
