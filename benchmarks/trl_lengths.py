@@ -3,10 +3,10 @@
 usage: python benchmarks/trl_lengths.py --json out.json [--examples 50 --rounds 2]
 
 It needs TRL: `pip install trl`. Lengths are drawn at random, each once, and are the same for all
-modes: a Hugging Face Llama as it is, with the checkpointing that TRL's configuration turns on, and
-wrapped before the trainer is made, with checkpointing off. Batches hold one example; on one thread.
-The modes take turns, a whole `train()` at a time, and each round begins with another one. `wrap`
-and the making of the trainer are not counted.
+modes: TRL's trainer on a Hugging Face Llama as it is, TRL's trainer with the checkpointing that its
+configuration turns on, and memo_train.trl's, which turns that off and wraps the model. Batches
+hold one example; on one thread. The modes take turns, a whole `train()` at a time, and each round
+begins with another one. The making of the trainer, `wrap` with it, is shown beside that.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import memo_train
+import memo_train.trl
 from benchmarks.job import Job
 from benchmarks.llama import build_model
 from benchmarks.results import ResultRow, append_csv, write_json
@@ -36,7 +36,9 @@ _VOCAB = 256
 
 def make_trainer(mode: str, shape: dict[str, int], lengths: list[int], folder: Path) -> Any:
     """TRL's trainer on a new model; the examples come in the order of `lengths`."""
-    trl, datasets = import_module("trl"), import_module("datasets")  # not among the dependencies
+    # Not among the dependencies.
+    trl, datasets = import_module("trl"), import_module("datasets")
+    kind = memo_train.trl.SFTTrainer if mode == "memo" else trl.SFTTrainer
 
     draw = random.Random(0)
     examples = [{"input_ids": [draw.randrange(3, _VOCAB) for _ in range(n)]} for n in lengths]
@@ -46,7 +48,7 @@ def make_trainer(mode: str, shape: dict[str, int], lengths: list[int], folder: P
         per_device_train_batch_size=1,
         num_train_epochs=1,
         max_length=None,
-        gradient_checkpointing=mode == "checkpoint",
+        gradient_checkpointing=mode != "plain",
         bf16=False,
         use_cpu=True,
         report_to=[],
@@ -56,8 +58,8 @@ def make_trainer(mode: str, shape: dict[str, int], lengths: list[int], folder: P
         dataloader_pin_memory=False,
         train_sampling_strategy="sequential",
     )
-    return trl.SFTTrainer(
-        model=memo_train.wrap(model) if mode == "memo" else model,
+    return kind(
+        model=model,
         args=config,
         train_dataset=datasets.Dataset.from_list(examples),
         processing_class=make_tokenizer(),
@@ -76,16 +78,19 @@ def make_tokenizer() -> Any:
     )
 
 
-def train_s(mode: str, shape: dict[str, int], lengths: list[int]) -> tuple[float, float, float]:
-    """Wall and CPU seconds of a `train()`, and its mean loss."""
+def train_s(mode: str, shape: dict[str, int], lengths: list[int]) -> dict[str, float]:
+    """Wall and CPU seconds of a `train()`, seconds to make its trainer, and its mean loss."""
     with tempfile.TemporaryDirectory() as folder:
+        made_s = time.perf_counter()
         trainer = make_trainer(mode, shape, lengths, Path(folder))
+        made_s = time.perf_counter() - made_s
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
         loss = trainer.train().training_loss
         seconds = time.perf_counter() - began_s, time.process_time() - began_cpu_s
     if mode == "memo":
         memo_train.unwrap(trainer.model)
-    return *seconds, float(loss)
+    names = ("s of train()", "CPU s", "s to make the trainer", "losses")
+    return dict(zip(names, (*seconds, made_s, float(loss)), strict=True))
 
 
 def main() -> None:
@@ -95,16 +100,14 @@ def main() -> None:
     shape = {"layers": options.layers, "hidden": options.hidden}
     draw = random.Random(options.seed)
     lengths = draw.sample(range(options.shortest, options.longest + 1), options.examples)
-    totals: dict[str, list[float]] = {name: [] for name in MODES}
-    cpu: dict[str, list[float]] = {name: [] for name in MODES}
-    losses: dict[str, list[float]] = {name: [] for name in MODES}
+    found: dict[str, dict[str, list[float]]] = {}
     for index in range(options.rounds):
         first = index % len(MODES)
-        for name in (*MODES[first:], *MODES[:first]):
-            seconds, cpu_s, loss = train_s(name, shape, lengths)
-            totals[name].append(seconds)
-            cpu[name].append(cpu_s)
-            losses[name].append(loss)
+        for mode in (*MODES[first:], *MODES[:first]):
+            for name, value in train_s(mode, shape, lengths).items():
+                by_mode = found.setdefault(name, {each: [] for each in MODES})
+                by_mode[mode].append(value)
+    losses, totals = found.pop("losses"), found["s of train()"]
     settings = {
         "trainer": "trl",
         "examples": options.examples,
@@ -113,10 +116,9 @@ def main() -> None:
         "seed": options.seed,
         **shape,
     }
-    print_totals(settings, {"s of train()": totals, "CPU s": cpu})
+    print_totals(settings, found)
     print("mean losses: " + ", ".join(f"{name} {each[0]:.6f}" for name, each in losses.items()))
-    figures = {"seconds": totals, "cpu_seconds": cpu, "losses": losses}
-    write_json(options.json, {**settings, "lengths": lengths, **figures})
+    write_json(options.json, {**settings, "lengths": lengths, **found, "losses": losses})
     if options.csv:
         text = ";".join(f"{name}={value}" for name, value in settings.items())
         rows = [ResultRow.of(text, name, "seconds", each) for name, each in totals.items()]

@@ -44,6 +44,7 @@ from memo_train.trace import kinds_of, model_hash
 
 GIB = 2**30
 _ATTRIBUTE = "_memo_train"
+_PACKS = "support_avx512bf16_for_cpu"
 
 
 def wrap(  # noqa: PLR0913  # each is an option that users name
@@ -139,6 +140,7 @@ def _look_at(
     lm = parts.causal_lm
     if hasattr(lm, _ATTRIBUTE):
         raise UnsupportedModel("the model is wrapped already; call memo_train.unwrap(model) first")
+    _keep_unpacked(lm)
     device, heads = device_of(lm.parameters()), HeadsSeen()
     tries = runnable(lm, "on the few tokens of the probe")
     alone = attention_shared_by(None if steps_of is None else heads)
@@ -172,6 +174,25 @@ def _group_of(mesh: DeviceMesh | None, sp: str, deepspeed: Any | None) -> Sequen
             'wrap it without mesh and with sp="auto", or do not register that'
         )
     return SequenceGroup(deepspeed.process_group)
+
+
+def _keep_unpacked(lm: nn.Module) -> None:
+    """Let bitsandbytes' 4-bit layers stay such that gradients go through them, on a CPU.
+
+    On one with AVX512-BF16 their first call in evaluation packs the weights for inference; from
+    then on nothing is differentiated through them, without an error.
+    Raises: UnsupportedModel if that has happened.
+    """
+    for name, module in lm.named_modules():
+        if not hasattr(module, _PACKS):
+            continue
+        state = getattr(module.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise UnsupportedModel(
+                f"{name} has packed its 4-bit weights for inference, and gives no gradients to "
+                "what is before it; load the model anew, and wrap it before it is evaluated"
+            )
+        setattr(module, _PACKS, False)
 
 
 def _find(

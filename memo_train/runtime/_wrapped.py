@@ -8,7 +8,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -323,16 +323,7 @@ class WrappedModel:
         if self._generates(arguments):
             with self.plain():
                 return self._model_forward(*args, **kwargs)
-        shared = self._shared_step(arguments)
-        if shared is None:
-            output = self._run_step(arguments, None)
-        else:
-            try:
-                output = self._run_step(shared.arguments, shared)
-            # Whatever it is: other ranks may be in an exchange, and wait for this one.
-            except BaseException as error:
-                shared.failed(error)
-                raise
+        output = self._together(self._run_step, arguments)
         last = self.last_pass()
         if last is not None and self._step is not None and not self._loss_is_ahead():
             held_bytes = 0 if self._loss is None else self._loss.held_bytes
@@ -340,6 +331,21 @@ class WrappedModel:
             free_bytes = self._step.copies.ahead_bytes[-1] + last.gathered_bytes - held_bytes
             last.prefetch(max(free_bytes, 0))
         return output
+
+    def _together(self, run: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """`run` of a step's arguments; of ranks that share it, with what they have agreed on."""
+        if self.ranks is None:
+            return run(arguments, None)
+        if not self._is_profiled:
+            self.memory.end()  # what ranks tell each other takes memory that is in no layout
+        begin = self.ranks.rehearse if self._is_profiled else self.ranks.begin
+        shared = begin(arguments)
+        try:
+            return run(shared.arguments, shared)
+        # Whatever it is: other ranks may be in an exchange, and wait for this one.
+        except BaseException as error:
+            shared.failed(error)
+            raise
 
     def _generates(self, arguments: dict[str, Any]) -> bool:
         """Whether a call is one of generation: with a cache, and nothing saved for backward.
@@ -361,16 +367,6 @@ class WrappedModel:
             return self._run_forward(arguments, shared)
         finally:
             self._in_model = False
-
-    def _shared_step(self, arguments: dict[str, Any]) -> SharedStep | None:
-        """What ranks agree on, if there are several; a step that is profiled is this rank's own."""
-        if self.ranks is None:
-            return None
-        if self._is_profiled:
-            return self.ranks.rehearse(arguments)
-        # What ranks tell each other takes memory that is in no layout.
-        self.memory.end()
-        return self.ranks.begin(arguments)
 
     def _run_forward(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
         loss = None if self._runs_whole else self._loss
@@ -402,19 +398,22 @@ class WrappedModel:
         if self._is_plain:
             return self._decoder_forward(*args, **kwargs)
         arguments = self._decoder_signature.by_name(args, kwargs)
-        if not self._in_model and self._generates(arguments):
+        if self._in_model:
+            return self._run_decoder_step(arguments, None)
+        if self._generates(arguments):
             with self.plain():
                 return self._decoder_forward(*args, **kwargs)
+        return self._together(self._run_decoder_step, arguments)
+
+    def _run_decoder_step(self, arguments: dict[str, Any], shared: SharedStep | None) -> Any:
         shape = check_model_call(arguments, self._decoder_signature)
         if not self._in_model:
-            if self._shares:
-                raise UnsupportedModel(
-                    "the decoder of a model that ranks share was called by itself; call the model"
-                )
-            self._begin_step(shape, arguments)
+            self._begin_step(shape, arguments, shared)
+            self._failed = None if shared is None else shared.failed
         self._in_decoder = self._step is not None
         try:
-            with without_caches(self.fingerprint.configs):
+            by_all = nullcontext() if shared is None else shared.forward()
+            with by_all, without_caches(self.fingerprint.configs):
                 return self._decoder_forward(**arguments)
         finally:
             self._in_decoder = False

@@ -20,7 +20,8 @@ class MemoConfig:
     Attributes:
         device_gib, host_gib, alpha, tile_tokens: as in `memo_train.wrap`.
         sp: ranks that share every sequence, each with a range of its tokens, as `memo_train.wrap`
-            does with a mesh; the others are data parallel. For `memo_train.Trainer`, with torchrun.
+            does with a mesh; the others are data parallel. For `memo_train.Trainer` and
+            `memo_train.trl.SFTTrainer`, with torchrun.
         verify: run `memo_train.verify` on the first batch, and print its table. The machine must
             hold a step of the plain model.
     """

@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.liger import apply_liger_kernel
 
 from memo_planner.errors import format_bytes
 from memo_train.errors import InvalidInput, PlanInfeasible, UnsupportedModel
@@ -29,7 +30,8 @@ from memo_train.trainer._config import MemoConfig
 from memo_train.trainer._figures import StepFigures
 from memo_train.trainer._label_tiles import label_tiles
 from memo_train.trainer._objective import Objective
-from memo_train.trainer._shared import SharedSequences
+from memo_train.trainer._shared import SharedLoss, SharedSequences
+from memo_train.trainer._state import KeptState, check_fsdp, placed, state_of
 from memo_train.verify import verify
 from memo_train.wrap import planner_of, unwrap, wrap
 
@@ -59,14 +61,18 @@ class _Asked:
         for given in (*args, *kwargs.values()):
             if isinstance(given, TrainingArguments):
                 _turn_off(given)
+        if self.memo.sp != 1:
+            SharedLoss(self, cast(Any, super()).compute_loss)  # before anything is made
         super().__init__(*args, **kwargs)
-        self._wrap_reference()
+        self._accelerate = KeptState()
+        for name in ("ref_model", "teacher_model"):
+            self._wrap_reference(getattr(self, name, None))
 
-    def _wrap_reference(self) -> None:
-        """A model that only gives log-probabilities to compare with (DPO's) runs by tiles, too."""
+    def _wrap_reference(self, reference: Any) -> None:
+        """A model that is only compared with (DPO's, a teacher) runs by tiles, too."""
         trainer = cast(Any, self)
-        reference = getattr(trainer, "ref_model", None)
-        if not isinstance(reference, nn.Module):
+        # TRL shards it for FSDP2 as one piece, which comes whole whatever runs by tiles.
+        if not isinstance(reference, nn.Module) or trainer.is_fsdp_enabled:
             return
         # Nobody trains it, so there is no step to plan, and nothing to save for one.
         reference.requires_grad_(False)
@@ -88,12 +94,23 @@ class _Asked:
                 resume_from_checkpoint = str(found)
             elif any(directory.glob("checkpoint-*")):
                 resume_from_checkpoint = None
-        result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
+        with self._accelerate.in_place():
+            result = cast(Any, super()).train(resume_from_checkpoint, *args, **kwargs)
         if trainer.args.should_save:
             text = trainer.memo_report()
             print(text)
             Path(trainer.args.output_dir, "memory_report.txt").write_text(text + "\n")
         return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As the trainer's own, whatever other trainers the process has made since."""
+        with self._accelerate.in_place():
+            return cast(Any, super()).evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `evaluate`."""
+        with self._accelerate.in_place():
+            return cast(Any, super()).predict(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the trainer's own; log-probabilities of labels go by tiles, backward included."""
@@ -110,6 +127,8 @@ class _Asked:
         """As the trainer's own; before the first one, with `verify`, a step both ways."""
         own: Callable[..., Any] = cast(Any, super()).compute_loss
         trainer = cast(Any, self)
+        if trainer._shared is not None:
+            own = SharedLoss(trainer, own)
         if self.memo.verify and torch.is_grad_enabled() and not trainer.memo_is_verified:
             trainer.memo_is_verified = True
             print(verify(Objective(self, own), {"inputs": inputs, "args": args, "kwargs": kwargs}))
@@ -126,11 +145,23 @@ class _Wraps(transformers.Trainer):
         self.memo_is_verified = False
         self._figures: StepFigures | None = None
         self._shared: SharedSequences | None = None
+        self._liger: dict[str, Any] | None = None
         super().__init__(*args, **kwargs)
         _turn_off(self.args)
+        if self.args.use_liger_kernel:
+            # Before the model is wrapped, and not when training begins. The loss goes by tiles.
+            config = self.args.liger_kernel_config or {}
+            self._liger = config | {"fused_linear_cross_entropy": False}
+            self.args.use_liger_kernel = False
         self._refuse_what_is_not_proven()
         if self.memo.sp != 1:
-            self._share_sequences()
+            if self.compute_loss_func is not None or self.label_smoother is not None:
+                raise UnsupportedModel(
+                    f"sp={self.memo.sp} takes the trainer's own loss, which is summed over ranks; "
+                    "leave out compute_loss_func and label_smoothing_factor"
+                )
+            self._shared = SharedSequences.of(self.memo.sp, self.args.device.type)
+            self.args.prediction_loss_only = True
         if self.model_init is None:
             self._wrap_here(self.model)
         self.add_callback(_Clock(self))
@@ -154,19 +185,6 @@ class _Wraps(transformers.Trainer):
             self._figures.ran()
         return loss
 
-    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Transformers' own; of ranks that share sequences, on this one's tokens."""
-        shared = self._shared
-        if shared is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        found = super().compute_loss(model, shared.part_of(inputs), *args, **kwargs)
-        loss, *rest = found if isinstance(found, tuple) else (found,)
-        num_items = kwargs.get("num_items_in_batch")
-        if self.args.average_tokens_across_devices and num_items is not None:
-            # Transformers has multiplied it by all ranks, as if each had tokens of its own.
-            loss = loss / shared.sp
-        return (loss, *rest) if rest else loss
-
     def get_sp_size(self) -> int:
         """How many ranks have the same batch: Transformers counts rows and labels by it."""
         size: int = super().get_sp_size()
@@ -181,21 +199,6 @@ class _Wraps(transformers.Trainer):
         if self._shared is not None:
             self._shared.check_evaluated(self.num_examples(dataloader), self.args.eval_batch_size)
         return super().evaluation_loop(dataloader, *args, **kwargs)
-
-    def _share_sequences(self) -> None:
-        """Raises: InvalidInput, UnsupportedModel."""
-        if not isinstance(self, Trainer):
-            raise UnsupportedModel(
-                f"sp={self.memo.sp} is for memo_train.Trainer: {type(self).__name__} computes its "
-                "loss from tokens that other ranks would have; train it with data parallel ranks"
-            )
-        if self.compute_loss_func is not None or self.label_smoother is not None:
-            raise UnsupportedModel(
-                f"sp={self.memo.sp} takes the model's own loss, which is summed over ranks; leave "
-                "out compute_loss_func and label_smoothing_factor"
-            )
-        self._shared = SharedSequences.of(self.memo.sp, self.args.device.type)
-        self.args.prediction_loss_only = True
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As Transformers' own, with the figures of the steps since the last line of training."""
@@ -238,11 +241,17 @@ class _Wraps(transformers.Trainer):
                 _say_off(["gradient_checkpointing"])
             if self._figures is not None:  # of another model, which model_init has replaced
                 unwrap(self._figures.planner.wrapped.parts.causal_lm)
-            if next(model.parameters()).device.type != self.args.device.type:
-                self._move_model_to_device(model, self.args.device)
+            if self._liger is not None:
+                apply_liger_kernel(model, self._liger)  # type: ignore[no-untyped-call]
             mesh = None if self._shared is None else self._shared.mesh
-            wrap(model, mesh=mesh, **self.memo.wrap_options())
+            with placed(self, model):
+                wrap(model, mesh=mesh, state=state_of(self), **self.memo.wrap_options())
             planner = planner_of(model)
+        elif self._liger is not None:
+            raise InvalidInput(
+                "the model is wrapped already, and use_liger_kernel would put kernels into it; "
+                "give the trainer the model unwrapped: it puts them in and wraps it"
+            )
         elif self._memo_is_given and any(v is not None for v in self.memo.wrap_options().values()):
             raise InvalidInput(
                 f"the model is wrapped already, with options of its own, and memo={self.memo} asks "
@@ -252,12 +261,7 @@ class _Wraps(transformers.Trainer):
 
     def _refuse_what_is_not_proven(self) -> None:
         """Raises: UnsupportedModel."""
-        if self.is_fsdp_enabled or self.args.fsdp:
-            raise UnsupportedModel(
-                "memo_train.Trainer does not run under fsdp: the model must be sharded before it "
-                "is wrapped, and the trainer shards it after; train by DDP or DeepSpeed's ZeRO 1 "
-                "and 2, or call fully_shard and memo_train.wrap in a loop of your own"
-            )
+        check_fsdp(self)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and (parallelism.cp_enabled or parallelism.tp_enabled):
             raise UnsupportedModel(

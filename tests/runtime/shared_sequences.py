@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import memo_train
 from memo_planner.programme import make_plan
@@ -156,6 +157,36 @@ def evaluation(mesh: DeviceMesh) -> None:
     torch.testing.assert_close(found.loss, plain.loss, rtol=1e-6, atol=0)
     expected = plain.logits[:, mine.start : mine.stop]
     torch.testing.assert_close(found.logits[:, : len(mine)], expected, rtol=1e-4, atol=1e-5)
+
+
+class OnHidden(nn.Module):
+    """A loss on the decoder's output, as TRL's fused head takes it: the model is not called.
+
+    It sums a rank's own tokens; the mean over ranks is of them all, with their number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lm, self.num_ranks = MODELS["llama_gqa"](), 1
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **_: Any) -> Any:
+        hidden = self.lm.model(input_ids=input_ids, position_ids=position_ids).last_hidden_state
+        return CausalLMOutputWithPast(loss=self.lm.lm_head(hidden).square().sum() * self.num_ranks)
+
+
+@case(TWO)
+def a_decoder_called_by_itself(mesh: DeviceMesh) -> None:
+    positions = torch.arange(40)[None]
+    batch = {"input_ids": ids_of(40), "position_ids": positions.expand(len(ids_of(40)), -1)}
+    plain, exact = run_step(OnHidden(), **batch), float64_step(OnHidden(), **batch)
+    ours, part = OnHidden(), memo_train.shard_batch(batch, mesh)
+    ours.num_ranks = mesh.size()
+    memo_train.wrap(ours.lm, mesh=mesh, alpha=0.5, tile_tokens=8)
+    found = run_step(ours, **part)
+    loss = found.loss.detach().clone()
+    dist.all_reduce(loss)
+    found = Step(loss=loss / mesh.size(), gradients=found.gradients)
+    assert_as_exact_as_plain(averaged(found), plain, exact)
 
 
 @case(TWO)

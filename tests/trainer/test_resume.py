@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,26 +19,26 @@ import memo_train
 from memo_train.planning import StepPlanner
 from memo_train.trainer._checkpoint import last_complete, load_plans, save_plans
 from memo_train.wrap import planner_of
+from tests.trainer import train_resumed
 from tests.trainer.tiny import tiny_llama
 from tests.trainer.train_resumed import SAVED_EVERY
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("train_resumed.py")
 NUM_STEPS = 14
+# Forked from one that has imported everything: a run takes a second then.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.trainer.train_resumed", "memo_train.trainer._trainer"])
 
 
-def start(out: Path, cache: Path) -> subprocess.Popen[bytes]:
-    """Each run measures the model anew, as on a machine whose cache of profiles was lost."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    more = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MEMO_TRAIN_CACHE": str(cache)}
-    command = [sys.executable, str(SCRIPT), str(out), str(NUM_STEPS)]
-    with (out.parent / f"{out.name}.txt").open("ab") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | more, stdout=log, stderr=log)
+def start(out: Path, cache: Path) -> Any:
+    process = PROCESSES.Process(target=train_resumed.main, args=(out, NUM_STEPS, cache))
+    process.start()
+    return process
 
 
 def finish(out: Path, cache: Path) -> None:
     process = start(out, cache)
-    assert process.wait(timeout=600) == 0, (out.parent / f"{out.name}.txt").read_text()[-3000:]
+    process.join(timeout=600)
+    assert process.exitcode == 0, (out.parent / f"{out.name}.txt").read_text()[-3000:]
 
 
 def lines(out: Path) -> list[str]:
@@ -46,50 +46,80 @@ def lines(out: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def kill_at(out: Path, cache: Path, step: int, kind: signal.Signals, after_s: float) -> None:
-    """Start, and kill some time after a step is done: in a step, or while a checkpoint is saved."""
-    process = start(out, cache)
-    deadline_s = time.monotonic() + 600
-    while len(lines(out)) < step and process.poll() is None and time.monotonic() < deadline_s:
-        time.sleep(0.002)
-    time.sleep(after_s)
-    process.send_signal(kind)
-    process.wait(timeout=60)
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """When a run is killed: in a step, or while a checkpoint is saved."""
+
+    step: int
+    kind: signal.Signals
+    after_s: float
+
+    @classmethod
+    def drawn(cls, seed: int) -> Kill:
+        draw = random.Random(seed)
+        step = draw.randrange(SAVED_EVERY, NUM_STEPS)
+        kind = draw.choice([signal.SIGTERM, signal.SIGKILL])
+        return cls(step=step, kind=kind, after_s=draw.random() * 0.1)
+
+    def strike(self, out: Path, cache: Path) -> None:
+        """Start, and kill some time after a step is done."""
+        process = start(out, cache)
+        deadline_s = time.monotonic() + 600
+        while len(lines(out)) < self.step and process.is_alive() and time.monotonic() < deadline_s:
+            time.sleep(0.002)
+        time.sleep(self.after_s)
+        if process.is_alive():
+            os.kill(process.pid, self.kind)
+        process.join(timeout=60)
+        assert process.exitcode in (-self.kind, 0), f"{self}: ended with {process.exitcode}"
 
 
-def run_killed(out: Path, expected: list[str], seed: int) -> None:
-    """Kill at a random point, resume, and compare every line: those done twice as well."""
-    draw = random.Random(seed)
-    step = draw.randrange(SAVED_EVERY, NUM_STEPS)
-    kind = draw.choice([signal.SIGTERM, signal.SIGKILL])
-    after_s = draw.random() * 0.1
-    kill_at(out, out.parent / f"{out.name}-first", step, kind, after_s)
-    finish(out, out.parent / f"{out.name}-second")
+def run_killed(out: Path, expected: list[str], seed: int, caches: tuple[Path, Path]) -> str:
+    """Kill at a random point, resume, and compare every line: those done twice as well.
+
+    caches: of the run that is killed, and of the one that resumes it. A line of a table.
+    """
+    kill = Kill.drawn(seed)
+    kill.strike(out, caches[0])
+    before = len(lines(out))
+    finish(out, caches[1])
     found = lines(out)
-    assert set(found) == set(expected), f"seed {seed}: {kind!r} after step {step}"
+    assert set(found) == set(expected), f"seed {seed}: {kill}"
     assert found[-1] == expected[-1]
+    resumed_at = int(found[before].split()[0]) - 1 if before < len(found) else NUM_STEPS
+    waited = f"{1000 * kill.after_s:3.0f} ms"
+    return (
+        f"{seed:4}  {kill.kind.name}  step {before:2} + {waited}  resumed at {resumed_at:2}"
+        f"  {len(found) - NUM_STEPS} steps again, {NUM_STEPS} of {NUM_STEPS} losses the same bits"
+    )
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def expected(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    finish(out, out.parent / "cache")
+    finish(out, cache)
     assert len(lines(out)) == NUM_STEPS
     return lines(out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_a_killed_run_goes_on_bit_for_bit(seed: int, expected: list[str], tmp_path: Path) -> None:
-    run_killed(tmp_path / "run", expected, seed)
+def test_a_killed_run_goes_on_bit_for_bit(expected: list[str], cache: Path, tmp_path: Path) -> None:
+    """As on a machine whose cache of profiles was lost: who resumes measures the model anew."""
+    run_killed(tmp_path / "run", expected, 0, (cache, tmp_path / "another"))
 
 
-@pytest.mark.skipif("MEMO_TRAIN_KILLS" not in os.environ, reason="takes minutes; set it to 20")
+@pytest.mark.slow
 def test_a_run_killed_at_many_points_goes_on_bit_for_bit(
-    expected: list[str], tmp_path: Path
+    expected: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    for seed in range(100, 100 + int(os.environ["MEMO_TRAIN_KILLS"])):
-        run_killed(tmp_path / f"run-{seed}", expected, seed)
+    """MEMO_TRAIN_KILLS is how many: 20 take a minute. `pytest -s` shows the table."""
+    for seed in range(100, 100 + int(os.environ.get("MEMO_TRAIN_KILLS", "2"))):
+        print(run_killed(tmp_path / f"run-{seed}", expected, seed, (cache, cache)), flush=True)
         shutil.rmtree(tmp_path / f"run-{seed}")
 
 

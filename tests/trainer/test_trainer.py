@@ -40,17 +40,32 @@ def trainer_of(kind: Any, directory: Path, model: Any = None, **options: Any) ->
         {},
         {"gradient_accumulation_steps": 3, "max_steps": 4},
         {"bf16": True},
+        {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 2},
         {"eval_strategy": "steps", "eval_steps": 4, "train_sampling_strategy": "group_by_length"},
     ],
     ids=str,
 )
 def test_losses_are_those_of_transformers_trainer(options: dict[str, Any], tmp_path: Path) -> None:
-    plain = trainer_of(transformers.Trainer, tmp_path, **options)
+    uncompiled = {n: v for n, v in options.items() if not n.startswith("torch_compile")}
+    plain = trainer_of(transformers.Trainer, tmp_path, **uncompiled)
     expected = [*losses(plain), plain.evaluate()["eval_loss"]]
     ours = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, **options)
     dtype = torch.bfloat16 if options.get("bf16") else torch.float32
     assert_same_losses([*losses(ours), ours.evaluate()["eval_loss"]], expected, dtype=dtype)
     assert len(expected) == options.get("max_steps", NUM_STEPS) + 1
+
+
+def test_a_trainer_made_later_changes_nothing(tmp_path: Path) -> None:
+    """Accelerate has one state for a process, and TrainingArguments empties it."""
+    expected = losses(trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2))
+    first = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=2)
+    later = trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=1, bf16=True)
+    assert losses(first) == expected
+    assert first.accelerator.mixed_precision == "bf16", "the later one's again"
+    arguments(TrainingArguments, tmp_path)  # of nobody
+    assert first.evaluate()["eval_loss"] < expected[0]
+    first.save_model()
+    assert losses(later) == pytest.approx(expected[:1], rel=1e-3)
 
 
 def test_checkpointing_is_turned_off_with_a_line(
@@ -75,6 +90,8 @@ def test_a_wrapped_model_is_taken_as_it_is(tmp_path: Path) -> None:
     assert memo_train.plan(model).policy.tile_tokens == 16
     with pytest.raises(memo_train.MemoError, match="wrapped already, with options of its own"):
         trainer_of(memo_train.Trainer, tmp_path, model, memo=MemoConfig(tile_tokens=8))
+    with pytest.raises(memo_train.MemoError, match="use_liger_kernel would put kernels into it"):
+        trainer_of(memo_train.Trainer, tmp_path, model, use_liger_kernel=True)
 
 
 def test_log_lines_and_tensorboard_have_the_figures_of_the_plan(
@@ -102,6 +119,15 @@ def test_log_lines_and_tensorboard_have_the_figures_of_the_plan(
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     assert {"train/tokens_per_s", "train/alpha"} <= set(events.Tags()["scalars"])
+
+
+def test_weights_and_biases_has_them_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    trainer_of(memo_train.Trainer, tmp_path, memo=MEMO, max_steps=1, report_to=["wandb"]).train()
+    assert {"train/tokens_per_s", "train/alpha"} <= set(dict(wandb.run.summary))
+    wandb.finish()
 
 
 def test_the_memory_report_is_printed_and_written(

@@ -152,6 +152,11 @@ def test_dpo_has_the_losses_of_the_unwrapped_run(adapters: bool, tmp_path: Path)
     assert plain[0] != plain[-1]
 
 
+def test_ranks_share_no_sequences_of_a_loss_that_needs_them_whole(tmp_path: Path) -> None:
+    with pytest.raises(memo_train.MemoError, match=r"sp=2 is for memo_train\.Trainer and"):
+        dpo(memo_train.trl.DPOTrainer, tmp_path, memo=memo_train.MemoConfig(sp=2))
+
+
 def lengths_of(completions: list[str], **_: Any) -> list[float]:
     """A reward that differs from completion to completion."""
     return [float(sum(map(ord, each)) % 17) for each in completions]

@@ -1,15 +1,14 @@
-"""A training script that a test kills and starts again; it resumes where it was.
-
-usage: train_resumed.py OUT_DIR [STEPS]
+"""A training run that a test kills and starts again; it resumes where it was.
 
 Writes a line for each step that is done to OUT_DIR/losses.txt: step and loss, all digits.
 """
 
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from memo_train import MemoConfig, Trainer
@@ -30,9 +29,14 @@ class Losses(TrainerCallback):
                 file.write(f"{state.global_step} {logs['loss']!r} {logs['grad_norm']!r}\n")
 
 
-def main() -> None:
-    out, num_steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 14
+def main(out: Path, num_steps: int, cache: Path) -> None:
+    """A process of its own runs this; cache: where it keeps profiles."""
     out.mkdir(parents=True, exist_ok=True)
+    log = os.open(out.parent / f"{out.name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ["MEMO_TRAIN_CACHE"] = str(cache)
+    torch.set_num_threads(1)
     rows = []
     for i in range(40):
         # Lengths vary, so that plans of several buckets are made, before and after a resume.
@@ -51,8 +55,3 @@ def main() -> None:
         memo=MemoConfig(device_gib=0.05),
     )
     trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")) or None)
-    print("done")
-
-
-if __name__ == "__main__":
-    main()
