@@ -34,7 +34,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """One whole step: loss, wall time, and peaks (activation: device peak above the state)."""
+    """One whole step: loss, wall time, and peaks (activation: device peak above the state).
+
+    num_groups: of heads, in which attention ran one after the other; 1 in all modes but memo.
+    """
 
     loss: float
     seconds: float
@@ -42,6 +45,7 @@ class StepResult:
     host_peak_bytes: int
     d2h_copies: int
     stalls: int
+    num_groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,7 @@ class ModeRun:
             host_peak_bytes=after.host_peak_bytes,
             d2h_copies=after.d2h_copies - before.d2h_copies,
             stalls=after.stalls - before.stalls,
+            num_groups=self._num_groups,
         )
 
     def try_length(self, tokens: int) -> StepResult | Refusal:
@@ -113,6 +118,12 @@ class ModeRun:
         gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
         save_file(gradients, str(path))
         self._optimizer.zero_grad(set_to_none=False)
+
+    @property
+    def _num_groups(self) -> int:
+        if self._wrapped_tokens is None:
+            return 1
+        return memo_train.plan(self._model).policy.num_groups
 
     def _forward_backward(self, tokens: int, index: int) -> float:
         ids = piece_of_text(tokens, index)

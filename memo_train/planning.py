@@ -165,11 +165,20 @@ class _Found:
 class _Saving:
     """What a plan does to save memory at the step's peak, at the cost of more copies.
 
-    park_pre: as in `CopyBudget`. num_groups: of heads, as in `Policy`.
+    park_pre: as in `CopyBudget`. num_groups: of heads, as in `Policy`. again: whether attention may
+    run again in backward, where o fits nowhere.
     """
 
     park_pre: bool = False
     num_groups: int = 1
+    again: bool = False
+
+    @classmethod
+    def of(cls, step: StepPolicy) -> _Saving:
+        """What a step's plan does of it."""
+        park_pre, policy = step.copies.park_pre, step.policy
+        again = any(block.o is Place.RECOMPUTE for block in policy.blocks)
+        return cls(park_pre=park_pre, num_groups=policy.num_groups, again=again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +195,8 @@ class StepPlanner:
 
     Where no plan fits, one is made with pre's saved tensors parked on the host while attention's
     backward runs: two more copies for less memory at the step's peak. Where none of these fits,
-    attention runs by groups of heads too, and all that it gets and gives lies on the host.
+    attention runs by groups of heads too, and all that it gets and gives lies on the host. Where it
+    is the host's memory that all of these are short of, attention may run again in backward.
 
     A length that nobody asked for ahead goes by a plan that is made quickly, for the longest of its
     bucket. Its own is sought in the background, in tiles of the same size: so when it comes changes
@@ -387,8 +397,7 @@ class StepPlanner:
     def _seek(self, key: Hashable, shape: Shape) -> None:
         """Look for the shape's own plan, which saves memory by no more than it does so now."""
         step = self._planned[key].step
-        now = _Saving(park_pre=step.copies.park_pre, num_groups=step.policy.num_groups)
-        savings = self._savings()
+        now, savings = _Saving.of(step), self._savings()
         first, *later = [
             (self._profile(shape, each), each) for each in savings[: savings.index(now) + 1]
         ]
@@ -397,11 +406,17 @@ class StepPlanner:
 
     def _savings(self) -> tuple[_Saving, ...]:
         """Ways to save memory, one after the other tried until a plan fits."""
-        found = (_Saving(), _Saving(park_pre=True))
+        found: tuple[_Saving, ...] = (_Saving(), _Saving(park_pre=True))
         # Ranks that share a sequence exchange all heads at once; tiles are not swapped by groups.
         whole = self._group is not None or bool(self._choices.alpha)
         groups = 1 if whole else self.wrapped.num_groups
-        return found if groups == 1 else (*found, _Saving(park_pre=True, num_groups=groups))
+        if groups > 1:
+            found = (*found, _Saving(park_pre=True, num_groups=groups))
+        # Last: it costs time, and saves no device memory. A mixer is no attention.
+        host_is_short = self._choices.limits.host_bytes is not None and self._group is None
+        mixers = any(verdict.mixer is not None for verdict in self.wrapped.verdicts)
+        again = host_is_short and self._choices.alpha is None and not mixers
+        return (*found, *(replace(saving, again=True) for saving in found if again))
 
     def _call(
         self, key: Hashable, profile: Profile, saving: _Saving
@@ -414,6 +429,7 @@ class StepPlanner:
             self._choices.limits,
             tile_tokens=policy.tile_tokens,
             park_pre=saving.park_pre,
+            attention_again=saving.again,
         )
 
     def _take_found(self, *, wait: bool = False) -> None:
@@ -498,6 +514,7 @@ class StepPlanner:
             choices.limits,
             alpha=choices.alpha,
             tile_tokens=choices.tile_tokens,
+            attention_again=saving.again,
         )
         copies = copy_budget(plan, park_pre=saving.park_pre)
         return _Found(plan=plan, copies=copies, is_exact=not quickly)
