@@ -4,7 +4,7 @@ usage: python benchmarks/longest_sequence.py --activation-mib 256 --json out.jso
 
 A length (a multiple of 64) counts if a whole step runs under the cap: forward, backward, AdamW,
 zero_grad, and a second forward and backward. The cap is the model's state (parameters, gradients
-and AdamW's moments) plus --activation-mib.
+and AdamW's moments) plus --activation-mib; --host-mib caps the host pool as well.
 """
 
 import argparse
@@ -45,6 +45,7 @@ def main() -> None:
             layers=options.layers,
             hidden=options.hidden,
             activation_bytes=round(options.activation_mib * MIB),
+            host_bytes=None if options.host_mib is None else round(options.host_mib * MIB),
             tile_tokens=options.tile_tokens,
             alpha=options.alpha,
         )
@@ -53,6 +54,7 @@ def main() -> None:
         "layers": options.layers,
         "hidden": options.hidden,
         "activation_mib": options.activation_mib,
+        "host_mib": options.host_mib,
         "tile_tokens": options.tile_tokens,
         "alpha": options.alpha,
     }
@@ -86,6 +88,7 @@ def _print(settings: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--activation-mib", type=float, default=256)
+    parser.add_argument("--host-mib", type=float, help="of the host pool; default: no cap")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--tile-tokens", type=int, help="default: the planner's choice")

@@ -25,7 +25,7 @@ from benchmarks.llama import build_model, piece_of_text
 from benchmarks.offloaded_checkpoints import OffloadedCheckpoints
 from benchmarks.posix_allocator import use_posix_allocator
 from memo_train.device import get_cpu_device
-from memo_train.errors import PlanInfeasible
+from memo_train.errors import HostMemoryExceeded, PlanInfeasible
 from memo_train.runtime._loss import TiledLoss
 
 DEFAULT_LOSS_TILE = 1024
@@ -57,7 +57,7 @@ class Refusal:
 
 
 class ModeRun:
-    """A model, its optimiser and one mode of training it, under the job's cap."""
+    """A model, its optimiser and one mode of training it, under the job's caps."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -100,7 +100,7 @@ class ModeRun:
         try:
             result = self.step(tokens)
             self._forward_backward(tokens, 1)
-        except (torch.OutOfMemoryError, PlanInfeasible) as error:
+        except (torch.OutOfMemoryError, HostMemoryExceeded, PlanInfeasible) as error:
             refusal = Refusal(
                 refusal=str(error).splitlines()[0], max_tokens=getattr(error, "max_tokens", None)
             )
@@ -144,6 +144,8 @@ class ModeRun:
         activation_bytes = self.job.activation_bytes
         if activation_bytes is not None:
             self._device.set_device_cap(self.state_bytes + activation_bytes)
+        if self.job.host_bytes is not None:
+            self._device.set_host_cap(self.job.host_bytes)
 
     def _enter_mode(self) -> None:
         model, job = self._model, self.job
@@ -172,6 +174,7 @@ class ModeRun:
             device_gib=None
             if activation_bytes is None
             else (self.state_bytes + activation_bytes) / GIB,
+            host_gib=None if self.job.host_bytes is None else self.job.host_bytes / GIB,
             alpha=self.job.alpha,
             tile_tokens=self.job.tile_tokens,
         )
