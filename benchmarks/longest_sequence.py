@@ -20,7 +20,7 @@ from benchmarks.results import ResultRow, append_csv, mib, print_table, write_js
 from benchmarks.search import LengthSearch
 
 
-def longest_of(job: Job, start_tokens: int) -> dict[str, Any]:
+def longest_of(job: Job, start_tokens: int = 512) -> dict[str, Any]:
     """The longest length of the job's mode, searched in a process of its own."""
     assert job.activation_bytes is not None
 

@@ -25,7 +25,8 @@ from benchmarks.llama import build_model, piece_of_text
 from benchmarks.offloaded_checkpoints import OffloadedCheckpoints
 from benchmarks.posix_allocator import use_posix_allocator
 from memo_train.device import get_cpu_device
-from memo_train.errors import HostMemoryExceeded, PlanInfeasible
+from memo_train.device.errors import HostMemoryExceeded
+from memo_train.errors import PlanInfeasible
 from memo_train.runtime._loss import TiledLoss
 
 DEFAULT_LOSS_TILE = 1024
