@@ -17,6 +17,7 @@ class Job:
         mode: one of MODES.
         activation_bytes: device memory beyond the model's state (parameters, gradients, AdamW);
             None sets no cap.
+        host_bytes: the host pool; None sets no cap.
         tile_tokens: the loss's tile in every mode, and the blocks' tile in mode "memo"; None lets
             the planner choose the blocks' and takes DEFAULT_LOSS_TILE for the others.
         alpha: in mode "memo", the part of the tiles to swap; None lets the planner choose all.
@@ -28,6 +29,7 @@ class Job:
     layers: int
     hidden: int
     activation_bytes: int | None = None
+    host_bytes: int | None = None
     tile_tokens: int | None = None
     alpha: float | None = None
     allocator: str = "layout"

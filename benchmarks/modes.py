@@ -25,6 +25,7 @@ from benchmarks.llama import build_model, piece_of_text
 from benchmarks.offloaded_checkpoints import OffloadedCheckpoints
 from benchmarks.posix_allocator import use_posix_allocator
 from memo_train.device import get_cpu_device
+from memo_train.device.errors import HostMemoryExceeded
 from memo_train.errors import PlanInfeasible
 from memo_train.runtime._loss import TiledLoss
 
@@ -34,7 +35,10 @@ GIB = 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """One whole step: loss, wall time, and peaks (activation: device peak above the state)."""
+    """One whole step: loss, wall time, and peaks (activation: device peak above the state).
+
+    num_groups: of heads, in which attention ran one after the other; 1 in all modes but memo.
+    """
 
     loss: float
     seconds: float
@@ -42,6 +46,7 @@ class StepResult:
     host_peak_bytes: int
     d2h_copies: int
     stalls: int
+    num_groups: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +58,7 @@ class Refusal:
 
 
 class ModeRun:
-    """A model, its optimiser and one mode of training it, under the job's cap."""
+    """A model, its optimiser and one mode of training it, under the job's caps."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -88,6 +93,7 @@ class ModeRun:
             host_peak_bytes=after.host_peak_bytes,
             d2h_copies=after.d2h_copies - before.d2h_copies,
             stalls=after.stalls - before.stalls,
+            num_groups=self._num_groups,
         )
 
     def try_length(self, tokens: int) -> StepResult | Refusal:
@@ -95,7 +101,7 @@ class ModeRun:
         try:
             result = self.step(tokens)
             self._forward_backward(tokens, 1)
-        except (torch.OutOfMemoryError, PlanInfeasible) as error:
+        except (torch.OutOfMemoryError, HostMemoryExceeded, PlanInfeasible) as error:
             refusal = Refusal(
                 refusal=str(error).splitlines()[0], max_tokens=getattr(error, "max_tokens", None)
             )
@@ -113,6 +119,12 @@ class ModeRun:
         gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
         save_file(gradients, str(path))
         self._optimizer.zero_grad(set_to_none=False)
+
+    @property
+    def _num_groups(self) -> int:
+        if self._wrapped_tokens is None:
+            return 1
+        return memo_train.plan(self._model).policy.num_groups
 
     def _forward_backward(self, tokens: int, index: int) -> float:
         ids = piece_of_text(tokens, index)
@@ -133,6 +145,8 @@ class ModeRun:
         activation_bytes = self.job.activation_bytes
         if activation_bytes is not None:
             self._device.set_device_cap(self.state_bytes + activation_bytes)
+        if self.job.host_bytes is not None:
+            self._device.set_host_cap(self.job.host_bytes)
 
     def _enter_mode(self) -> None:
         model, job = self._model, self.job
@@ -161,6 +175,7 @@ class ModeRun:
             device_gib=None
             if activation_bytes is None
             else (self.state_bytes + activation_bytes) / GIB,
+            host_gib=None if self.job.host_bytes is None else self.job.host_bytes / GIB,
             alpha=self.job.alpha,
             tile_tokens=self.job.tile_tokens,
         )

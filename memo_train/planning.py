@@ -1,4 +1,4 @@
-"""Plans the steps of a wrapped model, and puts its caps on the device.
+"""Plans the steps of a wrapped model.
 
 From the profiles of `memo_train.profiling` every batch and length is planned. Of lengths that
 nobody asked for ahead, all of a bucket (an eighth of an octave) go by the plan of its longest until
@@ -7,17 +7,14 @@ their own is found in the background.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import warnings
-import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -25,97 +22,12 @@ from memo_planner import BlockPolicy, Limits, Place, Plan, PlanInfeasible, Polic
 from memo_planner.background import BackgroundCall
 from memo_planner.programme import predict, quick_plan
 from memo_planner.schedule import CopyBudget, copy_budget, plan_on_clock, plan_with_copies
-from memo_train.device import Device, InvalidDeviceArgument
+from memo_train.caps import Caps
 from memo_train.layout import Shape, StepLayouts
 from memo_train.parallel import HeldState, ModelState, SequenceGroup
 from memo_train.profiling import Profiles, StepKind
-from memo_train.runtime import ModelParts, StepPolicy, WrappedModel, held_here, precision
+from memo_train.runtime import StepPolicy, WrappedModel, precision
 from memo_train.trace import measure_link
-
-CapsBytes = tuple[int | None, int | None]
-"""Of the device and of the host pool; None is no cap of one's own."""
-
-
-class Caps:
-    """The caps that one model sets on its device; `set` sets some, `restore` takes them back.
-
-    Several models may have set some. The last one's count, and when it is unwrapped or dropped
-    those of the one before; after the first, what was there before all of them.
-    """
-
-    _of_devices: ClassVar[dict[Device, list[Caps]]] = {}
-    """Who has set some, first to last."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._before = _caps_of(device)
-        self._own: CapsBytes = (None, None)
-
-    def set(self, device_bytes: int | None, host_bytes: int | None, parts: ModelParts) -> None:
-        """Set the caps that are given, until `restore` or the end of the model.
-
-        The model's tensors that are older than the device count against its cap, though not in it.
-        Raises: InvalidDeviceArgument if more is in use already, where the device knows of it.
-        """
-        self._of_devices.setdefault(self._device, []).append(self)
-        weakref.finalize(parts.causal_lm, self.restore).atexit = False
-        if device_bytes is not None:
-            where = self._device.torch_device
-            every = (*parts.causal_lm.parameters(), *parts.causal_lm.buffers())
-            tensors = map(held_here, every)
-            here = [tensor for tensor in tensors if tensor.device == where]
-            older = sum(t.nbytes for t in here if not self._device.owns(t.data_ptr()))
-            # 0 is no cap that may be set; under 1 byte the first request says what is short.
-            device_bytes = max(device_bytes - older, 1)
-            try:
-                self._device.set_device_cap(device_bytes)
-            except InvalidDeviceArgument:
-                # A model that was dropped, wrapped, is in cycles and may still be there.
-                gc.collect()
-                self._device.set_device_cap(device_bytes)
-            self._own = (device_bytes, None)
-        if host_bytes is not None:
-            self._device.set_host_cap(host_bytes)
-            self._own = (self._own[0], host_bytes)
-
-    @contextmanager
-    def lifted(self) -> Iterator[None]:
-        """While active, the device's cap is what it was before this object set one."""
-        cap_bytes = self._device.counters().device_cap_bytes
-        if self._own[0] is not None:
-            self._device.set_device_cap(self._before[0])
-        try:
-            yield
-        finally:
-            if self._own[0] is not None:
-                self._device.set_device_cap(cap_bytes)
-
-    def restore(self) -> None:
-        """The caps become what they were before, or stay if others have set theirs since."""
-        models = self._of_devices.get(self._device, [])
-        if self not in models:
-            return
-        at = models.index(self)
-        if at + 1 < len(models):
-            # Whoever came after comes after what was before this one.
-            models[at + 1]._before = self._before
-        else:
-            for own, before, put in zip(
-                self._own,
-                self._before,
-                (self._device.set_device_cap, self._device.set_host_cap),
-                strict=True,
-            ):
-                if own is not None:
-                    put(before)
-        models.remove(self)
-        self._own = (None, None)
-
-
-def _caps_of(device: Device) -> CapsBytes:
-    counters = device.counters()
-    return counters.device_cap_bytes, counters.host_cap_bytes
-
 
 _EVAL_TILE_TOKENS = 1024
 # So a bucket's longest sequence is at most an eighth longer than one in it.
@@ -165,11 +77,20 @@ class _Found:
 class _Saving:
     """What a plan does to save memory at the step's peak, at the cost of more copies.
 
-    park_pre: as in `CopyBudget`. num_groups: of heads, as in `Policy`.
+    park_pre: as in `CopyBudget`. num_groups: of heads, as in `Policy`. again: whether attention may
+    run again in backward, where o fits nowhere.
     """
 
     park_pre: bool = False
     num_groups: int = 1
+    again: bool = False
+
+    @classmethod
+    def of(cls, step: StepPolicy) -> _Saving:
+        """What a step's plan does of it."""
+        park_pre, policy = step.copies.park_pre, step.policy
+        again = any(block.o is Place.RECOMPUTE for block in policy.blocks)
+        return cls(park_pre=park_pre, num_groups=policy.num_groups, again=again)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +107,8 @@ class StepPlanner:
 
     Where no plan fits, one is made with pre's saved tensors parked on the host while attention's
     backward runs: two more copies for less memory at the step's peak. Where none of these fits,
-    attention runs by groups of heads too, and all that it gets and gives lies on the host.
+    attention runs by groups of heads too, and all that it gets and gives lies on the host. Where it
+    is the host's memory that all of these are short of, attention may run again in backward.
 
     A length that nobody asked for ahead goes by a plan that is made quickly, for the longest of its
     bucket. Its own is sought in the background, in tiles of the same size: so when it comes changes
@@ -389,8 +311,7 @@ class StepPlanner:
     def _seek(self, key: Hashable, shape: Shape) -> None:
         """Look for the shape's own plan, which saves memory by no more than it does so now."""
         step = self._planned[key].step
-        now = _Saving(park_pre=step.copies.park_pre, num_groups=step.policy.num_groups)
-        savings = self._savings()
+        now, savings = _Saving.of(step), self._savings()
         first, *later = [
             (self._profile(shape, each), each) for each in savings[: savings.index(now) + 1]
         ]
@@ -399,11 +320,17 @@ class StepPlanner:
 
     def _savings(self) -> tuple[_Saving, ...]:
         """Ways to save memory, one after the other tried until a plan fits."""
-        found = (_Saving(), _Saving(park_pre=True))
+        found: tuple[_Saving, ...] = (_Saving(), _Saving(park_pre=True))
         # Ranks that share a sequence exchange all heads at once; tiles are not swapped by groups.
         whole = self._group is not None or bool(self._choices.alpha)
         groups = 1 if whole else self.wrapped.num_groups
-        return found if groups == 1 else (*found, _Saving(park_pre=True, num_groups=groups))
+        if groups > 1:
+            found = (*found, _Saving(park_pre=True, num_groups=groups))
+        # Last: it costs time, and saves no device memory. A mixer is no attention.
+        host_is_short = self._choices.limits.host_bytes is not None and self._group is None
+        mixers = any(verdict.mixer is not None for verdict in self.wrapped.verdicts)
+        again = host_is_short and self._choices.alpha is None and not mixers
+        return (*found, *(replace(saving, again=True) for saving in found if again))
 
     def _call(
         self, key: Hashable, profile: Profile, saving: _Saving
@@ -413,9 +340,10 @@ class StepPlanner:
             plan_with_copies,
             profile,
             policy.tokens,
-            self._choices.limits,
+            self._limits(profile, policy.tokens, saving),
             tile_tokens=policy.tile_tokens,
             park_pre=saving.park_pre,
+            attention_again=saving.again,
         )
 
     def _take_found(self, *, wait: bool = False) -> None:
@@ -490,12 +418,21 @@ class StepPlanner:
         plan = make(
             profile,
             shape.tokens,
-            choices.limits,
+            self._limits(profile, shape.tokens, saving),
             alpha=choices.alpha,
             tile_tokens=choices.tile_tokens,
+            attention_again=saving.again,
         )
         copies = copy_budget(plan, park_pre=saving.park_pre)
         return _Found(plan=plan, copies=copies, is_exact=not quickly)
+
+    def _limits(self, profile: Profile, tokens: int, saving: _Saving) -> Limits:
+        """What is left of the limits beside what pre of a block parks on the host."""
+        limits = self._choices.limits
+        if limits.host_bytes is None:
+            return limits
+        parked = _parked_bytes(profile, tokens, park_pre=saving.park_pre)
+        return replace(limits, host_bytes=max(1, limits.host_bytes - parked))
 
     def _profile(self, shape: Shape, saving: _Saving) -> Profile:
         kind = StepKind(
@@ -563,10 +500,15 @@ def _for_shorter(found: _Found, tokens: int) -> _Found:
 
 def _host_bytes(plan: Plan, *, park_pre: bool) -> int:
     """Most bytes on the host at once: what was swapped, and what pre of a block parks beside it."""
-    # By groups of heads the prediction has it.
-    parks = park_pre and plan.policy.num_groups == 1
-    parked = plan.profile.pre_bytes_per_token * plan.policy.tokens if parks else 0
-    return plan.prediction.host_peak_bytes + math.ceil(parked)
+    parked = _parked_bytes(plan.profile, plan.policy.tokens, park_pre=park_pre)
+    return plan.prediction.host_peak_bytes + parked
+
+
+def _parked_bytes(profile: Profile, tokens: int, *, park_pre: bool) -> int:
+    """What pre of a block parks on the host. By groups of heads the prediction has it."""
+    if not park_pre or profile.num_groups > 1:
+        return 0
+    return math.ceil(profile.pre_bytes_per_token * tokens)
 
 
 def _whole_bytes(plan: Plan) -> int:

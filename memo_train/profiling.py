@@ -242,7 +242,7 @@ class _ProfilesOfState:
 
     def _find(self, kind: StepKind, tokens: int) -> Profile:
         """Kept on disk or measured; where model or memory is too small, from shorter runs."""
-        longest = self._longest(tokens)
+        longest = self._longest(tokens, kind)
         while True:
             try:
                 return self._kept(kind, longest)
@@ -257,10 +257,12 @@ class _ProfilesOfState:
                     # Memory stays short: later profiles begin here.
                     self._most_tokens = shorter
 
-    def _longest(self, tokens: int) -> int:
+    def _longest(self, tokens: int, kind: StepKind) -> int:
         """Tokens of a profile. A step beyond the model's table shows that it needs none."""
         table = self._table_tokens() or LONGEST_PROFILED_TOKENS
-        return min(LONGEST_PROFILED_TOKENS, self._most_tokens, max(table, tokens, 1))
+        # What plain runs are too large for, those by groups of heads may fit.
+        most = LONGEST_PROFILED_TOKENS if kind.num_groups > 1 else self._most_tokens
+        return min(LONGEST_PROFILED_TOKENS, most, max(table, tokens, 1))
 
     @cached_property
     def _link(self) -> Link:

@@ -13,11 +13,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from memo_planner import Limits, Plan
+from memo_train.caps import Caps, CapsBytes
 from memo_train.device import Device, device_of, memory_share_bytes
 from memo_train.errors import InvalidInput, UnsupportedModel
 from memo_train.layout import StepLayouts
 from memo_train.parallel import HeadsSeen, ModelState, SequenceGroup, SharedSteps, join
-from memo_train.planning import Caps, CapsBytes, Choices, PlannedStep, StepPlanner
+from memo_train.planning import Choices, PlannedStep, StepPlanner
 from memo_train.runtime import (
     BlockVerdict,
     ModelParts,

@@ -13,9 +13,9 @@ import transformers
 from torch import nn
 
 import memo_train
+from memo_train.caps import Caps
 from memo_train.device import get_cpu_device
 from memo_train.errors import InvalidInput, MemoError, PlanInfeasible, UnsupportedModel
-from memo_train.planning import Caps
 from memo_train.runtime import find_parts
 from memo_train.testing import assert_same_bits, run_step
 from tests.runtime.causal_lms import MODELS, own_llama

@@ -33,7 +33,7 @@ from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention
 from memo_train.runtime._leaves import refuse_lost_gradients
 from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._observe import NOWHERE
-from memo_train.runtime._planes import HostInput, InputGradient, Planes, TilesOf
+from memo_train.runtime._planes import HostInput, InputGradient, Output, Planes, TilesOf
 from memo_train.runtime._saved import SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import (
     GradientSum,
@@ -71,7 +71,7 @@ class BlockForward:
             # Also after an error: a suspended frame holds its tile's tensors.
             for run in self._runs:
                 stack.callback(run.close)
-            o = self._attend(self._all_pre(x, arguments))
+            o = self._attend(x, self._all_pre(x, arguments))
             y = self._all_post(x, o, arguments)
         if version_of(x) != version:
             raise InPlaceModified(
@@ -119,7 +119,9 @@ class BlockForward:
         assert gathered is not None
         return gathered
 
-    def _attend(self, gathered: Gathered | GatheredPlanes) -> torch.Tensor | Planes:
+    def _attend(
+        self, x: torch.Tensor, gathered: Gathered | GatheredPlanes
+    ) -> torch.Tensor | Planes:
         state, spec, attention = self._state, self._state.spec, self._state.attention
         assert attention is not None
         # Where ranks share attention, q, k and v cross now.
@@ -131,11 +133,13 @@ class BlockForward:
         target = spec.swap_target if out else None
         if state.is_again:
             state.attention_rng = self._rng.take()
-        o: torch.Tensor | Planes = attention.forward(
-            gathered.take(),  # type: ignore[arg-type]  # of one kind with the attention
-            record=state.record,
-            swap=target,
-        )
+        # A kept x is in the plan's bytes all along.
+        with state.parked(attention, *([x] if spec.policy.x is Place.SWAP else [])):
+            o: torch.Tensor | Planes = attention.forward(
+                gathered.take(),  # type: ignore[arg-type]  # of one kind with the attention
+                record=state.record,
+                swap=target,
+            )
         if state.is_again:
             # Recorded even so: kernels may be others where nothing is differentiated.
             state.attention = attention.anew()
@@ -148,9 +152,8 @@ class BlockForward:
     ) -> torch.Tensor:
         state = self._state
         assert state.attention is not None
-        y: torch.Tensor | None = None
-        y_tiles: tuple[torch.Tensor, ...] = ()
         tile_tokens = state.spec.tile_tokens
+        y = Output(x.shape, tile_tokens, state.planes_target)
         o_tiles = TilesOf(o, tile_tokens, state.attention.form.o_token_dim)
         for index, (tile, run) in enumerate(zip(state.tiles, self._runs, strict=True)):
             state.spec.observe("post", index)
@@ -167,16 +170,10 @@ class BlockForward:
                 known = {"x": known_x, "o": o_tiles.memory_of(o_tile)}
                 state.settle(tile.post_saved, known, arguments, swap=swap)
                 _release_leaves(tile)
-            if len(self._runs) == 1:
-                return y_tile
-            del o_tile
-            if y is None:
-                # Only a tile tells y's dtype: autocast may have made it another.
-                y = torch.empty(x.shape, dtype=y_tile.dtype, device=x.device)
-                y_tiles = tiles_of(y, tile_tokens)
-            y_tiles[index].copy_(y_tile)
-        assert y is not None
-        return y
+            y.write(index, y_tile)
+            # Else they would be there beside the next tile's, or beside y.
+            del o_tile, y_tile
+        return y.take()
 
 
 def _release_leaves(tile: TileRecord) -> None:
@@ -231,8 +228,8 @@ class BlockBackward:
         self._arguments: TokenArguments = state.arguments(x.shape[1])
         self._sums = GradientSum(state.parameters)
         self._x_tiles = state.input_tiles(x)
-        target = None if spec.num_groups == 1 else spec.swap_target
-        self._dx = InputGradient(x, spec.tile_tokens, target) if state.x_needs_grad else None
+        target, tile_tokens = state.planes_target, spec.tile_tokens
+        self._dx = InputGradient(x, tile_tokens, target) if state.x_needs_grad else None
 
     def run(
         self, given: list[Any], dy: torch.Tensor
@@ -255,7 +252,8 @@ class BlockBackward:
             qkv: list[Any] = []  # where attention runs again; else they are gathered by post
             if o is None:
                 qkv.append(self._qkv_again(gathered))
-                o = self._o_again(attention, qkv[0])
+                with state.parked(attention, dy):
+                    o = self._o_again(attention, qkv[0])
             do = self._all_post(o, dy, form.o_token_dim, None if qkv else gathered)
             self._check(attention.roots, attention.leaves)
             state.spec.checked_shapes.add(tuple(self._shape[:2]))
@@ -267,7 +265,8 @@ class BlockBackward:
             if not qkv:
                 qkv.append(gathered.take())
             # Popped: attention lets go of them where ranks share it.
-            dqkv, gradients = attention.backward(qkv.pop(), wholes, state.shadows)
+            with state.parked(attention, dy):
+                dqkv, gradients = attention.backward(qkv.pop(), wholes, state.shadows)
             self._add(gradients)
             # Pre's backward, and copies for the block before, run in the memory that these leave.
             del attention
@@ -302,8 +301,7 @@ class BlockBackward:
         """Attention's output, as forward gave it, with what attention's backward needs."""
         spec = self._state.spec
         set_rng(spec.device.generators, self._state.attention_rng)
-        target = spec.swap_target if spec.num_groups > 1 else None
-        return attention.forward(qkv, record=True, swap=target)
+        return attention.forward(qkv, record=True, swap=self._state.planes_target)
 
     def _all_post(
         self,
@@ -503,7 +501,10 @@ class BlockPass:
         return gradients
 
     def saved_bytes(self) -> SavedBytes:
-        """What forward saved, on the device or on the host, with all tiles recorded."""
+        """What forward saved, on the device or on the host, with all tiles recorded.
+
+        By groups of heads pre's have the block's arguments, which wait on the host as they do.
+        """
         state = self._state
         assert state.x is not None
         assert state.o is not None
@@ -514,7 +515,7 @@ class BlockPass:
             o=state.o.num_bytes,
             qkv=state.qkv_bytes,
             attention=state.attention.saved_bytes,
-            pre=sum(tile.pre_saved.num_bytes for tile in state.tiles),
+            pre=sum(tile.pre_saved.num_bytes for tile in state.tiles) + state.parked_bytes,
             post=sum(tile.post_saved.num_bytes for tile in state.tiles) + max(around_qkv, 0),
             shared=sum(tile.pre_saved.shared_bytes(tile.post_saved) for tile in state.tiles),
         )

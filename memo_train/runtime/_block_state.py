@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -22,12 +22,13 @@ from memo_train.runtime._head_groups import GatheredPlanes, GroupedAttention, He
 from memo_train.runtime._mixer import Mixer, cut_at
 from memo_train.runtime._module_state import StatePlace, kept_state
 from memo_train.runtime._observe import NOWHERE, Observer, ignore
+from memo_train.runtime._parked import parkable, parked
 from memo_train.runtime._planes import HostInput, Planes, TilesOf
 from memo_train.runtime._saved import SavedTensor, SavedTensors, storage_key, storage_keys
 from memo_train.runtime._shadow import ModuleTensors, Weights
 from memo_train.runtime._sharded import without_moves
 from memo_train.runtime._swap import CopiesInFlight, SwapTarget, WholeTensor, is_plain
-from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims
+from memo_train.runtime._tile import TileGraph, TokenArguments, TokenDims, tensors_in
 
 
 class AtCut(Enum):
@@ -52,7 +53,7 @@ class BlockSpec:
     checked_shapes: [batch, tokens] of steps whose graphs were looked at for lost gradients.
     sharded: modules inside the block whose own hooks bring their parameters in and let them go.
     heads: what was proven of its attention's heads. num_groups: of them, one after the other; 1
-    runs attention whole.
+    runs attention whole. lasting: `storage_keys` of what the model holds longer than a step.
     """
 
     module: nn.Module
@@ -73,6 +74,7 @@ class BlockSpec:
     sharded: tuple[nn.Module, ...] = ()
     heads: HeadCut | None = None
     num_groups: int = 1
+    lasting: frozenset[int] = frozenset()
 
     def observe(self, stage: str, tile: int = NOWHERE) -> None:
         """Tell the observer that a stage of this block begins."""
@@ -156,7 +158,8 @@ class BlockState:
     args, kwargs: the block's further arguments. record: whether a backward may follow.
     attention_rng: random-number states before attention, where it runs again.
     tensors: the parameters and buffers that forward found in the block. poisoned: storages that
-    frames were left with at the cut, when these are poisoned.
+    frames were left with at the cut, when these are poisoned. parked_bytes: of arguments that wait
+    on the host while attention runs.
     """
 
     spec: BlockSpec
@@ -175,6 +178,7 @@ class BlockState:
     o: WholeTensor | Planes | None = None
     attention_rng: RngState = ()
     qkv_bytes: int = 0
+    parked_bytes: int = 0
     poisoned: list[StorageWeakRef] = field(default_factory=list)
     foreign: tuple[TokenArguments, frozenset[int]] | None = None
 
@@ -226,6 +230,11 @@ class BlockState:
         return GatheredPlanes(tokens, form, spec.num_groups, spec.swap_target)
 
     @property
+    def planes_target(self) -> SwapTarget | None:
+        """Where by groups of heads everything of all tokens waits; None where all is whole."""
+        return self.spec.swap_target if self.spec.num_groups > 1 else None
+
+    @property
     def is_again(self) -> bool:
         """Whether attention's forward runs again in backward, which finds no o."""
         return self.record and self.spec.policy.o is Place.RECOMPUTE
@@ -237,6 +246,24 @@ class BlockState:
             return AttentionRun(cut, options)
         assert spec.heads is not None
         return GroupedAttention(cut, options, spec.heads, spec.num_groups)
+
+    def parked(
+        self, attention: AttentionRun | GroupedAttention, *wholes: torch.Tensor
+    ) -> AbstractContextManager[None]:
+        """While active, by groups of heads, the block's arguments and `wholes` wait on the host.
+
+        But for what attention, which runs then, reads. What outlives the step stays: a step that
+        fails for want of memory might not bring it back.
+        """
+        spec = self.spec
+        if not isinstance(attention, GroupedAttention) or spec.at_cut is AtCut.HOLD:
+            return nullcontext()
+        own = (*self.shadows, *spec.module.parameters(), *spec.module.buffers())
+        read = spec.lasting | storage_keys((*attention.reads(), *own))
+        given = parkable(tensors_in((self.args, self.kwargs)), read, spec.device)
+        self.parked_bytes = sum(storage.nbytes() for storage in given)
+        more = parkable(wholes, read | {s.data_ptr() for s in given}, spec.device)
+        return parked((*given, *more), spec.device, poisons=spec.at_cut is AtCut.POISON)
 
     def let_go(self) -> None:
         """Drop what backward was run on: position tables and masks are as large as activations."""

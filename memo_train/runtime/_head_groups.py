@@ -19,7 +19,7 @@ from memo_train.runtime._attend import AttentionRun
 from memo_train.runtime._cut import Cut, CutForm
 from memo_train.runtime._planes import HostPlanes, KeptPlanes, PlaneForm, Planes
 from memo_train.runtime._swap import SwapTarget
-from memo_train.runtime._tile import Gradients, tile_of
+from memo_train.runtime._tile import Gradients, tensors_in, tile_of
 
 MASKS = {"attn_mask": 3, "attention_mask": 4}
 """Options that are broadcast to [batch, heads, tokens, tokens], and the fewest dimensions with
@@ -120,6 +120,7 @@ class GroupedAttention:
     def __init__(self, cut: Cut, options: dict[str, Any], heads: HeadCut, num_groups: int) -> None:
         """cut: of any tile. options: of the call on all heads and tokens."""
         self.form, num_q_heads = cut.form, cut.tensors[0].shape[1]
+        self._options = options
         self._runs = [
             AttentionRun(
                 cut, heads.options(options, group, num_groups, num_q_heads), makes_o_again=True
@@ -147,6 +148,10 @@ class GroupedAttention:
     def saved_bytes(self) -> int:
         """Bytes of what it saved besides q, k, v and o."""
         return sum(run.saved_bytes for run in self._runs)
+
+    def reads(self) -> Iterator[torch.Tensor]:
+        """The tensors that it reads besides q, k, v, o and their gradients."""
+        return tensors_in(self._options)
 
     def prefetch(self) -> None:
         """Start the copies back of all that it saved."""
@@ -189,7 +194,8 @@ class GroupedAttention:
             del given
             for planes, gradient in zip(qkv, dqkv, strict=True):
                 planes.put_plane(group, gradient)
-            del dqkv
+            # Not one of them beside the next group's planes.
+            del dqkv, gradient
             sums = tuple(map(_added, sums, gradients))
         return qkv, sums
 

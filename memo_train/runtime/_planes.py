@@ -239,7 +239,7 @@ class HostPlanes(Planes):
 
 
 class HostInput:
-    """A block's input, or a part of its gradient, in the host pool: [batch, tokens, ...] by tiles.
+    """A block's input or output, or a part of a gradient, in the host pool, written by tiles.
 
     Bytes move unchanged (numerics level 1).
     """
@@ -247,25 +247,28 @@ class HostInput:
     swapped_bytes = 0
     """Of what comes back as a whole: nothing does."""
 
-    def __init__(self, like: torch.Tensor, target: SwapTarget) -> None:
-        """Raises: HostMemoryExceeded."""
-        self.shape, self.num_bytes = like.shape, like.nbytes
+    def __init__(self, shape: torch.Size, like: torch.Tensor, target: SwapTarget) -> None:
+        """shape: [batch, tokens, ...]. like: of its dtype and on its device.
+
+        Raises: HostMemoryExceeded.
+        """
         form = PlaneForm(
             num_groups=1,
-            batch=like.shape[0],
-            tokens=like.shape[1],
+            batch=shape[0],
+            tokens=shape[1],
             heads=1,
-            head_dim=math.prod(like.shape[2:]),
+            head_dim=math.prod(shape[2:]),
             dtype=like.dtype,
             device=like.device,
             token_dim=1,
         )
+        self.shape, self.num_bytes = shape, form.num_bytes
         self._planes = HostPlanes(form, target)
 
     @classmethod
     def of(cls, x: torch.Tensor, target: SwapTarget) -> HostInput:
         """A copy of x on the host. x: not written to while the copy is under way."""
-        made = cls(x, target)
+        made = cls(x.shape, x, target)
         made._planes.put_plane(0, x.flatten(2)[:, :, None])
         return made
 
@@ -275,6 +278,10 @@ class HostInput:
 
     def prefetch(self) -> None:
         """As `WholeTensor`: tiles come when their turn is."""
+
+    def whole(self) -> torch.Tensor:
+        """All of it, on the device."""
+        return self._planes.plane(0).view(self.shape)
 
     def empty(self) -> torch.Tensor:
         """A tensor of that form on the device."""
@@ -358,7 +365,7 @@ class InputGradient:
         if target is None:
             self._make()
         elif isinstance(x, torch.Tensor):
-            self._part = HostInput(x, target)
+            self._part = HostInput(x.shape, x, target)
         else:
             self._part = x.like(target)
 
@@ -390,6 +397,43 @@ class InputGradient:
         # Not in dy's memory: nobody can tell who else holds dy (docs/design.md).
         self._dx = torch.empty_like(x) if isinstance(x, torch.Tensor) else x.empty()
         self._tiles = tiles_of(self._dx, self._tile_tokens)
+
+
+class Output:
+    """y of all tokens, written by tiles: on the device, or on the host until the last is there."""
+
+    def __init__(self, shape: torch.Size, tile_tokens: int, target: SwapTarget | None) -> None:
+        """target: where tiles wait; None: on the device."""
+        self._shape, self._target = shape, target
+        self._spans = tile_spans(shape[1], tile_tokens)
+        self._y: torch.Tensor | HostInput | None = None
+        self._tiles: tuple[torch.Tensor, ...] = ()
+
+    def write(self, index: int, tile: torch.Tensor) -> None:
+        """Write tile number `index`; the only one is y."""
+        if len(self._spans) == 1:
+            self._y = tile
+            return
+        if self._y is None:
+            self._y = self._made(tile)
+        if isinstance(self._y, HostInput):
+            self._y.write(tile, self._spans[index])
+        else:
+            self._tiles[index].copy_(tile)
+
+    def take(self) -> torch.Tensor:
+        """y; the reference is given away."""
+        y, self._y, self._tiles = self._y, None, ()
+        assert y is not None
+        return y.whole() if isinstance(y, HostInput) else y
+
+    def _made(self, tile: torch.Tensor) -> torch.Tensor | HostInput:
+        # Only a tile tells y's dtype: autocast may have made it another.
+        if self._target is not None:
+            return HostInput(self._shape, tile, self._target)
+        y = torch.empty(self._shape, dtype=tile.dtype, device=tile.device)
+        self._tiles = tiles_of(y, len(self._spans[0]))
+        return y
 
 
 def write(place: torch.Tensor, value: torch.Tensor | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 import weakref
@@ -11,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ from memo_train.runtime._checkpointed import run_checkpointed
 from memo_train.runtime._fingerprint import Fingerprint
 from memo_train.runtime._head_groups import num_groups_of
 from memo_train.runtime._hooks import without_user_hooks
+from memo_train.runtime._last_norm import LastNorm, norms_behind
 from memo_train.runtime._loss import TiledLoss
 from memo_train.runtime._loss_call import asks_for_loss
 from memo_train.runtime._observe import MemoryBySize, Observer, StepMemory, ignore
@@ -44,6 +44,8 @@ from memo_train.runtime._parts import (
 from memo_train.runtime._probe import BlockVerdict, HowToRun, probe_model
 from memo_train.runtime._probe_calls import split_input
 from memo_train.runtime._ranks import Ranks, SharedStep
+from memo_train.runtime._replaced import ReplacedForwards
+from memo_train.runtime._saved import storage_keys
 from memo_train.runtime._shadow import trainable_parameters
 from memo_train.runtime._sharded import (
     in_one_call,
@@ -122,48 +124,6 @@ def _parameter_types(block: nn.Module) -> Hashable:
     return tuple((name, p.shape, p.dtype, p.requires_grad) for name, p in named)
 
 
-class Replacement:
-    """A forward in place of `plain`, with its signature; torch.compile runs it as it is."""
-
-    def __init__(self, plain: Callable[..., Any], forward: Callable[..., Any]) -> None:
-        functools.update_wrapper(self, plain)  # Trainer picks a batch's columns by the signature
-        # Greenlets and streams of copies are not for a tracer, nor are graphs of part of a block.
-        disable: Callable[..., Any] = torch.compiler.disable
-        self._forward: Callable[..., Any] = disable(forward)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._forward(*args, **kwargs)
-
-    def __reduce__(self) -> NoReturn:
-        raise UnsupportedModel(
-            "a wrapped model cannot be copied or pickled; call memo_train.unwrap(model) first, or "
-            "save model.state_dict()"
-        )
-
-
-class ReplacedForwards:
-    """Replaces `forward` on module instances and puts back what was there."""
-
-    def __init__(self) -> None:
-        self._replaced: dict[int, tuple[nn.Module, Callable[..., Any] | None]] = {}
-
-    def replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        """Put `forward` in place; an instance's own one, if it has one, is kept for `restore`."""
-        # Only the first time: later it would be one of ours.
-        if id(module) not in self._replaced:
-            self._replaced[id(module)] = (module, module.__dict__.get("forward"))
-        module.forward = Replacement(module.forward, forward)
-
-    def restore(self) -> None:
-        """Put everything back."""
-        for module, own in self._replaced.values():
-            if own is None:
-                del module.forward
-            else:
-                module.forward = own
-        self._replaced.clear()
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepPolicy:
     """What a step carries out.
@@ -218,6 +178,7 @@ class WrappedModel:
         self._in_decoder = False
         self._is_plain = False
         self._runs_whole = False
+        self._lasting: frozenset[int] = frozenset()
         self._last_pass: weakref.ref[Any] | None = None
         self._failed: Callable[[BaseException], None] | None = None
         self._forwards = ReplacedForwards()
@@ -225,6 +186,8 @@ class WrappedModel:
         self._decoder_forward: Callable[..., Any] = parts.decoder.forward
         # Taken before `install` puts others in their places.
         self._block_forwards = tuple(block.forward for block in parts.blocks)
+        self._norms = norms_behind(parts)
+        self._last_y: weakref.ref[torch.Tensor] | None = None
         self._model_signature = Signature(parts.causal_lm.forward)
         self._decoder_signature = Signature(parts.decoder.forward)
         self._loss = loss
@@ -239,6 +202,8 @@ class WrappedModel:
         self.choose_policy = choose_policy
         for index, block in enumerate(self.parts.blocks):
             self._forwards.replace(block, partial(self._block_forward, index))
+        for norm in self._norms:
+            self._forwards.replace(norm.module, partial(self._norm_forward, norm))
         self._forwards.replace(self.parts.decoder, self._run_decoder)
         self._forwards.replace(self.parts.causal_lm, self.run_model)
 
@@ -450,6 +415,11 @@ class WrappedModel:
         self._step, self._last_pass = step, None
         # A step without a backward may have left copies under way.
         self._in_flight.drain()
+        if step.policy.num_groups > 1:
+            model = self.parts.causal_lm
+            self._lasting = storage_keys((*model.parameters(), *model.buffers()))
+            for norm in self._norms:
+                norm.prove(self.device, self.fingerprint.state(trains=True))
         self._begin_memory(shape, step, arguments)
         self.device.set_large_bytes(step.whole_bytes)
         if self._loss is not None:
@@ -503,6 +473,13 @@ class WrappedModel:
         self.memory(stage, block, tile)
 
     def _block_forward(self, index: int, *args: Any, **kwargs: Any) -> Any:
+        output = self._output_of(index, args, kwargs)
+        if index == len(self.parts.blocks) - 1:
+            y, _ = split_output(output)
+            self._last_y = weakref.ref(y) if isinstance(y, torch.Tensor) else None
+        return output
+
+    def _output_of(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         forward = self._block_forwards[index]
         if self._is_plain or not (self._in_model or self._in_decoder):
             return forward(*args, **kwargs)  # a user's own call of a block is not a step
@@ -539,6 +516,16 @@ class WrappedModel:
                 )
             return run_checkpointed(spec, x, args, kwargs, others)
         return self._run_tiled(spec, x, args, kwargs)
+
+    def _norm_forward(self, norm: LastNorm, *args: Any, **kwargs: Any) -> Any:
+        """By groups of heads, of the last block's output: not whole in backward."""
+        step, y = self._step, None if self._last_y is None else self._last_y()
+        is_one = self._in_decoder and y is not None and not kwargs and len(args) == 1
+        if not is_one or y is None or step is None or args[0] is not y:
+            return norm.forward(*args, **kwargs)
+        if step.policy.num_groups == 1 or not norm.can_run(y, self.device):
+            return norm.forward(*args, **kwargs)
+        return norm.run(y, step.policy.tile_tokens, (self.device, self._in_flight))
 
     def _idle_output(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a block hands on while another one is profiled: x, in the form of its output."""
@@ -596,4 +583,5 @@ class WrappedModel:
             sharded=self.fingerprint.sharded_inside[index],
             heads=verdict.heads,
             num_groups=1 if verdict.heads is None or self._shares else policy.num_groups,
+            lasting=self._lasting,
         )

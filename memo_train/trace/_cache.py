@@ -34,7 +34,7 @@ from memo_train.runtime import WrappedModel
 from memo_train.trace._profile import model_hash, state_bytes
 
 FORMAT = "memo-measured-profile"
-VERSION = 6
+VERSION = 7
 DIRECTORY_VARIABLE = "MEMO_TRAIN_CACHE"
 
 

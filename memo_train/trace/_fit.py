@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 
 from memo_planner.kinds import STAGES, StagePeak, Tiling
 from memo_planner.policy import TilePlace
 from memo_planner.profile import BlockTimes, PeakLine
-from memo_train.trace._steps import AFTER_LOSS, IN_LOSS, MeasuredStep, Shapes, TileShapes
+from memo_train.trace._steps import (
+    AFTER_LOSS,
+    BEFORE_LOSS,
+    IN_LOSS,
+    MeasuredStep,
+    Shapes,
+    TileShapes,
+)
 
 STAGES_OF_POINT = {
     "forward": ("pre", "attention", "post"),
-    "loss": (IN_LOSS, AFTER_LOSS, "between"),
+    "loss": (BEFORE_LOSS, IN_LOSS, AFTER_LOSS, "between"),
     "backward": ("post_backward", "attention_backward", "pre_backward"),
 }
 
@@ -20,12 +27,22 @@ STAGES_OF_POINT = {
 # Until every tensor has a planned address, holes stay between them: 2 to 8 % of the peak on
 # recorded steps. The rest is for kept tiles and for copies, whose ends nobody can foresee.
 _HOLES_OF_TILES = 1.3
-_HOLES_OF_TENSORS = 1.15
 _HOLES_OF_PAIRS = 1.03
 
-MORE_HOLES = 1.15
-"""By groups of heads the peak is of so few large tensors, planes of several sizes among them, that
-one of them more may not find its hole. Of all bytes, work spaces of kernels too."""
+
+@dataclass(frozen=True, kw_only=True)
+class Holes:
+    """Factors of bytes per token, and of bytes that do not grow with the tokens."""
+
+    of_tokens: float
+    of_base: float
+
+
+HOLES_OF_TENSORS = Holes(of_tokens=1.15, of_base=1.0)
+HOLES_OF_PLANES = Holes(of_tokens=1.1, of_base=1.5)
+"""By groups of heads: at the peak nothing is there but a few planes or whole tensors, and little
+that waits for a copy. Seen are 1 to 3 % on long sequences, and up to 11 % of a few MiB, where a
+work space of attention's kernel is as large as a plane."""
 
 
 _LEAST_BYTES_OF_PAIR = 0.9
@@ -34,15 +51,20 @@ space of kernels, which changes with the length, or how tokens fell on experts."
 
 
 def fit_peak_lines(
-    shapes: Shapes, points: Sequence[str], *, with_pairs: bool = False
+    shapes: Shapes,
+    points: Sequence[str],
+    *,
+    with_pairs: bool = False,
+    holes: Holes = HOLES_OF_TENSORS,
 ) -> tuple[PeakLine, ...]:
     """A line of every stage at `points`.
 
-    with_pairs: whether there are tensors over all pairs of tokens. Without them a peak that bends
-    is one with more or fewer copies under way, and no longer sequence would fit if that counted.
+    with_pairs: whether there are
+    tensors over all pairs of tokens. Without them a peak that bends is one with more or fewer
+    copies under way, and no longer sequence would fit if that counted.
     """
     stages = [(point, stage) for point in points for stage in STAGES_OF_POINT[point]]
-    return tuple(_fit_line(point, stage, shapes, with_pairs) for point, stage in stages)
+    return tuple(_fit_line(point, stage, shapes, with_pairs, holes) for point, stage in stages)
 
 
 def fit_stage_peaks(
@@ -85,13 +107,13 @@ def _straight(stage: str, steps: Sequence[MeasuredStep], per_token2: float) -> t
     return max(at_long - per_token * long.tokens, 0.0), per_token
 
 
-def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool) -> PeakLine:
+def _fit_line(point: str, stage: str, shapes: Shapes, with_pairs: bool, holes: Holes) -> PeakLine:
     base, per_tile, per_token, per_token2 = _coefficients(stage, shapes, with_pairs)
     return PeakLine(
         name=point,
-        base_bytes=base,
+        base_bytes=holes.of_base * base,
         bytes_per_tile_token=_HOLES_OF_TILES * per_tile,
-        bytes_per_token=_HOLES_OF_TENSORS * per_token,
+        bytes_per_token=holes.of_tokens * per_token,
         bytes_per_token2=_HOLES_OF_PAIRS * per_token2,
     )
 
@@ -119,6 +141,14 @@ def bytes_per_pair(tokens: Sequence[int], num_bytes: Sequence[float]) -> float:
     steep = [(num_bytes[i + 1] - num_bytes[i]) / (tokens[i + 1] - tokens[i]) for i in range(2)]
     per_token2 = (steep[1] - steep[0]) / (tokens[2] - tokens[0])
     return per_token2 if per_token2 >= _LEAST_BYTES_OF_PAIR else 0.0
+
+
+def with_input(step: MeasuredStep, bytes_per_token: float) -> MeasuredStep:
+    """The step with so much more in every stage of forward."""
+    more = int(bytes_per_token * step.tokens)
+    forward = STAGES_OF_POINT["forward"]
+    peaks = {s: n + more * (s in forward) for s, n in step.peak_bytes.items()}
+    return replace(step, peak_bytes=peaks)
 
 
 def with_prefetch(shapes: Shapes, bytes_per_token: float) -> Shapes:

@@ -21,18 +21,19 @@ from memo_planner.trace import ProfileFile, ProfileSource
 from memo_train.device.errors import HostMemoryExceeded
 from memo_train.runtime import HowToRun, SavedBytes, WrappedModel, kept_model, preserved_rng
 from memo_train.trace._fit import (
-    MORE_HOLES,
+    HOLES_OF_PLANES,
+    HOLES_OF_TENSORS,
     bytes_per_pair,
     fit_block_times,
     fit_peak_lines,
     fit_stage_peaks,
+    with_input,
     with_prefetch,
 )
 from memo_train.trace._flops import count_block_flops
 from memo_train.trace._link import measure_link, measure_link_rates
 from memo_train.trace._steps import (
-    AFTER_LOSS,
-    IN_LOSS,
+    PARTS_OF_LOSS,
     REPEATS,
     MeasuredStep,
     Shapes,
@@ -80,8 +81,9 @@ class Effort:
     """How much of a profile is measured.
 
     repeats: of each run that is timed. timed_tokens: what no step is longer than that finds seconds
-    on a device that runs behind; None: no longer than other runs. plain: with it runs are short;
-    they say what differs from plain steps, and seconds are theirs. times: what is known already.
+    on a device that runs behind; None: no longer than other runs. plain: with it runs are short,
+    but by groups of heads; they say what differs from plain steps, and seconds are theirs. times:
+    what is known already.
     """
 
     repeats: int = REPEATS
@@ -118,9 +120,11 @@ def measure_profile(
     causal_lm = wrapped.parts.causal_lm
     kinds = kinds_of(wrapped)
     tiled = [kind for kind in kinds if kind.is_tiled]
+    # By groups of heads a step differs from a plain one in nearly all that it holds.
+    is_long = effort.plain is None or way.num_groups > 1
     ask = _Ask(
         batch=batch,
-        tile=_tile_tokens(tokens, _TILE_TOKENS if effort.plain is None else _SHORT_TILE_TOKENS),
+        tile=_tile_tokens(tokens, _TILE_TOKENS if is_long else _SHORT_TILE_TOKENS),
         as_asked=way,
         effort=effort,
         timed_tokens=min(effort.timed_tokens or tokens, LONGEST_TIMED_TOKENS),
@@ -314,13 +318,16 @@ def _measure_kind(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _KindProfile:
         if ask.effort.known_times is None:
             times = _times_of(wrapped, ask, shapes)
     fetched = saved["qkv_bytes_per_token"] + saved["o_bytes_per_token"]
+    holes = HOLES_OF_TENSORS
     if ask.as_asked.num_groups > 1:
+        holes = HOLES_OF_PLANES
         fetched = 0.0  # nothing was whole that would leave room
+        # The model's forward names the first block's input to its end; here it is the block's own.
+        beside = partial(with_input, bytes_per_token=saved["x_bytes_per_token"])
+        shapes = {place: each.changed(beside) for place, each in shapes.items()}
+        by_share = {place: each.changed(beside) for place, each in by_share.items()}
     recomputed = with_prefetch(shapes[TilePlace.RECOMPUTE], fetched)
-    peaks = fit_peak_lines(recomputed, POINTS, with_pairs=with_pairs)
-    if ask.as_asked.num_groups > 1:
-        peaks = tuple(line.times(MORE_HOLES) for line in peaks)
-        peaks = tuple(replace(p, base_bytes=MORE_HOLES * p.base_bytes) for p in peaks)
+    peaks = fit_peak_lines(recomputed, POINTS, with_pairs=with_pairs, holes=holes)
     stage_peaks = [
         peak
         for way, each in by_share.items()
@@ -369,7 +376,7 @@ def _measure_ways(wrapped: WrappedModel, kind: Kind, ask: _Ask) -> _Ways:
             done = [shapes[place].short]
         by_share[place] = measure_tile_shapes(wrapped, ask.batch, ask.tile, way, done)
     plain = ask.effort.plain
-    if plain is None:
+    if plain is None or ask.as_asked.num_groups > 1:
         return shapes, by_share
     beside = partial(_beside_plain, wrapped, kind, ask, plain)
     return (
@@ -402,7 +409,7 @@ def _beside_plain(
     for stage, num_bytes in of_plain.items():
         long_bytes = by_long.peak_bytes(stage, place, step.tokens, step.tile_tokens)
         if long_bytes and stage in peaks:
-            of_stage = (stage, IN_LOSS, AFTER_LOSS) if stage == "loss" else (stage,)
+            of_stage = (stage, *PARTS_OF_LOSS) if stage == "loss" else (stage,)
             for part in peaks.keys() & of_stage:
                 peaks[part] += long_bytes - num_bytes
     return replace(step, peak_bytes=peaks)

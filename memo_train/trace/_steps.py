@@ -58,6 +58,9 @@ class StageRecorder:
         self.seconds[self._stage] += now - self._since - (counters.stall_s - self._stalled_s)
         peak = counters.device_peak_bytes - self._before_bytes
         self.peak_bytes[self._stage] = max(self.peak_bytes[self._stage], peak)
+        if stage == "loss" and BEFORE_LOSS not in self.peak_bytes:
+            # What was between blocks so far was in forward: gradients are made later.
+            self.peak_bytes[BEFORE_LOSS] = self.peak_bytes.pop("between", 0)
         self._device.reset_peak()
         self._begin(stage)
 
@@ -71,19 +74,21 @@ class StageRecorder:
         was = "loss" if "post_backward" in self.peak_bytes else "between"
         self.seconds[was] += self.seconds.pop(AFTER_LOSS, 0.0)
         peak = self.peak_bytes.pop(AFTER_LOSS, 0)
-        # Each by itself, too: one grows with a tile, the other with all tokens.
+        before = self.peak_bytes.pop(BEFORE_LOSS, 0)
+        # Each by itself, too: one grows with a tile, the others with all tokens.
         self.peak_bytes[IN_LOSS] = self.peak_bytes.get("loss", 0)
         if was == "loss":
-            self.peak_bytes[AFTER_LOSS] = peak
-        self.peak_bytes[was] = max(self.peak_bytes[was], peak)
+            self.peak_bytes[AFTER_LOSS], self.peak_bytes[BEFORE_LOSS] = peak, before
+        self.peak_bytes[was] = max(self.peak_bytes[was], peak, before)
 
     def _begin(self, stage: str) -> None:
         self._stage, self._stalled_s = stage, self._device.counters().stall_s
         self._since = self._device.now()  # last: see above
 
 
-IN_LOSS, AFTER_LOSS = "in loss", "after loss"
-"""Of the stage `loss`: its own tiles, and the backward that comes before that of the last block."""
+BEFORE_LOSS, IN_LOSS, AFTER_LOSS = PARTS_OF_LOSS = "before loss", "in loss", "after loss"
+"""Of the stage `loss`: what forward does outside of blocks (embedding, position tables, the last
+norm), its own tiles, and the backward that comes before that of the last block."""
 
 REPEATS = 3
 _ENOUGH_S = 1.0

@@ -241,11 +241,12 @@ class Profile:
     def planes_bytes_per_token(self) -> float:
         """Host bytes of one token in the block that runs by groups of heads, besides what waits.
 
-        They are q, k and v, or their gradients, those of o and in part of x, and what pre saved.
+        They are q, k and v, or their gradients, those of o, y and in part of x, and what pre saved
+        with the block's arguments.
         """
         if self.num_groups == 1:
             return 0.0
-        wholes = self.x_bytes_per_token + self.o_bytes_per_token
+        wholes = 2 * self.x_bytes_per_token + self.o_bytes_per_token
         return self.qkv_bytes_per_token + wholes + self.pre_bytes_per_token
 
     @property

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 import memo_train
 from memo_planner import Place
+from memo_train.device import CpuDevice
 from memo_train.errors import BackwardTwice
 from memo_train.runtime import StepPolicy
 from memo_train.testing import assert_same_bits, run_step
@@ -57,3 +59,26 @@ def test_no_o_is_kept_or_sent(ids: Tensor) -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(BackwardTwice):
         loss.backward()
+
+
+def test_wrap_chooses_it_where_the_host_is_short(device: CpuDevice) -> None:
+    """Numerics level 3: with the same tiles, not a bit is another than where o is swapped."""
+    gib, mib, tokens = 2**30, 2**20, 4096
+    ids = torch.randint(1, 61, (1, tokens), generator=torch.Generator().manual_seed(3))
+    limits = {"device_gib": 8 * mib / gib, "host_gib": 2.25 * mib / gib}
+    model = memo_train.wrap(own_llama(), seq_len=tokens, **limits)
+    plan, wrapped = memo_train.plan(model), wrapped_of(model)
+    assert Place.RECOMPUTE in {block.o for block in plan.policy.blocks}
+    memo_train.reset_stats()
+    again = run_step(model, input_ids=ids, labels=ids)
+    assert memo_train.stats().host_peak_bytes <= 2.25 * mib
+    device.set_host_cap(None)
+    assert wrapped.choose_policy is not None
+    step = wrapped.choose_policy(1, tokens)
+    blocks = tuple(
+        replace(block, o=Place.SWAP) if block.o is Place.RECOMPUTE else block
+        for block in step.policy.blocks
+    )
+    wrapped.choose_policy = lambda *_: replace(step, policy=replace(step.policy, blocks=blocks))
+    assert_same_bits(run_step(model, input_ids=ids, labels=ids), again)
+    memo_train.unwrap(model)

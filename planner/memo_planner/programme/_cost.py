@@ -98,17 +98,20 @@ class BlockShape:
 
     @property
     def planes_forward_s(self) -> float:
-        """Seconds that forward waits for planes: q, k, v and rows of o come back from the host."""
-        return self._planes_s(sent=(0, 0, 0), back=(1, 1, 0))
+        """Seconds that forward waits for planes: q, k, v and rows of o come back from the host.
+
+        While attention runs x waits there, and y until the last of its tiles is done.
+        """
+        return self._planes_s(sent=(0, 0, 2), back=(1, 1, 2))
 
     @property
     def planes_backward_s(self) -> float:
         """The same in backward, where memory is shortest and each copy is waited for.
 
-        q, k, v and their gradients go and come, o's gradient too, and a part of x's; o comes in
-        rows and in planes. x comes twice, once of which all plans count.
+        q, k, v and their gradients go and come, o's gradient too, y's, and a part of x's; o comes
+        in rows and in planes. x comes twice, once of which all plans count.
         """
-        return self._planes_s(sent=(2, 1, 1), back=(2, 3, 2))
+        return self._planes_s(sent=(2, 1, 2), back=(2, 3, 3))
 
     def _planes_s(self, *, sent: tuple[int, int, int], back: tuple[int, int, int]) -> float:
         """Of so many times (q, k and v; o; x) to the host and back."""

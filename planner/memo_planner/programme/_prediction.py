@@ -140,8 +140,8 @@ def _shared_bytes(profile: Profile, policy: Policy, block: int) -> int:
 _PAGE_BYTES = 4096
 """The host pool gives whole pages."""
 
-_NUM_PLANES = 5
-"""Ranges of the host: for q, k, v, the gradient of o and a part of that of x."""
+_NUM_PLANES = 8
+"""Ranges of the host: for q, k, v, the gradients of o, of y and in part of x, and two arguments."""
 
 
 def _planes_bytes(shape: BlockShape) -> int:

@@ -273,6 +273,7 @@ def quick_plan(
     *,
     alpha: float | None = None,
     tile_tokens: int | None = None,
+    attention_again: bool = False,
     branches: bool = True,
 ) -> Plan:
     """`make_plan` in a third of its time: it does not find out which limits bind.
@@ -281,7 +282,12 @@ def quick_plan(
     further from the best than `EQUAL_SHARE`, and starts one process of the solver less.
     """
     question = Question(
-        profile=profile, limits=limits, alpha=alpha, tile_tokens=tile_tokens, branches=branches
+        profile=profile,
+        limits=limits,
+        alpha=alpha,
+        tile_tokens=tile_tokens,
+        attention_again=attention_again,
+        branches=branches,
     )
     policy = _fastest(question, tokens)
     prediction = predict(profile, policy, (), limits)

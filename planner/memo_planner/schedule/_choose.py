@@ -71,12 +71,20 @@ def plan_on_clock(
     alpha: float | None = None,
     tile_tokens: int | None = None,
     park_pre: bool = False,
+    attention_again: bool = False,
 ) -> Plan:
     """`make_plan`, or a plan with room for copies where that is simulated to be faster.
 
     Its limits are `limits`. park_pre: as in `CopyBudget`. Raises: as `make_plan`.
     """
-    best = make_plan(profile, tokens, limits, alpha=alpha, tile_tokens=tile_tokens)
+    best = make_plan(
+        profile,
+        tokens,
+        limits,
+        alpha=alpha,
+        tile_tokens=tile_tokens,
+        attention_again=attention_again,
+    )
     if limits.device_bytes is None or alpha is not None or _copies_nothing(best):
         return best
     best_s = simulated_s(best, park_pre=park_pre)
@@ -84,7 +92,9 @@ def plan_on_clock(
         room = limits.device_bytes - profile.state_bytes
         less = replace(limits, device_bytes=max(1, limits.device_bytes - int(held * room)))
         try:
-            made = quick_plan(profile, tokens, less, tile_tokens=tile_tokens)
+            made = quick_plan(
+                profile, tokens, less, tile_tokens=tile_tokens, attention_again=attention_again
+            )
         except PlanInfeasible:
             # With more held back still less fits.
             break
@@ -104,9 +114,17 @@ def plan_with_copies(
     *,
     tile_tokens: int | None = None,
     park_pre: bool = False,
+    attention_again: bool = False,
 ) -> tuple[Plan, CopyBudget]:
     """`plan_on_clock` and the `copy_budget` of its plan. Raises: as `make_plan`."""
-    plan = plan_on_clock(profile, tokens, limits, tile_tokens=tile_tokens, park_pre=park_pre)
+    plan = plan_on_clock(
+        profile,
+        tokens,
+        limits,
+        tile_tokens=tile_tokens,
+        park_pre=park_pre,
+        attention_again=attention_again,
+    )
     return plan, copy_budget(plan, park_pre=park_pre)
 
 
