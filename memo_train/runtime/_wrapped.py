@@ -305,6 +305,8 @@ class WrappedModel:
             self.memory.end()  # what ranks tell each other takes memory that is in no layout
         begin = self.ranks.rehearse if self._is_profiled else self.ranks.begin
         shared = begin(arguments)
+        if shared is None:  # of this rank alone
+            return run(arguments, None)
         try:
             return run(shared.arguments, shared)
         # Whatever it is: other ranks may be in an exchange, and wait for this one.
