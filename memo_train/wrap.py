@@ -97,15 +97,9 @@ def wrap(  # noqa: PLR0913  # each is an option that users name
     deepspeed = deepspeed_ulysses_of(model)
     group = _group_of(mesh, sp, deepspeed)
     caps_gib = {"device_gib": device_gib, "host_gib": host_gib}
-    others: dict[str, Any] = {
-        "alpha": alpha,
-        "tile_tokens": tile_tokens,
-        "seq_len": seq_len,
-        "sp": sp,
-    }
-    others["state"] = state
+    choice = {"alpha": alpha, "tile_tokens": tile_tokens, "seq_len": seq_len}
     steps_of = None if group is None else partial(SharedSteps, group, sp=sp, deepspeed=deepspeed)
-    found = _find(model, caps_gib | others, group, steps_of)
+    found = _find(model, caps_gib | choice | {"sp": sp, "state": state}, group, steps_of)
     limits = _limits(found.device, *found.caps_bytes)
     choices = Choices(limits=limits, alpha=alpha, tile_tokens=tile_tokens, state=found.state)
     planner = _planner(found, choices, seq_len, group)
