@@ -94,6 +94,7 @@ def test_a_wrapped_model_is_taken_as_it_is(tmp_path: Path) -> None:
         trainer_of(memo_train.Trainer, tmp_path, model, use_liger_kernel=True)
 
 
+@pytest.mark.usefixtures("measured_ahead")
 def test_log_lines_and_tensorboard_have_the_figures_of_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
