@@ -32,7 +32,7 @@ def ulysses_behind(function: Callable[..., Any]) -> Any | None:
 
 
 def deepspeed_ulysses_of(model: nn.Module) -> Any | None:
-    """The `UlyssesSPAttentionHF` by which a model attends now, or None, also of what is no model."""
+    """The `UlyssesSPAttentionHF` by which a model attends now; None also of what is no model."""
     if not isinstance(model, nn.Module):
         return None  # `wrap` says so where it looks for the model's parts
     found = (ulysses_behind(function) for _, function in _functions_of(model))
