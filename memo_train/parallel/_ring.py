@@ -170,13 +170,28 @@ class Ring(SharedAttention):
             return _Round(everything, slice(0, self._length(source)), is_causal=False)
         return _Round(slice(self._length(rank), None), everything, is_causal=False)
 
-    def passed_on(self, given: list[torch.Tensor]) -> list[torch.Tensor]:
-        """What the place before gives, for what goes to the place behind; `given` is emptied."""
+    def passed_on(self, given: list[torch.Tensor], *, ends: bool = False) -> list[torch.Tensor]:
+        """What the place before gives, for what goes to the place behind; `given` is emptied.
+
+        ends: whether nobody reads what is given any more, though autograd still names it; its
+        memory is then let go of.
+        """
         rank, size = self.ring.rank, self.ring.size
         to, by = [0] * size, [0] * size
         to[(rank + 1) % size] = by[(rank - 1) % size] = 1
-        # One by one: what has been handed on is let go.
-        return [self.ring.exchange(given.pop(0)[None], to, by)[0] for _ in range(len(given))]
+        received = []
+        while given:  # one by one: what has been handed on is let go of
+            own = given.pop(0)
+            sent = [own[None].contiguous()]
+            memory = own.untyped_storage() if ends else None
+            is_copy = sent[0].data_ptr() != own.data_ptr()
+            del own
+            if memory is not None and is_copy:
+                memory.resize_(0)
+            received.append(self.ring.exchange(sent.pop(), to, by)[0])
+            if memory is not None:
+                memory.resize_(0)
+        return received
 
     def _leaving(self) -> Iterator[tuple[slice, int]]:
         """As an exchange has them, by rank: which of this rank's tokens, and which share of heads.
@@ -297,12 +312,9 @@ class _RingAttention(torch.autograd.Function):
         sums: list[torch.Tensor] = []
         for index, source in enumerate(ring.sources()):
             if index:
-                at_hand = ring.passed_on(at_hand)
+                # This rank's own keys were entered for this backward alone.
+                at_hand = ring.passed_on(at_hand, ends=index == 1)
                 sums = [sums.pop(0), *ring.passed_on(sums)]
-            if index == 1:
-                for own in (k, v):
-                    # Entered for this backward alone, and on their way; autograd still names them.
-                    own.untyped_storage().resize_(0)
             now = ring.round(source)
             if sums:
                 asked.add(sums, at_hand, now)
