@@ -101,16 +101,21 @@ def attention_is_over_all_tokens(mesh: DeviceMesh) -> None:
 @case
 def lengths_are_of_whole_sequences(mesh: DeviceMesh) -> None:
     """What is asked for, and what a refusal names."""
-    plan = memo_train.plan(wrapped(mesh, seq_len=TOKENS))
+
+    def wrap_long(**options: Any) -> nn.Module:
+        # As long a table as profiles are, so that one profile serves all lengths asked for.
+        return wrap(MODELS["llama_gqa"](max_position_embeddings=2048), mesh=mesh, **options)
+
+    plan = memo_train.plan(wrap_long(seq_len=TOKENS))
     assert plan.policy.tokens == TOKENS // 2
     with pytest.raises(PlanInfeasible) as refused:
-        wrapped(mesh, seq_len=2**20, device_gib=4 / 1024)
+        wrap_long(seq_len=2**20, device_gib=4 / 1024)
     longest = refused.value.max_tokens
     assert longest is not None
-    assert memo_train.plan(wrapped(mesh, seq_len=longest, device_gib=4 / 1024))
+    assert memo_train.plan(wrap_long(seq_len=longest, device_gib=4 / 1024))
     unwrap_all()
     with pytest.raises(PlanInfeasible):
-        wrapped(mesh, seq_len=longest + 2, device_gib=4 / 1024)
+        wrap_long(seq_len=longest + 2, device_gib=4 / 1024)
 
 
 # What each rank holds of the model's state
