@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 
 import memo_train
 from memo_train.errors import UnsupportedModel
+from memo_train.profiling import AHEAD_VARIABLE
 from tests.trainer.tiny import VOCAB_SIZE, arguments, tiny_llama, tiny_tokenizer
 
 NUM_STEPS = 5
@@ -68,10 +69,14 @@ def arguments_of(kind: type[Any], out: Path, sp: int, **options: Any) -> Any:
 
 
 def on_accelerators(args: Any) -> Any:
-    """Accelerate shards on GPUs and the like only; let it take gloo's CPUs for such."""
+    """Accelerate shards on GPUs and the like only; let it take gloo's CPUs for such.
+
+    While FSDP2 brings parameters in and out nothing can be measured, so all is at wrap.
+    """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
+    os.environ.pop(AHEAD_VARIABLE, None)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
     return args
 
