@@ -77,7 +77,7 @@ def _print(settings: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
             mib(each.get("activation_peak_bytes", 0)),
             mib(each.get("host_peak_bytes", 0)),
             f"{each.get('seconds', 0.0):.1f}",
-            each.get("num_groups", 1),
+            f"{each.get('num_groups', 1)}",
         ]
         for mode, each in found.items()
     ]

@@ -143,10 +143,9 @@ class ModeRun:
     def _set_cap(self) -> None:
         gc.collect()
         activation_bytes = self.job.activation_bytes
-        if activation_bytes is not None:
+        # In mode memo `wrap` sets the same caps, and measures the model before it does.
+        if activation_bytes is not None and self.job.mode != "memo":
             self._device.set_device_cap(self.state_bytes + activation_bytes)
-        if self.job.host_bytes is not None:
-            self._device.set_host_cap(self.job.host_bytes)
 
     def _enter_mode(self) -> None:
         model, job = self._model, self.job

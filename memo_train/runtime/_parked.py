@@ -47,30 +47,51 @@ def parked(
         yield
         return
     sizes = [storage.nbytes() for storage in storages]
+    places = _sent(storages, sizes, device)
+    try:
+        for storage in storages:
+            _leave(storage, poisons=poisons)
+        yield
+    finally:
+        _bring_back(storages, sizes, places, device)
+
+
+def _sent(
+    storages: Sequence[torch.UntypedStorage], sizes: Sequence[int], device: Device
+) -> list[int]:
+    """Where on the host copies of these are now. Raises: HostMemoryExceeded."""
     places: list[int] = []
     try:
         # One by one: they are large, and few.
         for num_bytes in sizes:
             places.append(device.host_alloc(num_bytes))
-        sent = device.copy_all_to_host(
-            list(zip(places, (s.data_ptr() for s in storages), sizes, strict=True))
-        )
-        sent.wait()
-        for storage in storages:
-            _leave(storage, poisons=poisons)
-        try:
-            yield
-        finally:
-            for storage, num_bytes in zip(storages, sizes, strict=True):
-                if not poisons:
-                    storage.resize_(num_bytes)
-            returned = device.copy_all_to_device(
-                list(zip((s.data_ptr() for s in storages), places, sizes, strict=True))
-            )
-            returned.wait()
+        pointers = (storage.data_ptr() for storage in storages)
+        device.copy_all_to_host(list(zip(places, pointers, sizes, strict=True))).wait()
+    except BaseException:
+        _free(places, device)
+        raise
+    return places
+
+
+def _bring_back(
+    storages: Sequence[torch.UntypedStorage],
+    sizes: Sequence[int],
+    places: list[int],
+    device: Device,
+) -> None:
+    try:
+        for storage, num_bytes in zip(storages, sizes, strict=True):
+            if storage.nbytes() != num_bytes:
+                storage.resize_(num_bytes)
+        pointers = (storage.data_ptr() for storage in storages)
+        device.copy_all_to_device(list(zip(pointers, places, sizes, strict=True))).wait()
     finally:
-        for place in places:
-            device.host_free(place)
+        _free(places, device)
+
+
+def _free(places: Sequence[int], device: Device) -> None:
+    for place in places:
+        device.host_free(place)
 
 
 def _leave(storage: torch.UntypedStorage, *, poisons: bool) -> None:

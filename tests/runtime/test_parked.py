@@ -28,17 +28,13 @@ def test_parked_memory_is_given_back_and_comes_again(device: CpuDevice) -> None:
     storages = parkable([whole, row, whole.T], frozenset(), device)
     assert len(storages) == 1
     before = device.counters().device_used_bytes
-    for error in (None, KeyError):
-        try:
-            with parked(storages, device):
-                assert device.counters().device_used_bytes == before - whole.nbytes
-                if error is not None:
-                    raise error
-        except KeyError:
-            pass
-        assert device.counters().device_used_bytes == before
-        assert torch.equal(whole, expected)
-        assert torch.equal(row, expected[3])
+    with parked(storages, device):
+        assert device.counters().device_used_bytes == before - whole.nbytes
+    with pytest.raises(KeyError), parked(storages, device):
+        raise KeyError
+    assert device.counters().device_used_bytes == before
+    assert torch.equal(whole, expected)
+    assert torch.equal(row, expected[3])
 
 
 def test_poison_shows_who_reads_parked_memory(device: CpuDevice) -> None:

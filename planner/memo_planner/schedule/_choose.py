@@ -8,6 +8,7 @@ much as copies to the host fall behind.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from memo_planner.errors import PlanInfeasible
@@ -20,6 +21,9 @@ from memo_planner.schedule._of_plan import StepRest, schedule_of, tile_schedule
 from memo_planner.schedule._schedule import Stream
 from memo_planner.schedule._simulate import simulate
 from memo_planner.schedule._simulation import Simulation, Speeds
+
+_TILES_UNDER_WAY = 2
+"""By groups of heads: of q, k and v, on their way to the host."""
 
 _MARGIN = 2
 """Copies may be so much slower than they were measured before anything waits for memory."""
@@ -41,6 +45,10 @@ def copy_budget(plan: Plan, *, park_pre: bool = False) -> CopyBudget:
     schedule = tile_schedule(plan.profile, plan.policy, budget, rest, inputs_hash=inputs_hash)
     step = simulate(schedule, Speeds.of_link(plan.profile.link))
     needed = _MARGIN * backlog_bytes(step)
+    if plan.policy.num_groups > 1:
+        # Of planes, which are few and large, none may stay where the next one would be.
+        per_token = plan.profile.qkv_bytes_per_token
+        needed = min(needed, math.ceil(_TILES_UNDER_WAY * per_token * plan.policy.tile_tokens))
     in_flight = tuple(min(free, needed) for free in budget.in_flight_bytes)
     return replace(budget, in_flight_bytes=in_flight)
 
