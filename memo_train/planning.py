@@ -199,7 +199,7 @@ class StepPlanner:
 
     def measure(self, *, limited: bool) -> None:
         """Profile the model now, so that no step has to wait for it; as `Profiles.measure`."""
-        most_groups = self._savings()[-1].num_groups
+        most_groups = max(saving.num_groups for saving in self._savings())
         measure = partial(self._profiles.measure, limited=limited, num_groups=most_groups)
         if self._group is None:
             measure()

@@ -59,9 +59,8 @@ def fit_peak_lines(
 ) -> tuple[PeakLine, ...]:
     """A line of every stage at `points`.
 
-    with_pairs: whether there are
-    tensors over all pairs of tokens. Without them a peak that bends is one with more or fewer
-    copies under way, and no longer sequence would fit if that counted.
+    with_pairs: whether there are tensors over all pairs of tokens. Without them a peak that bends
+    is one with more or fewer copies under way, and no longer sequence would fit if that counted.
     """
     stages = [(point, stage) for point in points for stage in STAGES_OF_POINT[point]]
     return tuple(_fit_line(point, stage, shapes, with_pairs, holes) for point, stage in stages)
