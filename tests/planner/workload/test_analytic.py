@@ -19,7 +19,7 @@ from memo_planner.workload import (
 )
 from memo_planner.workload._model import SEPARATE_NORMS, DenseBlocks
 from memo_train.model import Llama, LlamaConfig
-from memo_train.trace._fit import _HOLES_OF_TENSORS, _HOLES_OF_TILES
+from memo_train.trace._fit import _HOLES_OF_TILES, HOLES_OF_TENSORS
 
 M = 2**20
 HIDDEN = 256
@@ -121,7 +121,7 @@ def test_counted_peaks_are_the_measured_ones(both: tuple[Profile, Profile]) -> N
     measured, counted = both
     for point in POINTS:
         lines = [line for line in measured.peaks if line.name == point]
-        tokens = max(line.bytes_per_token for line in lines) / _HOLES_OF_TENSORS
+        tokens = max(line.bytes_per_token for line in lines) / HOLES_OF_TENSORS.of_tokens
         tile = max(line.bytes_per_tile_token for line in lines) / _HOLES_OF_TILES
         line = next(line for line in counted.peaks if line.name == point)
         assert line.bytes_per_token == pytest.approx(tokens, rel=_CLOSE[point]), point
