@@ -113,16 +113,36 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_model(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """The model's buffers, and all that stands on its blocks, are afterwards as before.
+    """The model's buffers, gradients, and all that stands on its blocks, are afterwards as before.
 
     Attributes outside of the blocks are left alone: Transformers notes there which hooks it has put
     in place.
     """
     with ExitStack() as stack:
         stack.enter_context(kept_buffers(model))
+        stack.enter_context(_kept_gradients(model))
         for block in blocks:
             stack.enter_context(kept_state(block))
         yield
+
+
+@contextmanager
+def _kept_gradients(model: nn.Module) -> Iterator[None]:
+    """What runs meanwhile leaves nothing in `.grad`, where a user's next step would add to it.
+
+    A function that runs a backward of its own writes there, whatever the runtime differentiates by:
+    that of reversible blocks (Reformer) does so for all of them.
+    """
+    held = [(p, p.grad) for p in model.parameters() if p.is_leaf]
+    for parameter, gradient in held:
+        if gradient is not None:
+            parameter.grad = None  # else it would be added to in place
+    try:
+        yield
+    finally:
+        for parameter, gradient in held:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
 
 
 def graph_holders(changed: Mapping[StatePlace, Any]) -> list[StatePlace]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import memo_train
 from benchmarks.families import try_family
+from benchmarks.tiny_configs import tiny_models
 from memo_train.errors import UnsupportedModel
 from memo_train.testing import assert_as_exact_as_plain, float64_step, run_step
 from memo_train.wrap import planner_of
@@ -135,3 +136,19 @@ def test_torch_compile(when: str, ids) -> None:
     assert_as_exact_as_plain(ours, plain, exact)
     assert planner_of(called).wrapped.tile_counts.total() > 0
     memo_train.unwrap(called)
+
+
+@pytest.mark.usefixtures("measured_ahead")
+@pytest.mark.parametrize("has_gradients", [False, True])
+def test_what_is_run_to_be_measured_leaves_no_gradient(has_gradients: bool) -> None:
+    """Reformer's backward runs backwards of its own, of all its blocks, whichever is measured."""
+    model = next(iter(tiny_models("reformer")))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if has_gradients else None
+    with pytest.warns(UserWarning, match="not tiled"):
+        memo_train.wrap(model)
+    for name, parameter in model.named_parameters():
+        if has_gradients:
+            assert torch.equal(parameter.grad, torch.ones_like(parameter)), name
+        else:
+            assert parameter.grad is None, name
