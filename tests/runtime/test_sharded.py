@@ -18,6 +18,9 @@ from memo_train.testing import Step, assert_same_bits, gradients_of, run_step
 from tests.runtime.causal_lms import MODELS
 from tests.runtime.policies import POLICIES, force
 
+# What a forward cannot do while FSDP2 brings parameters in and out.
+pytestmark = pytest.mark.usefixtures("measured_ahead")
+
 
 @pytest.fixture
 def mesh() -> Iterator[dist.DeviceMesh]:
@@ -54,7 +57,6 @@ def test_blocks_and_root(mesh, ids) -> None:
     assert_same_bits(sharded_step(model, ids), good)
 
 
-@pytest.mark.usefixtures("measured_ahead")
 def test_a_shape_that_comes_first_after_sharding(mesh, ids) -> None:
     """`wrap` has measured what any length needs: nothing is profiled under FSDP2's hooks."""
     model = memo_train.wrap(MODELS["llama"](), alpha=0.5, tile_tokens=8)
