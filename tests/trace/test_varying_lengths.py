@@ -23,7 +23,6 @@ from memo_train.planning import StepPlanner
 from memo_train.trace._profile import state_bytes
 from tests.trace.own_process import rows_of
 
-pytestmark = pytest.mark.usefixtures("measured_ahead")
 torch.set_num_threads(1)
 GIB = 2**30
 WORK_SPACE_BYTES = 3 * 2**19
@@ -95,6 +94,7 @@ def forbid_profiles(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return forbid
 
 
+@pytest.mark.usefixtures("measured_ahead")
 @pytest.mark.parametrize("mib", [None, 40])
 def test_no_step_that_comes_is_profiled_in_its_forward(
     mib: int | None, forbid_profiles: Callable[[], None]
@@ -114,6 +114,7 @@ def test_no_step_that_comes_is_profiled_in_its_forward(
     memo_train.unwrap(model)
 
 
+@pytest.mark.usefixtures("measured_ahead")
 def test_lengths_far_beyond_a_profile_are_not_profiled(
     forbid_profiles: Callable[[], None],
 ) -> None:
@@ -125,6 +126,7 @@ def test_lengths_far_beyond_a_profile_are_not_profiled(
     memo_train.unwrap(model)
 
 
+@pytest.mark.usefixtures("measured_ahead")
 def test_groups_of_heads_are_not_profiled_in_a_forward(forbid_profiles: Callable[[], None]) -> None:
     model = make_model()
     memo_train.wrap(model, device_gib=(state_bytes(model) + 4 * 2**20) / GIB)
@@ -134,6 +136,7 @@ def test_groups_of_heads_are_not_profiled_in_a_forward(forbid_profiles: Callable
     memo_train.unwrap(model)
 
 
+@pytest.mark.usefixtures("measured_ahead")
 def test_a_changed_model_is_profiled_again_and_once(forbid_profiles: Callable[[], None]) -> None:
     model = memo_train.wrap(make_model())
     step(model, 1, 60)
@@ -148,6 +151,7 @@ def test_a_changed_model_is_profiled_again_and_once(forbid_profiles: Callable[[]
 
 # A layout that is left is told and made anew; here only bytes are looked at.
 @pytest.mark.filterwarnings("ignore:.*as its layout planned")
+@pytest.mark.usefixtures("measured_ahead")
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["plain", "padded"])
 def test_a_foreseen_or_derived_profile_is_not_below_a_step(
