@@ -14,7 +14,7 @@ from memo_planner.errors import format_bytes
 from memo_train.device import Device
 from memo_train.errors import InvalidInput, UnsupportedModel, VerificationFailed
 from memo_train.planning import StepPlanner
-from memo_train.runtime import kept_model, preserved_rng
+from memo_train.runtime import kept_gradients, kept_model, preserved_rng
 from memo_train.trace import OPTIMIZER_STATES
 from memo_train.wrap import planned_step_of, planner_of
 
@@ -113,7 +113,7 @@ def verify(model: nn.Module, batch: Mapping[str, Any], *, steps: int = 2) -> Ver
     with (
         preserved_rng(device.generators),
         kept_model(parts.causal_lm, parts.blocks),
-        _no_gradients(model),
+        kept_gradients(model),
         _without_dropout(model) as notes,
     ):
         with planner.wrapped.plain(), _uncapped(device):
@@ -218,18 +218,6 @@ def _arithmetic_dtype(planner: StepPlanner) -> torch.dtype:
     if torch.is_autocast_enabled(kind):
         found.add(torch.get_autocast_dtype(kind))
     return max(found & _ALLOWED.keys(), key=lambda dtype: _ALLOWED[dtype], default=torch.float32)
-
-
-@contextmanager
-def _no_gradients(model: nn.Module) -> Iterator[None]:
-    """Gradients that the parameters hold are put aside, and put back."""
-    held = [(p, p.grad) for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    try:
-        yield
-    finally:
-        for parameter, gradient in held:
-            parameter.grad = gradient
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from memo_train.runtime._cut import attention
 from memo_train.runtime._deepspeed import deepspeed_ulysses_of
 from memo_train.runtime._hooks import without_user_hooks
 from memo_train.runtime._loss import TiledLoss, assumed_loss
-from memo_train.runtime._module_state import kept_model
+from memo_train.runtime._module_state import kept_gradients, kept_model
 from memo_train.runtime._observe import NOWHERE, Observer, StepMemory, ignore
 from memo_train.runtime._parts import (
     ModelParts,
@@ -82,6 +82,7 @@ __all__ = [
     "installed",
     "is_fully_sharded",
     "judge_plain_run",
+    "kept_gradients",
     "kept_model",
     "learn_token_dims",
     "precision",

@@ -23,7 +23,7 @@ from memo_train.runtime._module_state import kept_state
 from memo_train.runtime._parked import parkable, parked
 from memo_train.runtime._parts import ModelParts
 from memo_train.runtime._planes import HostInput, Output
-from memo_train.runtime._probe_gradients import NOT_RUNNABLE, TOLERANCE
+from memo_train.runtime._probe_gradients import NOT_RUNNABLE, is_close
 from memo_train.runtime._saved import storage_key
 from memo_train.runtime._shadow import ModuleTensors, shadows_of, trainable_parameters
 from memo_train.runtime._sharded import is_taken_by_zero
@@ -195,7 +195,7 @@ def _runs_by_tiles(module: nn.Module, forward: Callable[..., Any], device: Devic
     if not all(map(torch.equal, before, after)) or whole[0].shape != x.shape:
         return False
     pairs = [*zip(tiled, whole, strict=True), (alone, whole[0][:, :1])]
-    return all(_is_close(found, expected) for found, expected in pairs)
+    return all(a.dtype == b.dtype and is_close(a, b) for a, b in pairs)
 
 
 _Run = tuple[torch.Tensor, ...]
@@ -227,11 +227,3 @@ def _tiled_run(
     assert dx is not None
     every = (dx, *gradients)
     return (out, *(torch.zeros(()) if g is None else g for g in every))
-
-
-def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        return False
-    worst = float((found - expected).abs().max())
-    # `<=`, so that NaN is another.
-    return worst <= TOLERANCE.get(expected.dtype, 1e-4) * float(expected.abs().max())

@@ -120,20 +120,22 @@ def kept_model(model: nn.Module, blocks: Iterable[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         stack.enter_context(kept_buffers(model))
-        stack.enter_context(_kept_gradients(model))
+        stack.enter_context(kept_gradients(model))
         for block in blocks:
             stack.enter_context(kept_state(block))
         yield
 
 
 @contextmanager
-def _kept_gradients(model: nn.Module) -> Iterator[None]:
-    """What runs meanwhile leaves nothing in `.grad`, where a user's next step would add to it.
+def kept_gradients(module: nn.Module) -> Iterator[None]:
+    """Nothing is in `.grad` while active, and afterwards what was there before.
+
+    What a run left there, a user's next step would add to.
 
     A function that runs a backward of its own writes there, whatever the runtime differentiates by:
     that of reversible blocks (Reformer) does so for all of them.
     """
-    held = [(p, p.grad) for p in model.parameters() if p.is_leaf]
+    held = [(p, p.grad) for p in module.parameters() if p.is_leaf]
     for parameter, gradient in held:
         if gradient is not None:
             parameter.grad = None  # else it would be added to in place

@@ -37,7 +37,13 @@ from memo_train.runtime._block_state import AtCut, BlockSpec
 from memo_train.runtime._checkpointed import run_checkpointed
 from memo_train.runtime._head_groups import HeadCut, num_groups_of
 from memo_train.runtime._mixer import Mixer
-from memo_train.runtime._module_state import ModuleState, StatePlace, graph_holders, kept_state
+from memo_train.runtime._module_state import (
+    ModuleState,
+    StatePlace,
+    graph_holders,
+    kept_gradients,
+    kept_state,
+)
 from memo_train.runtime._probe_calls import BlockCall
 from memo_train.runtime._shadow import (
     installed,
@@ -164,19 +170,10 @@ class GradientProbe:
 
     def _undisturbed(self, run: Callable[[], BlockRun]) -> BlockRun:
         """`run()` in the probe's mode; parameters, their gradients, modules are as before."""
-        tensors = [p for p in self._block.parameters() if p.is_leaf]
-        gradients = [p.grad for p in tensors]
-        with ExitStack() as stack:
-            stack.enter_context(kept_state(self._block))
-            stack.enter_context(_in_mode(self._block, self._mode))
-            for parameter in tensors:
-                # What a run leaves there is then its own.
-                parameter.grad = None
-            try:
-                return run()
-            finally:
-                for parameter, gradient in zip(tensors, gradients, strict=True):
-                    parameter.grad = gradient
+        block = self._block
+        # What a run leaves in `.grad` is its own.
+        with kept_state(block), _in_mode(block, self._mode), kept_gradients(block):
+            return run()
 
     def _run_forward(self, x: torch.Tensor) -> torch.Tensor:
         y, _ = split_output(self._block.forward(x, *self._call.args, **self._call.kwargs))
@@ -371,6 +368,15 @@ def _is_held(block_pass: BlockPass) -> bool:
 
 def _is_gone(storage: StorageWeakRef) -> bool:
     return bool(storage.expired())  # type: ignore[no-untyped-call]
+
+
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether a result is another's but for rounding: its values, by the largest one."""
+    if found.shape != expected.shape:
+        return False
+    worst = float((found - expected).abs().max())
+    # `<=`, so that NaN is another.
+    return worst <= TOLERANCE.get(expected.dtype, 1e-4) * float(expected.abs().max())
 
 
 def _distance(found: torch.Tensor, expected: torch.Tensor) -> float:

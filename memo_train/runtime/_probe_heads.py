@@ -15,7 +15,7 @@ import torch
 from memo_train.runtime._ambient import Generators
 from memo_train.runtime._cut import Cut
 from memo_train.runtime._head_groups import HeadCut, num_groups_of
-from memo_train.runtime._probe_gradients import TOLERANCE
+from memo_train.runtime._probe_gradients import is_close
 from memo_train.runtime._tile import tile_of
 
 
@@ -39,14 +39,14 @@ def why_heads_meet(cut: Cut, heads: HeadCut, generators: Generators) -> str | No
         options = heads.options(cut.options, group, heads.num_heads, num_q_heads)
         with form.ambient.restored(grad=False):
             alone = cut.call(*parts, **options)
-        if not _is_same(alone, _heads(whole, group, heads.num_heads, head_dim)):
+        if not is_close(alone, _heads(whole, group, heads.num_heads, head_dim)):
             return "a head alone gives another attention output than among all"
     num_groups = num_groups_of(heads.num_heads)
     for group in range(num_groups):
         with form.ambient.restored(grad=False):
             beside = cut.call(*_only(cut.tensors, group, num_groups), **cut.options)
         expected = _heads(whole, group, num_groups, head_dim)
-        if not _is_same(_heads(beside, group, num_groups, head_dim), expected):
+        if not is_close(_heads(beside, group, num_groups, head_dim), expected):
             return "its heads meet in attention"
     return None
 
@@ -62,11 +62,3 @@ def _only(tensors: Sequence[torch.Tensor], group: int, num_groups: int) -> list[
     for place, tensor in zip(kept, tensors, strict=True):
         _heads(place, group, num_groups, 1).copy_(_heads(tensor, group, num_groups, 1))
     return kept
-
-
-def _is_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    if found.shape != expected.shape:
-        return False
-    worst = float((found - expected).abs().max())
-    # `<=`, so that NaN is another.
-    return worst <= TOLERANCE.get(expected.dtype, 1e-4) * float(expected.abs().max())

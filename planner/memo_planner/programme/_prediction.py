@@ -72,9 +72,13 @@ def peak_points(profile: Profile, policy: Policy, limits: Limits = _NO_LIMITS) -
 def extra_s(profile: Profile, policy: Policy) -> float:
     """Seconds that a step under `policy` takes beyond a plain one."""
     shape, prices = _priced(profile, policy)
+    return _added_s(shape, prices, len(policy.blocks))
+
+
+def _added_s(shape: BlockShape, prices: Prices, num_blocks: int) -> float:
     stall_s = math.fsum(prices.forward_stall_s) + math.fsum(prices.backward_stall_s)
     computed_s = math.fsum(prices.swap_s) + math.fsum(prices.recompute_s)
-    return computed_s + stall_s + len(policy.blocks) * shape.overhead_s
+    return computed_s + stall_s + num_blocks * shape.overhead_s
 
 
 def host_bytes(profile: Profile, policy: Policy) -> int:
@@ -107,7 +111,7 @@ def predict(
         device_peak_point=top.name,
         device_room_bytes=room_bytes,
         host_peak_bytes=host_bytes(profile, policy),
-        extra_s=extra_s(profile, policy),
+        extra_s=_added_s(shape, prices, num_blocks),
         recompute_s=recompute_s,
         stall_s=stall_s,
         step_forward_s=num_blocks * shape.forward_s + swap_s + forward_stall_s,
